@@ -1,0 +1,118 @@
+"""Tensors that travel together, as frozen dataclasses.
+
+Shape letters, here and everywhere: b images, c foreground classes, k = c + 1 classes with the background
+as 0, h w pixels, p q patches. A `cam` is raw unless its name says otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+IGNORE = 255
+"""Class of pixels that no loss and no metric counts: padding in training, VOC's borders in evaluation."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Weak and strong view of the same crops: a pixel of one is the same pixel of the other."""
+
+    weak: Float[Tensor, "b 3 h w"]
+    """Input of AN, normalised by ImageNet's mean and deviation."""
+    strong: Float[Tensor, "b 3 h w"]
+    """Input of ON."""
+    labels: Float[Tensor, "b c"]
+    """Image-level labels, 0 or 1."""
+    valid: Bool[Tensor, "b h w"]
+    """False on padding."""
+
+    def to(self, device: torch.device) -> Self:
+        """The batch on `device`, copied without waiting where its memory is pinned."""
+        return type(self)(**{k: v.to(device, non_blocking=True) for k, v in vars(self).items()})
+
+    def pin_memory(self) -> Self:
+        """The batch in page-locked memory; the loader of torch calls this by name."""
+        return type(self)(**{k: v.pin_memory() for k, v in vars(self).items()})
+
+    def chunks(self, count: int) -> Iterator[Self]:
+        """`count` batches of equal size, in order."""
+        parts = {f.name: getattr(self, f.name).chunk(count) for f in dataclasses.fields(self)}
+        return (type(self)(**{name: part[i] for name, part in parts.items()}) for i in range(count))
+
+
+@dataclass(frozen=True)
+class EvaluationBatch:
+    """Whole images for inference, their ground truth in its own size."""
+
+    names: tuple[str, ...]
+    """Image names, as in the split's list."""
+    images: Float[Tensor, "b 3 h w"]
+    """Resized to `evaluation.size`, normalised as in training."""
+    masks: tuple[Int[Tensor, "_h _w"], ...]
+    """Ground truth, classes in [0, k) or IGNORE, each in the size of its own image."""
+    labels: Float[Tensor, "b c"]
+    """Image-level labels, 0 or 1."""
+
+
+@dataclass(frozen=True)
+class NetworkOutput:
+    """What one network says of a batch of images."""
+
+    cls_logits: Float[Tensor, "b c"]
+    """Z, from the last block."""
+    aux_cls_logits: Float[Tensor, "b c"]
+    """Z-dagger, from the earlier block."""
+    cam: Float[Tensor, "b c p q"]
+    """M, raw."""
+    aux_cam: Float[Tensor, "b c p q"]
+    """M-dagger, raw."""
+    seg_logits: Float[Tensor, "b k p q"] | None
+    """S; None where the caller asked for no segmentation."""
+
+
+@dataclass(frozen=True)
+class FusedOutput:
+    """What one network says of a batch over several scales and flips, in one resolution."""
+
+    cam: Float[Tensor, "b c h w"]
+    """M, raw, maximum over scales and flips."""
+    aux_cam: Float[Tensor, "b c h w"]
+    """M-dagger, raw, maximum over scales and flips."""
+    seg_logits: Float[Tensor, "b k h w"]
+    """S, mean over scales and flips."""
+    cls_logits: Float[Tensor, "b c"]
+    """Z, mean over scales and flips."""
+    aux_cls_logits: Float[Tensor, "b c"]
+    """Z-dagger, mean over scales and flips."""
+
+
+@dataclass(frozen=True)
+class CamTargets:
+    """What one CAM assigns: labels, how sure, and how much each pixel weighs."""
+
+    activation: Float[Tensor, "b h w"]
+    """nu: the maximum activation over the image's classes, in [0, 1]."""
+    cpl: Int[Tensor, "b h w"]
+    """CAM pseudo-labels in [0, k), IGNORE on padding."""
+    perplexity: Float[Tensor, "b h w"]
+    """Perplexity of the CPL, >= 0 and finite."""
+    raw: Float[Tensor, "b h w"]
+    """Weight of each pixel in c2s, mean 1 over the batch's pixels; 0 on padding."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """All that is assigned to ON for one batch; nothing here carries a gradient."""
+
+    cam: CamTargets
+    """From M'."""
+    aux_cam: CamTargets
+    """From M-dagger'."""
+    spl: Float[Tensor, "b k h w"]
+    """Segmentation pseudo-labels: probabilities over the image's classes and the background."""
