@@ -1,0 +1,149 @@
+"""Any Vision Transformer of timm as an encoder that gives two feature maps: an earlier block's and the last's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cosa import _torchvision  # noqa: F401  (before timm: see its docstring)
+from cosa.config import NetworkConfig, nearest
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
+
+
+class Encoder(nn.Module):
+    """A ViT whose blocks `aux_block` and last are read as feature maps, both through the final norm."""
+
+    def __init__(self, vit: VisionTransformer, aux_block: int) -> None:
+        super().__init__()
+        self.vit = vit
+        self.indices = [len(vit.blocks) + aux_block, len(vit.blocks) - 1]
+
+    @property
+    def channels(self) -> int:
+        """Channels of both feature maps."""
+        return int(self.vit.embed_dim)
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch, pixels."""
+        return int(self.vit.patch_embed.patch_size[0])
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, Tensor]:
+        """Feature maps (b d p q) of the earlier and of the last block; h and w are multiples of the patch."""
+        aux, last = self.vit.forward_intermediates(
+            images, indices=self.indices, norm=True, output_fmt="NCHW", intermediates_only=True
+        )
+        return aux, last
+
+
+def build_encoder(config: NetworkConfig, image_size: int) -> Encoder:
+    """The encoder a config describes, its position embeddings resampled to `image_size` pixels.
+
+    Raises:
+        ValueError: timm knows no such ViT, the sizes do not fit, or the weights are of another architecture.
+        FileNotFoundError: `network.weights` names no file.
+    """
+    import timm
+    from timm.models.vision_transformer import VisionTransformer
+
+    names = timm.list_models(module="vision_transformer")
+    if config.encoder.partition(".")[0] not in names:
+        raise ValueError(
+            f"network.encoder must be a Vision Transformer of timm, got {config.encoder!r}"
+            f"{nearest(config.encoder, names)}"
+        )
+    shape = {
+        "patch_size": config.patch_size,
+        "embed_dim": config.width,
+        "depth": config.depth,
+        "num_heads": config.heads,
+    }
+    own = {name: value for name, value in shape.items() if value}
+    vit = timm.create_model(
+        config.encoder,
+        pretrained=config.pretrained,
+        img_size=image_size,
+        dynamic_img_size=True,
+        num_classes=0,
+        global_pool="",
+        drop_path_rate=config.drop_path,
+        **own,
+    )
+    if not isinstance(vit, VisionTransformer):
+        raise ValueError(f"network.encoder must be a plain Vision Transformer, got {config.encoder!r}")
+    if -config.aux_block > len(vit.blocks):
+        raise ValueError(
+            f"network.aux_block must name one of the encoder's {len(vit.blocks)} blocks, "
+            f"got {config.aux_block}"
+        )
+    if config.weights:
+        load_weights(vit, Path(config.weights))
+    return Encoder(vit, config.aux_block)
+
+
+def load_weights(vit: VisionTransformer, path: Path) -> None:
+    """Load ImageNet weights in timm's naming; the classifier is dropped, position embeddings resampled.
+
+    Only tensors are read: .safetensors, or a .pth that holds nothing but tensors.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is no checkpoint, or one of another architecture.
+    """
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    state = {k: v for k, v in read_tensors(path).items() if not k.startswith(("head.", "head_dist."))}
+    own = vit.state_dict()
+    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if not missing and not unknown:
+        state = checkpoint_filter_fn(state, vit)
+    shapes = [
+        f"{k} {tuple(state[k].shape)} instead of {tuple(own[k].shape)}"
+        for k in own.keys() & state.keys()
+        if state[k].shape != own[k].shape
+    ]
+    if missing or unknown or shapes:
+        first = (
+            f"misses {missing[0]}" if missing else f"has an unknown {unknown[0]}" if unknown else min(shapes)
+        )
+        count = len(missing) + len(unknown) + len(shapes)
+        raise ValueError(
+            f"network.weights must fit the encoder, got {str(path)!r}, which {first} ({count} differences); "
+            "set network.encoder to the architecture the file was made for"
+        )
+    vit.load_state_dict(state)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of a .pth file without unpickling any object.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file holds no tensors by name, or more than tensors.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"weights file must exist, got {str(path)!r}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 (each reader has a dozen ways to say "not such a file")
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"weights file must hold nothing but tensors, got {str(path)!r} ({reason}); "
+            "convert it to .safetensors"
+        ) from None
+    for key in ("state_dict", "model"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+        raise ValueError(f"weights file must hold tensors by name, got {str(path)!r}")
+    return found

@@ -1,0 +1,61 @@
+"""The network that ON and AN both are: encoder, two CAM heads, segmentation decoder."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cosa.config import NetworkConfig
+from cosa.networks.encoder import Encoder, build_encoder
+from cosa.networks.heads import CamHead, LargeFov
+from cosa.structures import NetworkOutput
+
+
+class CosaNetwork(nn.Module):
+    """Class logits and CAMs from the last and an earlier block, segmentation logits from the last."""
+
+    def __init__(self, encoder: Encoder, classes: int, decoder_channels: int, decoder_dilation: int) -> None:
+        super().__init__()
+        self.classes = classes
+        self.encoder = encoder
+        self.cam_head = CamHead(encoder.channels, classes)
+        self.aux_cam_head = CamHead(encoder.channels, classes)
+        self.decoder = LargeFov(encoder.channels, decoder_channels, decoder_dilation, classes + 1)
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch, pixels: images must be multiples of it."""
+        return self.encoder.patch_size
+
+    def forward(self, images: Float[Tensor, "b 3 h w"], *, segment: bool = True) -> NetworkOutput:
+        """All outputs on the patch grid, in fp32 even under autocast.
+
+        Args:
+            images: Normalised images, sides multiples of `patch_size`.
+            segment: False leaves the decoder out, as the warm-up does.
+        """
+        aux_features, features = self.encoder(images)
+        cls_logits, cam = self.cam_head(features)
+        aux_cls_logits, aux_cam = self.aux_cam_head(aux_features)
+        return NetworkOutput(
+            cls_logits=cls_logits.float(),
+            aux_cls_logits=aux_cls_logits.float(),
+            cam=cam.float(),
+            aux_cam=aux_cam.float(),
+            seg_logits=self.decoder(features).float() if segment else None,
+        )
+
+
+def build_network(config: NetworkConfig, classes: int, image_size: int) -> CosaNetwork:
+    """The network a config describes, for `classes` foreground classes and crops of `image_size` pixels.
+
+    Raises:
+        ValueError: As `build_encoder`, or the crop is no multiple of the patch.
+        FileNotFoundError: `network.weights` names no file.
+    """
+    encoder = build_encoder(config, image_size)
+    if image_size % encoder.patch_size:
+        raise ValueError(
+            f"data.crop_size must be a multiple of the patch size {encoder.patch_size}, got {image_size}"
+        )
+    return CosaNetwork(encoder, classes, config.decoder_channels, config.decoder_dilation)
