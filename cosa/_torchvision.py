@@ -1,45 +1,37 @@
-"""Makes torchvision importable beside a torch build that its C++ operators do not fit.
+"""Makes torchvision importable beside a torch build that its compiled operators do not fit.
 
-timm imports torchvision. Some registries pair a CPU build of torch with a torchvision whose compiled
-operators cannot load on it; `import torchvision` then fails on registering shapes for `torchvision::nms`.
-Declaring the two operators lets the import pass; nothing here ever calls them. Where torchvision is
-healthy, importing this module does nothing. Import it before timm.
+timm imports torchvision. Where a CPU build of torch meets a torchvision compiled for another build, the
+operators do not load and `import torchvision` stops at the first one it wants to describe; declaring
+those lets the import pass, and nothing here ever calls them. Where torchvision is healthy or missing,
+importing this module changes nothing. Import it before timm.
 """
 
-import importlib.util
-import sys
+from __future__ import annotations
+
+import importlib
 
 import torch
 
+# Operators that torchvision describes on import even where it found that its library does not load.
 _SCHEMAS = {
     "torchvision::nms": "(Tensor a, Tensor b, float c) -> Tensor",
     "torchvision::qnms": "(Tensor a, Tensor b, float c) -> Tensor",
 }
 
 
-def _operators_load() -> bool:
-    """Whether torchvision's compiled operators load into this torch."""
-    spec = importlib.util.find_spec("torchvision")
-    if spec is None or not spec.submodule_search_locations:
-        return True  # nothing to mend
-    extension = importlib.util.find_spec("torchvision._C") if "torchvision" in sys.modules else None
-    folder = next(iter(spec.submodule_search_locations))
-    path = extension.origin if extension else _extension_in(folder)
-    if path is None:
-        return False
+def _import_or_mend() -> None:
+    """Import torchvision; where its operators are missing, declare them and import it again."""
     try:
-        torch.ops.load_library(path)
-    except (OSError, RuntimeError):
-        return False
-    return True
+        importlib.import_module("torchvision")
+    except ModuleNotFoundError as error:
+        if error.name != "torchvision":
+            raise
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        for name, schema in _SCHEMAS.items():
+            torch.library.define(name, schema)
+        importlib.import_module("torchvision")
 
 
-def _extension_in(folder: str) -> str | None:
-    from pathlib import Path
-
-    return next((str(path) for path in sorted(Path(folder).glob("_C*.so"))), None)
-
-
-if "torchvision" not in sys.modules and not _operators_load():
-    for _name, _schema in _SCHEMAS.items():
-        torch.library.define(_name, _schema)
+_import_or_mend()
