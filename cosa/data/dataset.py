@@ -1,0 +1,147 @@
+"""A segmentation data set on disk: what is listed, what each image shows, and how its files are decoded.
+
+Nothing is ever written into the folder. An image keeps its stored orientation (EXIF is ignored): the masks
+are drawn in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from cosa.structures import IGNORE
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_SCALE = (1 / (255 * np.array(IMAGENET_STD))).astype(np.float32)
+_SHIFT = (-np.array(IMAGENET_MEAN) / np.array(IMAGENET_STD)).astype(np.float32)
+
+# What Pillow raises on files that are cut off or no image at all, beside OSError.
+_BROKEN_IMAGE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentationDataset:
+    """Images with image-level labels and, where the split has them, masks."""
+
+    classes: tuple[str, ...]
+    """Names of the foreground classes; class 0 of a mask is the background."""
+    names: tuple[str, ...]
+    """One name per image, in the order of the split's list."""
+    labels: Float[Tensor, "n c"]
+    """Image-level labels, 0 or 1."""
+    image_paths: tuple[Path, ...]
+    """Image files, in the order of `names`."""
+    mask_paths: tuple[Path, ...]
+    """Index PNGs in the order of `names`; empty where the split has no masks."""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def image(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        """Image `index` as RGB, whatever its file holds.
+
+        Raises:
+            ValueError: The file is no readable image; it is named.
+        """
+        return read_image(self.image_paths[index])
+
+    def mask(self, index: int) -> UInt8[np.ndarray, "h w"]:
+        """Ground truth of image `index`: classes in [0, k) or IGNORE.
+
+        Raises:
+            ValueError: The file is no readable index PNG, its size is not the image's, or it holds a value
+                outside the classes.
+            FileNotFoundError: The split has no masks.
+        """
+        if not self.mask_paths:
+            raise FileNotFoundError(
+                f"split must have masks to be evaluated, got none for {self.names[index]!r}; "
+                "add SegmentationClass or SegmentationClassAug"
+            )
+        return read_mask(self.mask_paths[index], self.image_paths[index], len(self.classes))
+
+    def fingerprint(self) -> str:
+        """Sixteen hex digits of what is in the split, the same wherever the folder lies.
+
+        Covers classes, names, labels and the sizes in bytes of image and mask files: a file changed without
+        a change of its size goes unseen, and in return no pixel is read.
+        """
+        digest = hashlib.sha256("\n".join((*self.classes, "", *self.names)).encode())
+        digest.update(self.labels.numpy().astype(np.uint8).tobytes())
+        for path in (*self.image_paths, *self.mask_paths):
+            digest.update(path.stat().st_size.to_bytes(8, "big"))
+        return digest.hexdigest()[:16]
+
+
+def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+    """The image file as RGB: grayscale, palette and CMYK are converted.
+
+    Raises:
+        ValueError: The file is cut off, damaged or no image.
+    """
+    with _decoding("image", path), Image.open(path) as image:
+        return np.array(image.convert("RGB"))
+
+
+def read_mask(path: Path, image_path: Path, classes: int) -> UInt8[np.ndarray, "h w"]:
+    """The index PNG as it is stored, checked against its image and the number of foreground classes.
+
+    Raises:
+        ValueError: The file is no readable index PNG, its size is not the image's, or it holds a value
+            outside [0, classes] that is not IGNORE.
+    """
+    with _decoding("mask", path), Image.open(path) as stored:
+        mode, mask = stored.mode, np.array(stored)
+    if mode not in ("L", "P"):
+        raise ValueError(
+            f"mask must hold one class index per pixel (PNG mode P or L), got mode {mode} in {path}; "
+            "convert colours to indices"
+        )
+    with _decoding("image", image_path), Image.open(image_path) as image:
+        width, height = image.size
+    if mask.shape != (height, width):
+        raise ValueError(
+            f"mask must have the size of its image, {width}x{height} pixels, "
+            f"got {mask.shape[1]}x{mask.shape[0]} in {path}; replace one of the two"
+        )
+    present = np.flatnonzero(np.bincount(mask.ravel(), minlength=IGNORE + 1))
+    outside = present[(present > classes) & (present != IGNORE)]
+    if outside.size:
+        raise ValueError(
+            f"mask must hold classes in [0, {classes}] or {IGNORE}, got {outside[0]} in {path}; "
+            "check the mask, or the class names in classes.txt"
+        )
+    return mask
+
+
+def normalise(image: UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, "3 h w"]:
+    """The image in the mean and deviation of ImageNet, channels first."""
+    return torch.from_numpy(np.ascontiguousarray((image * _SCALE + _SHIFT).transpose(2, 0, 1)))
+
+
+class _decoding:  # noqa: N801 - used like a function
+    """Turns whatever Pillow raises on a bad file into one line that names it."""
+
+    def __init__(self, what: str, path: Path) -> None:
+        self.what, self.path = what, path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, FileNotFoundError | PermissionError):
+            return
+        if isinstance(error, _BROKEN_IMAGE):
+            raise ValueError(
+                f"{self.what} must be a readable JPEG or PNG file, got {self.path} ({error}); replace the file"
+            ) from error

@@ -1,0 +1,169 @@
+"""Batches for training and evaluation, the same ones however many processes share them.
+
+Step s takes samples s * B ... s * B + B - 1 of an endless sequence: epoch e of n images is a permutation
+seeded by (seed, e), and the views of image i in epoch e are seeded by (seed, e, i). The data position of a
+run is therefore its step, and no generator has to be saved.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cosa.config import Config
+from cosa.data.dataset import SegmentationDataset, normalise
+from cosa.structures import Batch, EvaluationBatch
+
+if TYPE_CHECKING:
+    from cosa.data.views import ViewPair, Views
+
+
+def train_batches(
+    dataset: SegmentationDataset, config: Config, *, start: int, rank: int = 0, world: int = 1
+) -> Iterator[Batch]:
+    """This rank's share of the batches of steps `start` ... `train.iterations` - 1.
+
+    The share of rank r is the r-th of `world` equal contiguous parts: the shares of all ranks, concatenated,
+    are the batch of one process.
+
+    Raises:
+        ValueError: The batch does not divide among the ranks, or a file of the data set is bad.
+        FileNotFoundError: A file of the data set is gone.
+    """
+    if config.train.batch_size % world:
+        raise ValueError(
+            f"train.batch_size must be a multiple of the {world} workers, got {config.train.batch_size}; "
+            "change it or --workers"
+        )
+    return _train_batches(dataset, config, start, rank, world)
+
+
+def _train_batches(
+    dataset: SegmentationDataset, config: Config, start: int, rank: int, world: int
+) -> Iterator[Batch]:
+    workers = config.data.loader_workers
+    loader: Iterable[Batch | Exception] = DataLoader(
+        _Samples(dataset, config),
+        batch_sampler=_Shares(len(dataset), config, start, rank, world),
+        collate_fn=_collate,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        # A fork would copy a process that already runs CUDA and threads.
+        multiprocessing_context="forkserver" if workers else None,
+        worker_init_fn=_quiet_worker,
+    )
+    for batch in loader:
+        if isinstance(batch, Exception):
+            raise batch
+        yield batch
+
+
+class _Shares:
+    """The (epoch, index) pairs of this rank's share of every step."""
+
+    def __init__(self, images: int, config: Config, start: int, rank: int, world: int) -> None:
+        self.images, self.seed = images, config.train.seed
+        self.steps = range(start, config.train.iterations)
+        self.batch, self.share = config.train.batch_size, config.train.batch_size // world
+        self.rank = rank
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = functools.lru_cache(maxsize=2)(self._order)
+        for step in self.steps:
+            first = step * self.batch + self.rank * self.share
+            places = (divmod(k, self.images) for k in range(first, first + self.share))
+            yield [(epoch, int(order(epoch)[position])) for epoch, position in places]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self.seed, epoch)).permutation(self.images)
+
+
+class _Samples(Dataset["tuple[ViewPair, Tensor] | Exception"]):
+    """Views and labels of an image, by (epoch, index)."""
+
+    def __init__(self, dataset: SegmentationDataset, config: Config) -> None:
+        self.dataset, self.config = dataset, config
+
+    @functools.cached_property
+    def views(self) -> Views:
+        """Built where it is used: in the loader's own process."""
+        from cosa.data.views import Views
+
+        return Views(self.config.data)
+
+    def __getitem__(self, place: tuple[int, int]) -> tuple[ViewPair, Tensor] | Exception:
+        epoch, index = place
+        (seed,) = np.random.SeedSequence((self.config.train.seed, epoch, index)).generate_state(1)
+        try:
+            image = self.dataset.image(index)
+        except (OSError, ValueError) as error:
+            # Handed on as a value: torch would wrap it in the traceback of the process it was raised in.
+            return error.with_traceback(None)
+        return self.views(image, int(seed)), self.dataset.labels[index]
+
+
+def _collate(samples: Sequence[tuple[ViewPair, Tensor] | Exception]) -> Batch | Exception:
+    pairs: list[tuple[ViewPair, Tensor]] = []
+    for sample in samples:
+        if isinstance(sample, Exception):
+            return sample
+        pairs.append(sample)
+    return Batch(
+        weak=torch.stack([views.weak for views, _ in pairs]),
+        strong=torch.stack([views.strong for views, _ in pairs]),
+        labels=torch.stack([labels for _, labels in pairs]),
+        valid=torch.stack([views.valid for views, _ in pairs]),
+    )
+
+
+def _quiet_worker(worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def evaluation_batches(
+    dataset: SegmentationDataset, config: Config, *, rank: int = 0, world: int = 1
+) -> Iterator[EvaluationBatch]:
+    """Every `world`-th image from `rank` on, so that all ranks together see each image exactly once.
+
+    Images are resized to a square of `evaluation.size` (Pillow's bilinear filter, which averages when it
+    shrinks); masks keep their size. `evaluation.max_images` cuts the split before it is shared.
+
+    Raises:
+        ValueError: A file of the data set is bad.
+        FileNotFoundError: A file of the data set is gone, or the split has no masks.
+    """
+    settings = config.evaluation
+    indices = range(len(dataset))[: settings.max_images or None][rank::world]
+    groups = [indices[i : i + settings.batch_size] for i in range(0, len(indices), settings.batch_size)]
+    # Threads, not processes: decoding and resizing free the GIL, and an evaluation starts at once.
+    with ThreadPoolExecutor(max(1, config.data.loader_workers)) as pool:
+        load = functools.partial(_evaluation_batch, dataset, settings.size)
+        ahead: list[Future[EvaluationBatch]] = []
+        for group in groups:
+            ahead.append(pool.submit(load, group))
+            if len(ahead) > 2:
+                yield ahead.pop(0).result()
+        yield from (future.result() for future in ahead)
+
+
+def _evaluation_batch(dataset: SegmentationDataset, size: int, indices: Iterable[int]) -> EvaluationBatch:
+    indices = list(indices)
+    images = (Image.fromarray(dataset.image(i)) for i in indices)
+    resized = [np.array(image.resize((size, size), Image.Resampling.BILINEAR)) for image in images]
+    return EvaluationBatch(
+        names=tuple(dataset.names[i] for i in indices),
+        images=torch.stack([normalise(image) for image in resized]),
+        masks=tuple(torch.from_numpy(dataset.mask(i).astype(np.int64)) for i in indices),
+        labels=dataset.labels[indices],
+    )
