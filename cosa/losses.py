@@ -1,0 +1,162 @@
+"""The loss terms, one pure function each; their sum is written in `swap`.
+
+Targets (labels, CPL, SPL, perplexity, weights) are constants: gradients go to the online network's outputs
+only. Each term is a mean over pixels. A worker or micro-batch that holds a share of the batch passes
+`pixels`, the mean number of counted pixels per share, so that the mean over shares is that of the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from cosa.structures import IGNORE
+
+
+def cls_loss(cls_logits: Float[Tensor, "b c"], labels: Float[Tensor, "b c"]) -> Float[Tensor, ""]:
+    """L_cls: multi-label classification by the image-level labels.
+
+    Paper: Eq. (1).
+
+    Returns:
+        Mean over images and classes, in nats.
+    """
+    return functional.binary_cross_entropy_with_logits(cls_logits, labels)
+
+
+def c2s_loss(
+    seg_logits: Float[Tensor, "b k h w"],
+    cpl: Int[Tensor, "b h w"],
+    raw: Float[Tensor, "b h w"],
+    pixels: Float[Tensor, ""] | None = None,
+) -> Float[Tensor, ""]:
+    """L_c2s: fit the online segmentation to the CAM pseudo-labels, trusting each by its reliability.
+
+    Paper: Eq. (5).
+
+    Args:
+        seg_logits: Unnormalised scores of the online network.
+        cpl: Classes in [0, k), or IGNORE on padding.
+        raw: Reliability weights with mean 1 over the batch; all ones gives plain cross-entropy.
+        pixels: Divisor in place of the number of labelled pixels here.
+
+    Returns:
+        Mean over labelled pixels, in nats; 0 (not NaN) when every pixel is IGNORE.
+    """
+    losses = raw * functional.cross_entropy(seg_logits, cpl, ignore_index=IGNORE, reduction="none")
+    return _mean(losses, cpl != IGNORE, pixels)
+
+
+def s2c_loss(
+    cam: Float[Tensor, "b c h w"],
+    spl: Float[Tensor, "b k h w"],
+    valid: Bool[Tensor, "b h w"],
+    pixels: Float[Tensor, ""] | None = None,
+) -> Float[Tensor, ""]:
+    """L_s2c: guide the online CAMs by the segmentation pseudo-labels.
+
+    Paper: Eq. (8).
+
+    Args:
+        cam: Raw M of the online network, neither normalised nor cut at 0, in the size of the SPL.
+        spl: Probabilities; the background's channel guides no map.
+        valid: False on padding; R is the valid pixels.
+        pixels: Divisor in place of the number of valid pixels here.
+
+    Returns:
+        Mean over valid pixels and all c classes, absent ones, too, in nats; 0 without a valid pixel.
+    """
+    losses = functional.binary_cross_entropy_with_logits(cam, spl[:, 1:], reduction="none").mean(1)
+    return _mean(losses, valid, pixels)
+
+
+def _mean(
+    losses: Float[Tensor, "b h w"], counted: Bool[Tensor, "b h w"], pixels: Float[Tensor, ""] | None
+) -> Float[Tensor, ""]:
+    """Sum over the counted pixels divided by their number, or by `pixels`; 0 where that is 0."""
+    number = counted.sum() if pixels is None else pixels
+    return torch.where(counted, losses, 0.0).sum() / torch.where(number > 0, number, 1)
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Which positions are contrasted with which, within each image."""
+
+    anchor: Bool[Tensor, "b n"]
+    """Omega."""
+    positive: Bool[Tensor, "b n n"]
+    """R+ of each anchor; empty rows elsewhere."""
+    negative: Bool[Tensor, "b n n"]
+    """R- of each anchor; empty rows elsewhere."""
+
+
+def contrast_regions(cpl: Int[Tensor, "b n"], perplexity: Float[Tensor, "b n"], epsilon: float) -> Regions:
+    """Omega, R+ and R-: sure positions, and for each of them those of its class and of all others.
+
+    Paper: Eq. (9).
+
+    Args:
+        cpl: CPL of M-dagger' in [0, k); IGNORE is in no region.
+        perplexity: Perplexity of M-dagger'.
+        epsilon: Largest perplexity of a sure position; `inf` takes every one.
+    """
+    anchor = (perplexity <= epsilon) & (cpl != IGNORE)
+    both = anchor[:, :, None] & anchor[:, None, :]
+    same = cpl[:, :, None] == cpl[:, None, :]
+    itself = torch.eye(cpl.shape[1], dtype=torch.bool, device=cpl.device)
+    return Regions(anchor=anchor, positive=both & same & ~itself, negative=both & ~same)
+
+
+def csc_loss(
+    cam: Float[Tensor, "b c p q"],
+    cpl: Int[Tensor, "b p q"],
+    perplexity: Float[Tensor, "b p q"],
+    *,
+    epsilon: float,
+    tau: float,
+    keys: Float[Tensor, "b p q"],
+    max_anchors: int,
+) -> Float[Tensor, ""]:
+    """L_csc: pull the online CAMs together within a class of M-dagger', push them apart between classes.
+
+    Paper: Eq. (10).
+    Paper: calls l_d a distance and leaves it and tau open; we take the cosine similarity of
+    class-activation vectors.
+
+    Args:
+        cam: Raw M of the online network.
+        cpl: CPL of M-dagger' at the same positions, IGNORE on padding.
+        perplexity: Perplexity of M-dagger'.
+        epsilon: Largest perplexity that is contrasted.
+        tau: InfoNCE temperature, > 0.
+        keys: Random numbers in [0, 1). Of a larger Omega the `max_anchors` positions with the largest keys
+            stay, and R+ and R- lie within them: memory is b * max_anchors ** 2.
+        max_anchors: Most positions contrasted per image.
+
+    Returns:
+        Mean over images, in nats. An image with an empty Omega and an anchor with an empty R+ add 0.
+    """
+    sure = (perplexity <= epsilon) & (cpl != IGNORE)
+    ranked = torch.where(sure, keys, -1.0).flatten(1)
+    kept = ranked.topk(min(max_anchors, ranked.shape[1]), sorted=False).indices
+    regions = contrast_regions(cpl.flatten(1).gather(1, kept), perplexity.flatten(1).gather(1, kept), epsilon)
+
+    vectors = cam.flatten(2).gather(2, kept[:, None].expand(-1, cam.shape[1], -1))
+    vectors = functional.normalize(vectors, dim=1, eps=1e-6)
+    similarity = vectors.transpose(1, 2) @ vectors / tau
+    # a finite floor, not -inf: the gradient of a log-sum-exp over -inf alone is NaN
+    floor = torch.finfo(similarity.dtype).min
+    log_k = similarity.masked_fill(~regions.negative, floor).logsumexp(2, keepdim=True)
+    losses = functional.softplus(log_k - similarity)  # -log(L / (L + K))
+
+    per_anchor = _masked_mean(losses, regions.positive)
+    return _masked_mean(per_anchor, regions.anchor).mean()
+
+
+def _masked_mean(values: Float[Tensor, "*s n"], mask: Bool[Tensor, "*s n"]) -> Float[Tensor, "*s"]:
+    """Mean of the marked values along the last axis; 0 where none is marked."""
+    return torch.where(mask, values, 0.0).sum(-1) / mask.sum(-1).clamp_min(1)

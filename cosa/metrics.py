@@ -1,0 +1,102 @@
+"""Quality over a whole data set, from counts that add up over batches and workers.
+
+Every mIoU comes from ONE confusion matrix over all pixels, never from a mean over images. Rows are the
+ground truth, columns the prediction; classes are in [0, k) with the background as 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cosa.structures import IGNORE
+from cosa.threshold import BINS, activation_bin
+
+
+def confusion_matrix(
+    prediction: Int[Tensor, "*s"], target: Int[Tensor, "*s"], classes: int
+) -> Int[Tensor, "k k"]:
+    """Number of pixels of each true class (row) predicted as each class (column); IGNORE is left out."""
+    counted = target != IGNORE
+    pairs = target[counted].long() * classes + prediction[counted].long()
+    return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
+
+
+def iou(confusion: Int[Tensor, "k k"]) -> Float[Tensor, " k"]:
+    """Intersection over union of each class, in [0, 1]; NaN for a class that is nowhere."""
+    hits = confusion.diagonal()
+    return hits.double() / (confusion.sum(0) + confusion.sum(1) - hits)
+
+
+def mean_iou(confusion: Int[Tensor, "k k"], classes: Sequence[int] | None = None) -> float:
+    """Mean IoU over all classes, or over some of them (C-mIoU); NaN if none of them is anywhere."""
+    scores = iou(confusion)
+    return (scores if classes is None else scores[list(classes)]).nanmean().item()
+
+
+class CplCounts:
+    """Pixels by true class, strongest class and activation: CPL quality at every threshold from one pass."""
+
+    def __init__(self, classes: int, device: torch.device, bins: int = BINS) -> None:
+        """Empty counts for `classes` foreground classes."""
+        self.counts = torch.zeros(classes + 1, classes, bins, dtype=torch.int64, device=device)
+        """(k, c, bins); of several workers the counts add up."""
+
+    def update(
+        self, activation: Float[Tensor, "*s"], strongest: Int[Tensor, "*s"], target: Int[Tensor, "*s"]
+    ) -> None:
+        """Count one image's pixels.
+
+        Args:
+            activation: nu in [0, 1].
+            strongest: Foreground class with that activation, in [0, c).
+            target: Ground truth in [0, k), or IGNORE.
+        """
+        _, classes, bins = self.counts.shape
+        counted = target != IGNORE
+        place = (target[counted].long() * classes + strongest[counted]) * bins
+        place = place + activation_bin(activation[counted], bins)
+        self.counts += torch.bincount(place, minlength=self.counts.numel()).view_as(self.counts)
+
+    def confusion(self, xi: float) -> Int[Tensor, "k k"]:
+        """Confusion matrix of the CPL at threshold xi, taken to the nearest bin edge; exact on edges."""
+        edge = round(xi * self.counts.shape[2])
+        background = self.counts[:, :, :edge].sum((1, 2))
+        return torch.cat([background[:, None], self.counts[:, :, edge:].sum(2)], dim=1)
+
+    def curve(self, xis: Sequence[float]) -> list[tuple[float, float]]:
+        """(xi, CPL mIoU) at each threshold."""
+        return [(xi, mean_iou(self.confusion(xi))) for xi in xis]
+
+
+def multilabel_average_precision(
+    scores: Float[Tensor, "n c"], labels: Float[Tensor, "n c"], counts: Float[Tensor, "n c"] | None = None
+) -> float:
+    """mAP: average precision of each class, averaged over the classes that occur.
+
+    The precision is not interpolated, and equal scores form one step.
+
+    Args:
+        scores: Higher means surer; only the order counts.
+        labels: 0 or 1.
+        counts: How many images each entry stands for; one each by default.
+
+    Returns:
+        A value in [0, 1]; NaN if no class occurs.
+    """
+    counts = torch.ones_like(scores) if counts is None else counts
+    order = scores.argsort(dim=0, descending=True)
+    scores, labels, counts = (t.gather(0, order).double() for t in (scores, labels, counts))
+    positives = labels * counts
+    precision = positives.cumsum(0) / counts.cumsum(0).clamp_min(1)
+    # each entry takes the precision at the end of its run of equal scores
+    positions = torch.arange(len(scores), device=scores.device)[:, None].expand_as(scores)
+    following = scores.roll(-1, dims=0)
+    ends = torch.where(scores != following, positions, len(scores) - 1)
+    ends = ends.flip(0).cummin(0).values.flip(0)
+    occurrences = positives.sum(0)
+    average = (positives * precision.gather(0, ends)).sum(0) / occurrences
+    return average.nanmean().item()

@@ -1,0 +1,57 @@
+"""The two assignments that are swapped: CAM pseudo-labels (CPL) and segmentation pseudo-labels (SPL).
+
+Both know the image-level labels: neither ever names a class that the image does not hold.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from cosa.structures import IGNORE
+
+
+def max_activation(activation_map: Float[Tensor, "b c h w"]) -> Float[Tensor, "b h w"]:
+    """nu: the maximum activation of each pixel over the classes, in [0, 1]."""
+    return activation_map.amax(1)
+
+
+def cam_pseudo_labels(
+    activation_map: Float[Tensor, "b c h w"],
+    xi: Float[Tensor, ""] | float,
+    valid: Bool[Tensor, "b h w"],
+) -> Int[Tensor, "b h w"]:
+    """CPL: the most activated class where its activation reaches xi, the background elsewhere.
+
+    Paper: Eq. (3).
+
+    Args:
+        activation_map: Filtered and normalised CAMs in [0, 1].
+        xi: Confidence threshold in (0, 1); above 0, so that no filtered class is ever chosen.
+        valid: False on padding.
+
+    Returns:
+        Classes in [0, k), IGNORE on padding.
+    """
+    nu, strongest = activation_map.max(1)
+    cpl = torch.where(nu >= xi, strongest + 1, 0)
+    return torch.where(valid, cpl, IGNORE)
+
+
+def seg_pseudo_labels(
+    seg_logits: Float[Tensor, "b k h w"], labels: Float[Tensor, "b c"], tau: float
+) -> Float[Tensor, "b k h w"]:
+    """SPL: the segmentation's probabilities over the classes of the image, sharpened.
+
+    Paper: Eq. (7).
+    Paper: filters by the weak labels, which know no background; we always keep it.
+
+    Args:
+        seg_logits: Unnormalised scores of the assigning network.
+        labels: Image-level labels, 0 or 1.
+        tau: Softmax temperature, > 0; towards 0 the SPL become one-hot.
+    """
+    background = torch.ones_like(labels[:, :1])
+    present = torch.cat([background, labels], dim=1) > 0
+    return (seg_logits / tau).masked_fill(~present[:, :, None, None], -torch.inf).softmax(1)
