@@ -115,7 +115,6 @@ def csc_loss(
     cam: Float[Tensor, "b c p q"],
     cpl: Int[Tensor, "b p q"],
     perplexity: Float[Tensor, "b p q"],
-    *,
     epsilon: float,
     tau: float,
     keys: Float[Tensor, "b p q"],

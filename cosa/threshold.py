@@ -20,6 +20,7 @@ from torch import Tensor
 BINS = 200
 """Bins of an activation histogram: thresholds are found to 0.005."""
 
+# Enough to be within a bin or two of convergence; a test of convergence would wait for the device.
 _EM_STEPS = 64
 
 
@@ -77,7 +78,7 @@ def fit_two_gaussians(histogram: Int[Tensor, " bins"], min_activation: float) ->
         min_activation: Bins that reach down to this activation are left out; negative keeps all.
 
     Returns:
-        Finite for every histogram; without anything to fit, two Gaussians of weight 1/2 around 1/2.
+        Finite for every histogram, even an empty one.
     """
     weights, x = _fitted(histogram, min_activation)
     weights = weights / weights.sum().clamp_min(1)
@@ -93,12 +94,10 @@ def fit_two_gaussians(histogram: Int[Tensor, " bins"], min_activation: float) ->
 def _maximisation(weights: Float[Tensor, "2 bins"], features: Float[Tensor, "3 bins"]) -> GaussianPair:
     """The Gaussians of the highest likelihood, given each one's share of every bin."""
     mass, first, second = (weights @ features.T).unbind(1)
-    empty = mass <= 0
-    mass = mass.clamp_min(torch.finfo(mass.dtype).tiny)
-    mu = torch.where(empty, 0.5, first / mass)
-    spread = torch.where(empty, 0.0, second / mass - mu**2)
+    mass = mass.clamp_min(torch.finfo(mass.dtype).tiny)  # one that nothing belongs to stays finite
+    mu = first / mass
     bin_width = 1 / features.shape[1]
-    return GaussianPair(pi=mass / mass.sum(), mu=mu, var=spread.clamp_min(bin_width**2))
+    return GaussianPair(pi=mass / mass.sum(), mu=mu, var=(second / mass - mu**2).clamp_min(bin_width**2))
 
 
 def _ascending(pair: GaussianPair) -> GaussianPair:
