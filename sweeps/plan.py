@@ -1,0 +1,213 @@
+"""What a sweep will train: rows of tables x seeds, made into distinct trials that share their warm-ups.
+
+Two rows with the same Config are one trial. Trials whose warm-up phases are the same fork from one warm-up,
+which is a trial of its own that stops where co-training would start.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from cosa.config import COTRAINING_SECTIONS, Config, identity, override, warmup_identity
+from sweeps.tables import Table
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of the trainer."""
+
+    name: str
+    """Name of its folder: of seed and identity alone, so that every sweep that holds it finds it again."""
+    kind: Literal["warmup", "trial"]
+    """`warmup` stops after `train.warmup` steps and is there to be forked from."""
+    config: Config
+    """All of its settings."""
+    seed: int
+    """`train.seed` of its config."""
+    arms: tuple[str, ...]
+    """Rows that it fills, `3a/full`; for a warm-up those of the trials that fork from it."""
+    warmup: str | None
+    """Name of the trial that it forks from, if it shares its warm-up."""
+
+    @property
+    def identity(self) -> str:
+        """The experiment's identity; a warm-up's is that of its phase alone."""
+        return warmup_identity(self.config) if self.kind == "warmup" else identity(self.config)
+
+    @property
+    def label(self) -> str:
+        """How people read it: `GC+SA, seed 0`."""
+        arm = "warm-up" if self.kind == "warmup" else self.arm
+        return f"{arm}, seed {self.seed}"
+
+    @property
+    def arm(self) -> str:
+        """The first of its rows' names."""
+        return self.arms[0].partition("/")[2]
+
+    @property
+    def first_step(self) -> int:
+        """Steps that it gets from its warm-up."""
+        return self.config.train.warmup if self.warmup else 0
+
+    @property
+    def last_step(self) -> int:
+        """Steps after which it is finished."""
+        return self.config.train.warmup if self.kind == "warmup" else self.config.train.iterations
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All trials of a sweep; each comes after the one it forks from."""
+
+    tables: tuple[Table, ...]
+    seeds: tuple[int, ...]
+    trials: tuple[Trial, ...]
+    rows: int
+    """Rows of all tables over all seeds, before equal ones are merged."""
+    row_iterations: int
+    """Iterations of running every row on its own."""
+
+    def named(self, name: str) -> Trial:
+        """The trial called `name`."""
+        return next(trial for trial in self.trials if trial.name == name)
+
+    @property
+    def iterations(self) -> int:
+        """Iterations of the plan."""
+        return sum(trial.last_step - trial.first_step for trial in self.trials)
+
+    @property
+    def distinct_iterations(self) -> int:
+        """Iterations of the distinct trials, if each trained its own warm-up."""
+        return sum(trial.last_step for trial in self.trials if trial.kind == "trial")
+
+    def remaining(self, finished: Collection[str]) -> list[Trial]:
+        """Trials still to run; a warm-up only where a trial that forks from it is among them."""
+        arms = [trial for trial in self.trials if trial.kind == "trial" and trial.name not in finished]
+        needed = {trial.warmup for trial in arms} - set(finished)
+        return [trial for trial in self.trials if trial in arms or trial.name in needed]
+
+
+def make_plan(base: Config, tables: Sequence[Table], seeds: Sequence[int]) -> Plan:
+    """The distinct trials of `tables` over `seeds`, in the order in which they are worth starting.
+
+    Args:
+        base: Settings of every arm, before the arm's own changes.
+        tables: Tables to fill.
+        seeds: Values of `train.seed`.
+
+    Raises:
+        ValueError: An arm changes a setting that does not exist, or breaks its law.
+    """
+    trials: list[Trial] = []
+    rows = row_iterations = 0
+    for seed in seeds:
+        seeded = override(base, {"train.seed": seed})
+        arms: dict[str, list[str]] = {}  # rows by the identity of their config
+        configs: dict[str, Config] = {}
+        for table in tables:
+            for arm in table.arms:
+                config = override(seeded, arm.changes)
+                configs[identity(config)] = config
+                arms.setdefault(identity(config), []).append(f"{table.name}/{arm.name}")
+                rows += 1
+                row_iterations += config.train.iterations
+        trials += _trials_of_seed(seed, configs, arms)
+    return Plan(tuple(tables), tuple(seeds), tuple(trials), rows, row_iterations)
+
+
+def _trials_of_seed(seed: int, configs: dict[str, Config], arms: dict[str, list[str]]) -> Iterator[Trial]:
+    """Each warm-up that two or more trials share, followed by its trials; then those that stand alone."""
+    phases: dict[str, list[str]] = {}
+    for key, config in configs.items():
+        phases.setdefault(warmup_identity(config), []).append(key)
+    for phase, keys in phases.items():
+        first = configs[keys[0]]
+        shared = len(keys) > 1 and first.train.warmup > 0
+        warmup = f"warmup-seed{seed}-{phase[:8]}" if shared else None
+        if warmup:
+            rows = tuple(row for key in keys for row in arms[key])
+            yield Trial(warmup, "warmup", _warmup_config(first), seed, rows, None)
+        for key in keys:
+            yield Trial(f"trial-seed{seed}-{key[:8]}", "trial", configs[key], seed, tuple(arms[key]), warmup)
+
+
+def _warmup_config(config: Config) -> Config:
+    """`config` with all that only co-training reads at its default: the same warm-up is the same config."""
+    default = Config()
+    return dataclasses.replace(config, **{name: getattr(default, name) for name in COTRAINING_SECTIONS})
+
+
+def draw_tree(plan: Plan, finished: Collection[str] = ()) -> str:
+    """The plan as a tree, with what sharing saves and what is finished already."""
+    lines = [_headline(plan)]
+    roots = [trial for trial in plan.trials if trial.warmup is None]
+    for root in roots:
+        forks = [trial for trial in plan.trials if trial.warmup == root.name]
+        lines.append(_tree_line(root, "├─ ", finished))
+        for fork in forks:
+            branch = "└─ " if fork is forks[-1] else "├─ "
+            lines.append(_tree_line(fork, f"│  {branch}", finished))
+    lines.append(_savings(plan))
+    remaining = plan.remaining(finished)
+    left = sum(trial.last_step - trial.first_step for trial in remaining)
+    if len(remaining) < len(plan.trials):
+        lines.append(
+            f"finished already: {len(plan.trials) - len(remaining)}; left to train: {left:,} iterations"
+        )
+    return "\n".join(lines)
+
+
+def _headline(plan: Plan) -> str:
+    kinds = Counter(trial.kind for trial in plan.trials)
+    tables = ", ".join(table.name for table in plan.tables)
+    return (
+        f"tables {tables} x {_count(len(plan.seeds), 'seed')}: {_count(plan.rows, 'row')}, "
+        f"{_count(kinds['trial'], 'distinct trial')}, {_count(kinds['warmup'], 'shared warm-up')}"
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _tree_line(trial: Trial, branch: str, finished: Collection[str]) -> str:
+    steps = trial.last_step - trial.first_step
+    rows = "" if trial.kind == "warmup" else "  " + " ".join(trial.arms)
+    mark = "  finished" if trial.name in finished else ""
+    return f"{branch}{trial.label}".ljust(36) + f"{steps:>9,} iterations{rows}{mark}"
+
+
+def _savings(plan: Plan) -> str:
+    alone, distinct, planned = plan.row_iterations, plan.distinct_iterations, plan.iterations
+    return (
+        f"iterations: {alone:,} for every row on its own, {distinct:,} with equal rows merged, "
+        f"{planned:,} with shared warm-ups ({planned / alone:.0%} of all rows, saves {alone - planned:,})"
+    )
+
+
+def to_json(plan: Plan) -> str:
+    """What a report must know of the plan to tell a missing trial from one that was never asked for."""
+    content = {
+        "tables": [table.name for table in plan.tables],
+        "seeds": plan.seeds,
+        "trials": [
+            {
+                "name": trial.name,
+                "kind": trial.kind,
+                "seed": trial.seed,
+                "arms": trial.arms,
+                "warmup": trial.warmup,
+                "identity": trial.identity,
+                "iterations": trial.last_step - trial.first_step,
+            }
+            for trial in plan.trials
+        ],
+    }
+    return json.dumps(content, indent=2) + "\n"

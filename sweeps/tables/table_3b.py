@@ -1,0 +1,22 @@
+"""Table 3b: components taken out of the full model one at a time, on PASCAL VOC and COCO val."""
+
+from __future__ import annotations
+
+from sweeps.tables.table import Arm, Table, without
+
+TABLE = Table(
+    name="3b",
+    title="Components taken out of the full model",
+    metric="val/assignment/seg_miou_labelled",
+    columns=("VOC", "COCO"),
+    components=("GC", "SA", "RAW", "CSC", "DT"),
+    reference="full",
+    arms=(
+        Arm("full", {}, {"VOC": 76.19, "COCO": 51.00}),
+        Arm("no-DT", without("DT"), {"VOC": 75.54, "COCO": 49.67}),
+        Arm("no-CSC", without("CSC"), {"VOC": 69.89, "COCO": 45.95}),
+        Arm("no-RAW", without("RAW"), {"VOC": 72.45, "COCO": 47.83}),
+        Arm("no-SA", without("SA"), {"VOC": 72.10, "COCO": 49.04}),
+        Arm("no-GC", without("GC"), {"VOC": 74.12, "COCO": 49.67}),
+    ),
+)
