@@ -1,7 +1,14 @@
 """Data sets on disk, the two views of the paper, and the batches of training and evaluation."""
 
-from cosa.data.dataset import SegmentationDataset
-from cosa.data.loader import evaluation_batches, train_batches
-from cosa.data.voc import VOC_CLASSES, open_dataset
+from cosa.data.dataset import SegmentationDataset, open_dataset
+from cosa.data.loader import evaluation_batches, step_names, train_batches
+from cosa.data.voc import VOC_CLASSES
 
-__all__ = ["VOC_CLASSES", "SegmentationDataset", "evaluation_batches", "open_dataset", "train_batches"]
+__all__ = [
+    "VOC_CLASSES",
+    "SegmentationDataset",
+    "evaluation_batches",
+    "open_dataset",
+    "step_names",
+    "train_batches",
+]

@@ -17,13 +17,12 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from cosa.config import DataConfig
 from cosa.structures import IGNORE
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-_SCALE = (1 / (255 * np.array(IMAGENET_STD))).astype(np.float32)
-_SHIFT = (-np.array(IMAGENET_MEAN) / np.array(IMAGENET_STD)).astype(np.float32)
+# ImageNet's mean and deviation per channel, in pixel values.
+_MEAN = 255 * torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+_STD = 255 * torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
 # What Pillow raises on files that are cut off or no image at all, beside OSError.
 _BROKEN_IMAGE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
@@ -83,6 +82,25 @@ class SegmentationDataset:
         return digest.hexdigest()[:16]
 
 
+def open_dataset(data: DataConfig, split: str) -> SegmentationDataset:
+    """The images of a split; the `shapes` layout is written first where it is not there yet.
+
+    The split that evaluation reads must have masks; training needs image-level labels alone.
+
+    Raises:
+        FileNotFoundError: The root, the list, or a file that the list names is missing.
+        ValueError: A file breaks its format.
+    """
+    from cosa.data.voc import read_voc
+
+    root = Path(data.root)
+    if data.layout == "shapes" and not (root / "ImageSets").exists():
+        from cosa.data.shapes import write_shapes
+
+        write_shapes(root)
+    return read_voc(root, split, masks_required=split == data.val_split)
+
+
 def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
     """The image file as RGB: grayscale, palette and CMYK are converted.
 
@@ -124,9 +142,10 @@ def read_mask(path: Path, image_path: Path, classes: int) -> UInt8[np.ndarray, "
     return mask
 
 
-def normalise(image: UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, "3 h w"]:
-    """The image in the mean and deviation of ImageNet, channels first."""
-    return torch.from_numpy(np.ascontiguousarray((image * _SCALE + _SHIFT).transpose(2, 0, 1)))
+def normalise(images: UInt8[np.ndarray, "b h w 3"]) -> Float[Tensor, "b 3 h w"]:
+    """The images in the mean and deviation of ImageNet, channels first."""
+    stacked = torch.from_numpy(images).permute(0, 3, 1, 2).float()
+    return stacked.sub_(_MEAN).div_(_STD).contiguous()
 
 
 class _decoding:  # noqa: N801 - used like a function
@@ -143,5 +162,5 @@ class _decoding:  # noqa: N801 - used like a function
             return
         if isinstance(error, _BROKEN_IMAGE):
             raise ValueError(
-                f"{self.what} must be a readable JPEG or PNG file, got {self.path} ({error}); replace the file"
+                f"{self.what} must be a readable JPEG or PNG, got {self.path} ({error}); replace the file"
             ) from error

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -52,13 +53,12 @@ def _train_batches(
     workers = config.data.loader_workers
     loader: Iterable[Batch | Exception] = DataLoader(
         _Samples(dataset, config),
-        batch_sampler=_Shares(len(dataset), config, start, rank, world),
+        batch_sampler=_Shares(len(dataset), config, range(start, config.train.iterations), rank, world),
         collate_fn=_collate,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         # A fork would copy a process that already runs CUDA and threads.
         multiprocessing_context="forkserver" if workers else None,
-        worker_init_fn=_quiet_worker,
     )
     for batch in loader:
         if isinstance(batch, Exception):
@@ -66,26 +66,30 @@ def _train_batches(
         yield batch
 
 
+def step_names(dataset: SegmentationDataset, config: Config, step: int) -> tuple[str, ...]:
+    """Names of the images in the batch of `step`, all ranks' shares in order."""
+    (places,) = _Shares(len(dataset), config, range(step, step + 1))
+    return tuple(dataset.names[index] for _, index in places)
+
+
 class _Shares:
     """The (epoch, index) pairs of this rank's share of every step."""
 
-    def __init__(self, images: int, config: Config, start: int, rank: int, world: int) -> None:
-        self.images, self.seed = images, config.train.seed
-        self.steps = range(start, config.train.iterations)
+    def __init__(self, images: int, config: Config, steps: range, rank: int = 0, world: int = 1) -> None:
+        self.images, self.seed, self.steps, self.rank = images, config.train.seed, steps, rank
         self.batch, self.share = config.train.batch_size, config.train.batch_size // world
-        self.rank = rank
 
     def __len__(self) -> int:
         return len(self.steps)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = functools.lru_cache(maxsize=2)(self._order)
+        order = functools.lru_cache(maxsize=2)(self._order)  # a batch may reach into the next epoch
         for step in self.steps:
             first = step * self.batch + self.rank * self.share
             places = (divmod(k, self.images) for k in range(first, first + self.share))
             yield [(epoch, int(order(epoch)[position])) for epoch, position in places]
 
-    def _order(self, epoch: int) -> np.ndarray:
+    def _order(self, epoch: int) -> NDArray[np.int64]:
         return np.random.default_rng((self.seed, epoch)).permutation(self.images)
 
 
@@ -119,16 +123,14 @@ def _collate(samples: Sequence[tuple[ViewPair, Tensor] | Exception]) -> Batch | 
         if isinstance(sample, Exception):
             return sample
         pairs.append(sample)
+    valid = torch.from_numpy(np.stack([views.valid for views, _ in pairs]))
+    padding = ~valid[:, None]
     return Batch(
-        weak=torch.stack([views.weak for views, _ in pairs]),
-        strong=torch.stack([views.strong for views, _ in pairs]),
+        weak=normalise(np.stack([views.weak for views, _ in pairs])).masked_fill_(padding, 0),
+        strong=normalise(np.stack([views.strong for views, _ in pairs])).masked_fill_(padding, 0),
         labels=torch.stack([labels for _, labels in pairs]),
-        valid=torch.stack([views.valid for views, _ in pairs]),
+        valid=valid,
     )
-
-
-def _quiet_worker(worker: int) -> None:
-    torch.set_num_threads(1)
 
 
 def evaluation_batches(
@@ -163,7 +165,7 @@ def _evaluation_batch(dataset: SegmentationDataset, size: int, indices: Iterable
     resized = [np.array(image.resize((size, size), Image.Resampling.BILINEAR)) for image in images]
     return EvaluationBatch(
         names=tuple(dataset.names[i] for i in indices),
-        images=torch.stack([normalise(image) for image in resized]),
+        images=normalise(np.stack(resized)),
         masks=tuple(torch.from_numpy(dataset.mask(i).astype(np.int64)) for i in indices),
         labels=dataset.labels[indices],
     )

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cosa.config import DataConfig, nearest
+from cosa.config import nearest
 from cosa.data.dataset import SegmentationDataset, read_mask
 from cosa.structures import IGNORE
 
@@ -61,21 +61,17 @@ T = TypeVar("T")
 _THREADS = 8  # files are read in parallel: most of the wait is the disk's, and decoding frees the GIL
 
 
-def open_dataset(data: DataConfig, split: str) -> SegmentationDataset:
-    """The images that list `split` names, with their labels; the `shapes` layout is written first.
+def read_voc(root: Path, split: str, *, masks_required: bool) -> SegmentationDataset:
+    """The images that list `split` names, with their labels.
 
     Image-level labels are those of Annotations/*.xml (every object, difficult ones, too) where the folder
-    is there, else the classes of the masks.
+    is there, else the classes of the masks. Ground truth is SegmentationClassAug's, else
+    SegmentationClass's; a split with annotations may be without, unless `masks_required`.
 
     Raises:
         FileNotFoundError: The root, the list, or a file that the list names is missing.
         ValueError: A list, a mask, an annotation or classes.txt breaks its format.
     """
-    root = Path(data.root)
-    if data.layout == "shapes" and not (root / "ImageSets").exists():
-        from cosa.data.shapes import write_shapes
-
-        write_shapes(root)
     _check_root(root)
     classes = _read_classes(root / "classes.txt")
     images = _files(root / _IMAGES, (".png", ".jpeg", ".jpg"))
@@ -83,18 +79,17 @@ def open_dataset(data: DataConfig, split: str) -> SegmentationDataset:
     names = _list_names(root, split, derive_from_masks=split == "train_aug")
     image_paths = _find(names, images, f"list {split!r} must name images of {root / _IMAGES}")
     annotated = (root / _ANNOTATIONS).is_dir()
-    has_masks = any(name in masks for name in names)
-    if has_masks or not annotated or split == data.val_split:
+    mask_paths: tuple[Path, ...] = ()
+    if masks_required or not annotated or any(name in masks for name in names):
         mask_paths = _find(names, masks, f"every image of list {split!r} must have a mask in {root}")
-    else:
-        mask_paths = ()
+    present = []
+    if masks_required or not annotated:  # reading them all now finds a bad one before hours of training
+        pairs = list(zip(mask_paths, image_paths, strict=True))
+        present = _in_threads(lambda pair: _classes_of_mask(*pair, len(classes)), pairs)
     if annotated:
         annotations = _files(root / _ANNOTATIONS, (".xml",))
         paths = _find(names, annotations, f"every image of list {split!r} must be in {root / _ANNOTATIONS}")
         present = _in_threads(lambda path: _annotated_classes(path, classes), paths)
-    else:
-        pairs = list(zip(mask_paths, image_paths, strict=True))
-        present = _in_threads(lambda pair: _classes_of_mask(*pair, len(classes)), pairs)
     return SegmentationDataset(classes, names, _one_hot(present, len(classes)), image_paths, mask_paths)
 
 
@@ -189,7 +184,7 @@ def _find(names: Sequence[str], files: dict[str, Path], law: str) -> tuple[Path,
     missing = [name for name in names if name not in files]
     if missing:
         raise FileNotFoundError(
-            f"{law}, got {len(missing)} of {len(names)} without, first {missing[0]!r}; "
+            f"{law}, got {len(missing)} missing of {len(names)}, first {missing[0]!r}; "
             "add the files or take the names out of the list"
         )
     return tuple(files[name] for name in names)
@@ -198,9 +193,10 @@ def _find(names: Sequence[str], files: dict[str, Path], law: str) -> tuple[Path,
 def _annotated_classes(path: Path, classes: tuple[str, ...]) -> list[int]:
     """Indices of the classes whose objects the annotation lists."""
     try:
-        objects = [element.findtext("name", "").strip() for element in ElementTree.parse(path).iter("object")]
+        tree = ElementTree.parse(path)  # noqa: S314 - the user's own data set
     except ElementTree.ParseError as error:
         raise ValueError(f"annotation must be XML, got {path} ({error}); replace the file") from None
+    objects = [element.findtext("name", "").strip() for element in tree.iter("object")]
     unknown = [name for name in objects if name not in classes]
     if unknown:
         raise ValueError(
@@ -210,8 +206,8 @@ def _annotated_classes(path: Path, classes: tuple[str, ...]) -> list[int]:
 
 
 def _classes_of_mask(mask_path: Path, image_path: Path, classes: int) -> list[int]:
-    present = np.unique(read_mask(mask_path, image_path, classes))
-    return [int(value) - 1 for value in present if value not in (0, IGNORE)]
+    mask = read_mask(mask_path, image_path, classes)
+    return [int(value) - 1 for value in np.flatnonzero(np.bincount(mask.ravel())) if value not in (0, IGNORE)]
 
 
 def _in_threads(function: Callable[[T], list[int]], items: Sequence[T]) -> list[list[int]]:
