@@ -1,0 +1,196 @@
+"""The house's rules, checked from its source: who may import whom, and one home for each equation."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cosa.config import Config, to_json
+
+ROOT = Path(__file__).parents[1]
+COSA = sorted((ROOT / "cosa").rglob("*.py"))
+SWEEPS = sorted((ROOT / "sweeps").rglob("*.py"))
+
+EQUATION_ROOMS = frozenset({"cam", "pseudo_labels", "reliability", "threshold", "losses", "metrics"})
+
+# A module imports only from floors below its own; the rooms of one package, and the equation rooms, may
+# also import each other.
+FLOORS = (
+    frozenset({"", "_torchvision", "config", "structures"}),
+    EQUATION_ROOMS | {"presets", "provenance", "ranks"},
+    frozenset({"networks", "data"}),
+    frozenset({"inference"}),
+    frozenset({"swap", "evaluation", "panels", "optim", "checkpoint", "tracking"}),
+    frozenset({"step"}),
+    frozenset({"trainer"}),
+    frozenset({"distributed"}),
+    frozenset({"cli"}),
+)
+
+
+def _module(path: Path) -> str:
+    """Dotted name of a source file."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def _room(module: str) -> str:
+    """The part of cosa a module belongs to: `cosa.networks.ema` to `networks`, `cosa` itself to ``."""
+    return [*module.split("."), ""][1]
+
+
+MODULES = {_module(path) for path in COSA + SWEEPS}
+
+
+def _imports(source: str) -> Iterator[str]:
+    """Dotted names a module imports, at its top or late, inside functions or for type checkers alone."""
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Import(names=names):
+                yield from (alias.name for alias in names)
+            case ast.ImportFrom(module=str(module), names=names):
+                for alias in names:
+                    full = f"{module}.{alias.name}"
+                    yield full if full in MODULES else module
+            case ast.Call(
+                func=ast.Name(id="import_module") | ast.Attribute(attr="import_module"),
+                args=[ast.Constant(value=str(name)), *_],
+            ):
+                yield name
+
+
+def _packages(path: Path) -> set[str]:
+    """Top-level packages a file imports."""
+    return {name.partition(".")[0] for name in _imports(path.read_text())}
+
+
+def _ids(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", COSA, ids=_ids)
+def test_imports_run_one_way(path: Path) -> None:
+    floor_of = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+    room = _room(_module(path))
+    assert room in floor_of, f"{room} has no place in FLOORS yet: give it one"
+
+    for name in _imports(path.read_text()):
+        if name == "cosa" or name.startswith("cosa."):
+            other = _room(name)
+            together = other == room or {room, other} <= EQUATION_ROOMS
+            assert together or floor_of[other] < floor_of[room], f"{room} must not import {other}"
+
+
+@pytest.mark.parametrize("path", [p for p in COSA if _room(_module(p)) in EQUATION_ROOMS], ids=_ids)
+def test_an_equation_room_needs_nothing_but_torch(path: Path) -> None:
+    assert _packages(path) <= sys.stdlib_module_names | {"torch", "jaxtyping", "cosa"}
+    for name in _imports(path.read_text()):
+        if name.startswith("cosa"):
+            assert _room(name) in EQUATION_ROOMS | {"structures"}, f"{name} is no equation's business"
+
+
+@pytest.mark.parametrize(
+    ("package", "only"),
+    [("mlflow", {"cosa.tracking"}), ("ray", {"cosa.distributed"}), ("optuna", set()), ("sweeps", set())],
+)
+def test_one_room_alone_knows_a_service(package: str, only: set[str]) -> None:
+    assert {_module(path) for path in COSA if package in _packages(path)} <= only
+
+
+def test_settings_and_presets_need_the_standard_library_alone() -> None:
+    for name in ("config", "presets"):
+        assert _packages(ROOT / "cosa" / f"{name}.py") <= sys.stdlib_module_names | {"cosa"}
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=_ids)
+def test_sweeps_use_the_public_names_of_cosa(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "cosa":
+            names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+            assert not any(name.startswith("_") for name in names), ast.unparse(node)
+
+
+def test_the_reading_of_imports_sees_late_and_hidden_ones() -> None:
+    source = """
+from cosa import config
+def late():
+    import ray.train
+    importlib.import_module("mlflow")
+if TYPE_CHECKING:
+    from optuna import Study
+"""
+
+    assert set(_imports(source)) == {"cosa.config", "ray.train", "mlflow", "optuna"}
+
+
+def _run(program: str, *, without: tuple[str, ...] = ()) -> str:
+    """Standard output of a Python program in which some packages cannot be imported."""
+    blocked = f"import sys; sys.modules.update(dict.fromkeys({without!r}))\n"
+    done = subprocess.run(
+        [sys.executable, "-c", blocked + program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_cosa_imports_in_an_instant() -> None:
+    program = "import cosa, cosa.config, cosa.presets; print(*sys.modules)"
+
+    assert not {"torch", "numpy", "timm", "ray", "mlflow"} & set(_run(program).split())
+
+
+def test_the_command_line_waits_for_no_heavy_import_before_it_answers() -> None:
+    program = "import cosa.cli; print(*sys.modules)"
+
+    assert not {"torch", "timm", "ray", "mlflow", "albumentations"} & set(_run(program).split())
+
+
+def test_training_without_tracking_needs_neither_ray_nor_mlflow_nor_optuna(
+    tiny_config: Config, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(to_json(tiny_config))
+    program = f"""
+from pathlib import Path
+from cosa.config import from_json
+from cosa.trainer import train
+out = Path({str(tmp_path)!r})
+train(from_json((out / "config.json").read_text()), out=out / "run")
+print((out / "run" / "result.json").exists())
+"""
+
+    assert _run(program, without=("ray", "mlflow", "optuna")).endswith("True")
+
+
+def _docstrings(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            yield " ".join((ast.get_docstring(node) or "").split())
+
+
+def _citations(text: str) -> Iterator[int]:
+    """Equation numbers of each `Paper: Eq. (n).`, also of `Paper: Eq. (9) and (10).`"""
+    for numbers in re.findall(r"Paper: Eq\. ((?:\(\d+\)(?:, | and )?)+)", text):
+        yield from map(int, re.findall(r"\d+", numbers))
+
+
+@pytest.mark.parametrize("equation", range(1, 12))
+def test_every_equation_of_the_paper_has_one_home(equation: int) -> None:
+    homes = [
+        _module(path)
+        for path in COSA
+        for text in _docstrings(path)
+        for cited in _citations(text)
+        if cited == equation
+    ]
+
+    assert len(homes) == 1, f"`Paper: Eq. ({equation}).` must stand in one docstring, found in {homes}"

@@ -1,0 +1,69 @@
+"""The files beside the code: nothing in them belongs to one machine, and the lock fits the project."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+
+FORBIDDEN = {
+    "the host of a package registry": r"pypi\.org|pythonhosted\.org|registry\.npmjs|deb\.debian\.org",
+    "an index option of pip": r"--(extra-)?index-url|--find-links|PIP_INDEX|PIP_FIND_LINKS",
+    "a folder of one machine": r"(?<![\w.~-])/(work|root|opt/(wheels|pypi)|Users|home/(?!ray\b))\b(?!\.)",
+}
+
+
+def _files() -> list[Path]:
+    """What git holds or would take."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if listed.returncode:
+        pytest.skip("needs a git checkout to know which files are the project's")
+    return [path for name in listed.stdout.split("\0") if name and (path := ROOT / name).is_file()]
+
+
+@pytest.mark.parametrize("what", FORBIDDEN)
+def test_no_file_names_a_place_that_other_machines_lack(what: str) -> None:
+    found = []
+    for path in _files():
+        if path == Path(__file__):
+            continue
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:
+            continue  # a picture
+        found += [
+            f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+            for number, line in enumerate(lines, 1)
+            if re.search(FORBIDDEN[what], line)
+        ]
+
+    assert not found, f"{what}: " + "; ".join(found)
+
+
+def test_the_lock_pins_exact_versions_and_nothing_else() -> None:
+    pins = [p for p in (ROOT / "requirements.lock").read_text().splitlines() if not p.startswith("#")]
+
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][0-9a-z.]*", pin) for pin in pins)
+
+
+def test_the_lock_holds_every_dependency_in_a_version_that_the_project_accepts() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [Requirement(text) for text in project["dependencies"] + project["optional-dependencies"]["dev"]]
+    lock = (ROOT / "requirements.lock").read_text()
+    locked = {canonicalize_name(n): v for n, v in re.findall(r"^([\w.-]+)==(\S+)$", lock, re.MULTILINE)}
+
+    for requirement in wanted:
+        assert requirement.specifier.contains(locked[canonicalize_name(requirement.name)]), requirement
