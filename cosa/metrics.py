@@ -100,3 +100,36 @@ def multilabel_average_precision(
     occurrences = positives.sum(0)
     average = (positives * precision.gather(0, ends)).sum(0) / occurrences
     return average.nanmean().item()
+
+
+class ScoreCounts:
+    """Images by class, presence and score, from which the mAP of a data set shared among workers follows.
+
+    Logits are told apart to 0.01 and beyond +-20 not at all.
+    """
+
+    _LIMIT = 20.0
+    _BINS = 4000
+
+    def __init__(self, classes: int, device: torch.device) -> None:
+        """Empty counts for `classes` foreground classes."""
+        self.counts = torch.zeros(2, classes, self._BINS, dtype=torch.int64, device=device)
+        """(absent or present, c, bins); of several workers the counts add up."""
+
+    def update(self, cls_logits: Float[Tensor, "b c"], labels: Float[Tensor, "b c"]) -> None:
+        """Count the images of a batch."""
+        share = (cls_logits + self._LIMIT) / (2 * self._LIMIT)
+        scores = (share * self._BINS).long().clamp(0, self._BINS - 1)
+        columns = torch.arange(labels.shape[1], device=labels.device).expand_as(scores)
+        self.counts.index_put_((labels.long(), columns, scores), torch.ones_like(scores), accumulate=True)
+
+    def average_precision(self) -> float:
+        """mAP over the classes that occur; NaN if none does."""
+        presence, classes, bins = self.counts.shape
+        scores = torch.arange(bins, device=self.counts.device).double().repeat(presence)
+        labels = torch.tensor([0.0, 1.0], device=self.counts.device).double().repeat_interleave(bins)
+        counts = self.counts.transpose(1, 2).reshape(-1, classes).double()
+        columns = (presence * bins, classes)
+        return multilabel_average_precision(
+            scores[:, None].expand(columns), labels[:, None].expand(columns), counts
+        )

@@ -45,13 +45,21 @@ def seg_pseudo_labels(
     """SPL: the segmentation's probabilities over the classes of the image, sharpened.
 
     Paper: Eq. (7).
-    Paper: filters by the weak labels, which know no background; we always keep it.
 
     Args:
         seg_logits: Unnormalised scores of the assigning network.
         labels: Image-level labels, 0 or 1.
         tau: Softmax temperature, > 0; towards 0 the SPL become one-hot.
     """
-    background = torch.ones_like(labels[:, :1])
-    present = torch.cat([background, labels], dim=1) > 0
-    return (seg_logits / tau).masked_fill(~present[:, :, None, None], -torch.inf).softmax(1)
+    return (keep_labelled(seg_logits, labels) / tau).softmax(1)
+
+
+def keep_labelled(
+    seg_logits: Float[Tensor, "b k h w"], labels: Float[Tensor, "b c"]
+) -> Float[Tensor, "b k h w"]:
+    """Filter segmentation scores by the weak labels: classes that the image does not hold become -inf.
+
+    Paper: filters by labels that know no background; we always keep it.
+    """
+    absent = torch.cat([torch.zeros_like(labels[:, :1]), 1 - labels], dim=1) > 0
+    return seg_logits.masked_fill(absent[:, :, None, None], -torch.inf)
