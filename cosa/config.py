@@ -12,6 +12,7 @@ import difflib
 import functools
 import hashlib
 import inspect
+import itertools
 import json
 import math
 import sys
@@ -421,7 +422,7 @@ def _docstrings(section: type) -> dict[str, str]:
     module = ast.parse(inspect.getsource(sys.modules[section.__module__]))
     body = next(n.body for n in module.body if isinstance(n, ast.ClassDef) and n.name == section.__name__)
     docs = {}
-    for statement, following in zip(body, body[1:], strict=False):
+    for statement, following in itertools.pairwise(body):
         if (
             isinstance(statement, ast.AnnAssign)
             and isinstance(statement.target, ast.Name)
@@ -461,7 +462,8 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
         section, item = name.split(".")
         by_section.setdefault(section, {})[item] = _coerce(known, value)
     sections = {
-        section: dataclasses.replace(getattr(config, section), **items) for section, items in by_section.items()
+        section: dataclasses.replace(getattr(config, section), **items)
+        for section, items in by_section.items()
     }
     return dataclasses.replace(config, **sections)
 
@@ -484,7 +486,8 @@ def _coerce(known: Field, value: Any) -> Any:
         choices = typing.get_args(kind)
         if value not in choices:
             raise ValueError(
-                f"{known.name} must be one of {', '.join(choices)}, got {value!r}{nearest(str(value), choices)}"
+                f"{known.name} must be one of {', '.join(choices)}, got {value!r}"
+                f"{nearest(str(value), choices)}"
             )
         return value
     if origin is tuple:
@@ -514,7 +517,7 @@ def _coerce_scalar(name: str, kind: type, value: Any) -> Any:
         value = int(number) if kind is int and number.is_integer() else number
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if type(value) is not kind or value != value:
+    if type(value) is not kind or (kind is float and math.isnan(value)):
         raise wrong
     return value.strip() if isinstance(value, str) else value
 

@@ -71,7 +71,5 @@ def get_preset(name: str) -> Config:
         ValueError: There is none of that name; the nearest one is suggested.
     """
     if name not in PRESETS:
-        raise ValueError(
-            f"preset must be one of {', '.join(PRESETS)}, got {name!r}{nearest(name, PRESETS)}"
-        )
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}{nearest(name, PRESETS)}")
     return PRESETS[name]()

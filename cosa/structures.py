@@ -6,10 +6,8 @@ as 0, h w pixels, p q patches. A `cam` is raw unless its name says otherwise.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -39,11 +37,6 @@ class Batch:
     def pin_memory(self) -> Self:
         """The batch in page-locked memory; the loader of torch calls this by name."""
         return type(self)(**{k: v.pin_memory() for k, v in vars(self).items()})
-
-    def chunks(self, count: int) -> Iterator[Self]:
-        """`count` batches of equal size, in order."""
-        parts = {f.name: getattr(self, f.name).chunk(count) for f in dataclasses.fields(self)}
-        return (type(self)(**{name: part[i] for name, part in parts.items()}) for i in range(count))
 
 
 @dataclass(frozen=True)
@@ -116,3 +109,14 @@ class Assignment:
     """From M-dagger'."""
     spl: Float[Tensor, "b k h w"]
     """Segmentation pseudo-labels: probabilities over the image's classes and the background."""
+
+
+T = TypeVar("T", Batch, Assignment, CamTargets)
+
+
+def split(item: T, count: int) -> list[T]:
+    """`item` as `count` equal shares of its images, in order; `count` divides their number."""
+    parts: dict[str, Any] = {
+        k: v.chunk(count) if isinstance(v, Tensor) else split(v, count) for k, v in vars(item).items()
+    }
+    return [type(item)(**{k: part[i] for k, part in parts.items()}) for i in range(count)]

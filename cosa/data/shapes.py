@@ -105,7 +105,7 @@ def draw(rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]
     for context, name in (("rails", "train"), ("water", "boat")):
         present = rng.random() < (_CONTEXT_WITH_CLASS if name in names else _CONTEXT_ALONE)
         if present:
-            cx, cy, radius = places.get(name) or _place(name, rng)
+            _, cy, radius = places.get(name) or _place(name, rng)
             _CONTEXTS[context](canvas, cy + 0.62 * radius, rng)
     for _ in range(rng.integers(0, 3)):
         _distractor(canvas, rng)
@@ -161,7 +161,8 @@ def _ball(u: Plane, v: Plane) -> Mask:
 
 
 def _star(u: Plane, v: Plane) -> Mask:
-    return np.hypot(u, v) < 0.68 + 0.32 * np.cos(5 * np.arctan2(u, -v))
+    petals: Plane = 0.68 + 0.32 * np.cos(5 * np.arctan2(u, -v))
+    return np.hypot(u, v) < petals
 
 
 def _cross(u: Plane, v: Plane) -> Mask:

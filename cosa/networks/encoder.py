@@ -1,4 +1,4 @@
-"""Any Vision Transformer of timm as an encoder that gives two feature maps: an earlier block's and the last's."""
+"""Any Vision Transformer of timm as an encoder of two feature maps: an earlier block's and the last's."""
 
 from __future__ import annotations
 
@@ -36,9 +36,10 @@ class Encoder(nn.Module):
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, Tensor]:
         """Feature maps (b d p q) of the earlier and of the last block; h and w are multiples of the patch."""
-        aux, last = self.vit.forward_intermediates(
+        maps: Any = self.vit.forward_intermediates(
             images, indices=self.indices, norm=True, output_fmt="NCHW", intermediates_only=True
         )
+        aux, last = maps
         return aux, last
 
 
@@ -58,7 +59,7 @@ def build_encoder(config: NetworkConfig, image_size: int) -> Encoder:
             f"network.encoder must be a Vision Transformer of timm, got {config.encoder!r}"
             f"{nearest(config.encoder, names)}"
         )
-    shape = {
+    shape: dict[str, Any] = {
         "patch_size": config.patch_size,
         "embed_dim": config.width,
         "depth": config.depth,

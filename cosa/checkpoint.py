@@ -1,0 +1,107 @@
+"""The whole state of a run in one file, written whole or not at all.
+
+A checkpoint holds ON, AN, the optimiser, both thresholds with their queues, the step and the config. The
+step is also the data position and the state of every random number: data order, augmentations, anchors and
+stochastic depth are functions of (seed, step), so a resumed run goes on bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FORMAT = 1
+_NAME = re.compile(r"step_(\d{8})\.pt")
+
+State = dict[str, Any]
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, sync it, and rename it to `path`.
+
+    Raises:
+        OSError: No permission or no space; `path` is as it was before, the temporary file is gone.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(draft)
+        with draft.open("rb") as file:
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as RuntimeError
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise _write_error(path, error) from error
+
+
+def _write_error(path: Path, error: OSError | RuntimeError) -> OSError:
+    number = error.errno if isinstance(error, OSError) else errno.ENOSPC
+    reason = os.strerror(number) if number else str(error)
+    remedy = "free some space there" if number == errno.ENOSPC else "check its permissions"
+    return OSError(number, f"cannot write {str(path)!r}: {reason}; {remedy}, then run the same command again")
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of `step` lies."""
+    return folder / f"step_{step:08d}.pt"
+
+
+def step_of(path: Path) -> int:
+    """The step a checkpoint's name says."""
+    found = _NAME.fullmatch(path.name)
+    if found is None:
+        raise ValueError(f"checkpoint must be called step_<8 digits>.pt, got {path.name!r}")
+    return int(found[1])
+
+
+def save(folder: Path, state: State, *, keep: int) -> Path:
+    """Write `state` as the checkpoint of its step, then remove all but the newest `keep`."""
+    path = checkpoint_path(folder, state["step"])
+    write_atomically(path, lambda draft: torch.save({"format": FORMAT, **state}, draft))
+    for old in _existing(folder)[:-keep]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def load(path: Path) -> State:
+    """The state a checkpoint holds, on the CPU; nothing in it is unpickled but tensors and plain data.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is torn, no checkpoint of ours, or of another format.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint must exist, got {str(path)!r}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"checkpoint must be whole, got {str(path)!r} ({reason}); remove it") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise ValueError(f"checkpoint must be one of cosa's in format {FORMAT}, got {str(path)!r}")
+    return state
+
+
+def newest(folder: Path, warn: Callable[[str], None]) -> State | None:
+    """The newest checkpoint that can be read, or None; each unreadable one is skipped with a line."""
+    for path in reversed(_existing(folder)):
+        try:
+            return load(path)
+        except ValueError as error:
+            warn(f"skipped a checkpoint: {error}")
+    return None
+
+
+def _existing(folder: Path) -> list[Path]:
+    """Checkpoints in `folder`, oldest first."""
+    return sorted(path for path in folder.glob("step_*.pt") if _NAME.fullmatch(path.name))

@@ -1,0 +1,427 @@
+"""One training run: `train(config, out=...)`. Speaks torch.distributed; knows no Ray, no MLflow, no CLI.
+
+What a run leaves in its folder `out`:
+
+    config.json              the settings
+    checkpoints/             whole states, the newest few; the run resumes from the newest readable one
+    journal.jsonl            every metric with its step, one JSON object a line
+    panels/                  a picture panel per evaluation
+    assignment.safetensors   the final AN
+    result.json              written last: its presence means that the run is finished
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cosa import checkpoint
+from cosa.config import Config, difference, from_json, identity, to_json, warmup_identity
+from cosa.data.dataset import SegmentationDataset, open_dataset
+from cosa.data.loader import evaluation_batches, step_names, train_batches
+from cosa.evaluation import evaluate
+from cosa.networks.network import CosaNetwork
+from cosa.panels import draw_panels, panel_rows
+from cosa.ranks import Ranks
+from cosa.step import TERMS, TrainingState, build_state, cotraining, training_step, wrap
+from cosa.structures import Batch
+from cosa.swap import objective
+from cosa.tracking import NullTracker, Tracker
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands, told on every rank at each log step, evaluation and checkpoint."""
+
+    step: int
+    """Optimiser steps done."""
+    iterations: int
+    """Optimiser steps this call will reach."""
+    metrics: Mapping[str, float]
+    """Metrics that are new, by their tracked names."""
+    checkpoint: Path | None
+    """The checkpoint just written, if any."""
+    images_per_second: float
+    """Training speed over all ranks, evaluations left out; 0 before the first log step."""
+    seconds_left: float
+    """Estimated from the speed so far; NaN before the first log step."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished call of `train` hands back."""
+
+    step: int
+    """Optimiser steps done."""
+    metrics: dict[str, float]
+    """Metrics of the last evaluation, by their tracked names."""
+    checkpoint: Path
+    """The last whole-state checkpoint."""
+    out: Path
+    """The run's folder."""
+    run_id: str | None
+    """The tracker's id of the run."""
+    seconds: float
+    """Seconds over all sessions of the run, evaluations included."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """A term of the loss became NaN or infinite; the last checkpoint is from before."""
+
+
+def train(
+    config: Config,
+    *,
+    out: Path,
+    tracker: Tracker | None = None,
+    report: Callable[[Progress], None] | None = None,
+    fork_from: Path | None = None,
+    stop_at: int | None = None,
+) -> Result:
+    """Train CoSA, or go on where this run stopped.
+
+    The same `config` and `out` resume from the newest checkpoint in `out`, bit for bit on a CPU. Losses are
+    means over the whole batch and randomness is a function of (seed, step), so the number of ranks changes
+    nothing but rounding.
+
+    Args:
+        config: What to train.
+        out: The run's folder, made if needed; on storage that all ranks reach.
+        tracker: Where metrics and pictures go beside `out`; nowhere by default.
+        report: Called on every rank at each log step, evaluation and checkpoint.
+        fork_from: Checkpoint of a shared warm-up to start from, where `out` has none yet.
+        stop_at: Stop after this step instead of `train.iterations`, keeping the schedule of the whole run.
+
+    Raises:
+        ValueError: `out` holds another run, the fork's warm-up is another, or data or weights are unfit.
+        NonFiniteLossError: A term of the loss became NaN or infinite.
+        OSError: The output could not be written; what was written before is whole.
+    """
+    ranks = Ranks.current()
+    out = out.absolute()
+    target = config.train.iterations if stop_at is None else stop_at
+    _check_call(config, out, target, ranks)
+    dataset = open_dataset(config.data, config.data.train_split)
+    run = _Run(
+        config=config,
+        out=out,
+        target=target,
+        ranks=ranks,
+        tracker=tracker if tracker and ranks.first else NullTracker(),
+        report=report or _say_nothing,
+        dataset=dataset,
+        validation=open_dataset(config.data, config.data.val_split),
+        state=build_state(config, len(dataset.classes), ranks.device),
+    )
+    run.begin(fork_from)
+    try:
+        run.loop()
+        result = run.end()
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+        run.tracker.finish("KILLED" if stopped else "FAILED")
+        raise
+    run.tracker.finish("FINISHED")
+    return result
+
+
+@dataclass
+class _Run:
+    """The parts of one run, wired together."""
+
+    config: Config
+    out: Path
+    target: int
+    ranks: Ranks
+    tracker: Tracker
+    report: Callable[[Progress], None]
+    dataset: SegmentationDataset
+    validation: SegmentationDataset
+    state: TrainingState
+    clock: _Clock = field(init=False)
+    details: dict[str, Any] = field(default_factory=dict)
+    """Per-class IoU and curves of the last evaluation."""
+
+    def begin(self, fork_from: Path | None) -> None:
+        """Resume, fork, or start; then tell the tracker."""
+        state = self.state
+        saved = checkpoint.newest(self.out / "checkpoints", log.warning)
+        if saved is not None:
+            state.resume(saved)
+        elif fork_from is not None:
+            state.fork(_load_warmup(fork_from, self.config))
+        self.ranks.wait()  # every rank has read before the first one writes
+        if self.ranks.first:
+            _write_text(self.out / "config.json", to_json(self.config))
+            _cut_journal(self.out / "journal.jsonl", after=state.step)
+        tags = {"cosa.data_fingerprint": self.dataset.fingerprint()}
+        state.run_id = self.tracker.start(self.config, out=self.out, tags=tags, resume_step=state.step)
+        self.clock = _Clock(state.step)
+
+    def loop(self) -> None:
+        """Train from the state's step to the target; log, evaluate and save on the way."""
+        config, state, ranks = self.config, self.state, self.ranks
+        learner, phase = wrap(state, config, ranks), cotraining(state, config)
+        for batch in self._batches():
+            if cotraining(state, config) != phase:
+                learner, phase = wrap(state, config, ranks), cotraining(state, config)
+            terms = training_step(state, learner, batch.to(ranks.device), config, ranks)
+            last = state.step == self.target
+            metrics: dict[str, float] = {}
+            if last or state.step % config.train.log_every == 0:
+                metrics |= self._measure(terms)
+            if last or state.step % config.evaluation.every == 0:
+                metrics |= self._evaluate()
+            save = last or state.step % config.train.checkpoint_every == 0
+            if metrics or save:
+                self._tell(metrics, save=save)
+
+    def _batches(self) -> Iterator[Batch]:
+        """This rank's shares of the batches that are still to come."""
+        return itertools.islice(
+            train_batches(
+                self.dataset,
+                self.config,
+                start=self.state.step,
+                rank=self.ranks.rank,
+                world=self.ranks.world,
+            ),
+            self.target - self.state.step,
+        )
+
+    def _measure(self, terms: Mapping[str, Tensor]) -> dict[str, float]:
+        """Losses, thresholds and the learning rate as numbers: the one place where the host waits."""
+        config, state = self.config, self.state
+        names = list(terms)
+        means = self.ranks.total(torch.stack([terms[name] for name in names])) / self.ranks.world
+        losses = dict(zip(names, means.tolist(), strict=True))
+        metrics = {f"train/loss/{name}": value for name, value in losses.items()}
+        metrics["train/loss/total"] = float(
+            objective({k: torch.tensor(v) for k, v in losses.items()}, config)
+        )
+        metrics["train/learning_rate"] = state.optimizer.param_groups[0]["lr"]
+        metrics["train/images_per_second"] = self.clock.speed(state.step) * config.train.batch_size
+        if state.step > config.train.warmup:
+            metrics["train/threshold"] = float(state.thresholds.cam.value)
+            metrics["train/aux_threshold"] = float(state.thresholds.aux_cam.value)
+        return metrics
+
+    def _evaluate(self) -> dict[str, float]:
+        """Both networks on the validation split, with a picture panel of AN."""
+        config, state = self.config, self.state
+        metrics: dict[str, float] = {}
+        with self.clock.paused(), self._autocast():
+            for name, network in (("assignment", state.assignment), ("online", state.online)):
+                network.eval()
+                found = evaluate(
+                    network,
+                    evaluation_batches(self.validation, config, rank=self.ranks.rank, world=self.ranks.world),
+                    config=config.evaluation,
+                    classes=self.validation.classes,
+                    xi=float(state.thresholds.cam.value),
+                    aux_xi=float(state.thresholds.aux_cam.value),
+                    reduce=self.ranks.total,
+                    device=self.ranks.device,
+                )
+                metrics |= {f"val/{name}/{key}": value for key, value in found.metrics.items()}
+                self.details[name] = {"per_class": found.per_class, "curves": found.curves}
+            state.online.train()
+            if self.ranks.first and config.evaluation.panel_images:
+                self._draw_panel()
+        state.metrics = metrics
+        return metrics
+
+    def _draw_panel(self) -> None:
+        """The first validation images as AN sees them."""
+        config, state = self.config, self.state
+        path = self.out / "panels" / f"step_{state.step:08d}.png"
+        rows = panel_rows(
+            state.assignment,
+            evaluation_batches(self.validation, config),
+            config=config.evaluation,
+            xi=float(state.thresholds.cam.value),
+            device=self.ranks.device,
+        )
+        picture = draw_panels(rows, self.validation.classes)
+        checkpoint.write_atomically(path, lambda draft: picture.save(draft, format="PNG"))
+        self.tracker.log_artifact(path, "panels")
+
+    def _tell(self, metrics: dict[str, float], *, save: bool) -> None:
+        """Write metrics, then the checkpoint, then tell whoever listens; nothing of a broken loss is kept."""
+        state = self.state
+        self._check_finite()
+        state.seconds += self.clock.lap()
+        path = checkpoint.checkpoint_path(self.out / "checkpoints", state.step) if save else None
+        if self.ranks.first:
+            if metrics:
+                _append_line(self.out / "journal.jsonl", {"step": state.step, **metrics})
+                self.tracker.log_metrics(metrics, state.step)
+            if save:
+                whole = state.to_dict(self.config, self.dataset.fingerprint())
+                checkpoint.save(self.out / "checkpoints", whole, keep=self.config.train.keep_checkpoints)
+        speed = self.clock.speed(state.step)
+        self.report(
+            Progress(
+                step=state.step,
+                iterations=self.target,
+                metrics=metrics,
+                checkpoint=path,
+                images_per_second=speed * self.config.train.batch_size,
+                seconds_left=(self.target - state.step) / speed if speed else math.nan,
+            )
+        )
+
+    def _check_finite(self) -> None:
+        """Stop, naming term, step and images, if a loss has not been finite since the last check."""
+        steps = self.state.bad_step.tolist()
+        broken = sorted((step, name) for step, name in zip(steps, TERMS, strict=True) if step >= 0)
+        if broken:
+            step, name = broken[0]
+            images = ", ".join(step_names(self.dataset, self.config, step)[:8])
+            raise NonFiniteLossError(
+                f"loss term {name!r} must stay finite, got NaN or infinity at step {step} on the images "
+                f"{images}; lower optim.lr or set optim.clip_norm, and look at these images"
+            )
+
+    def end(self) -> Result:
+        """Leave AN and, last of all, `result.json`, the mark of a finished run."""
+        state = self.state
+        if self.ranks.first and not _is_finished(self.out, state.step):
+            final = self.out / "assignment.safetensors"
+            checkpoint.write_atomically(final, lambda draft: save_file(_on_cpu(state.assignment), draft))
+            self.tracker.log_artifact(final)
+            result = {
+                "identity": identity(self.config),
+                "warmup_identity": warmup_identity(self.config),
+                "step": state.step,
+                "metrics": state.metrics,
+                **self.details,
+                "classes": self.dataset.classes,
+                "seconds": state.seconds,
+                "run_id": state.run_id,
+                "data_fingerprint": self.dataset.fingerprint(),
+            }
+            _write_text(self.out / "result.json", json.dumps(result, indent=2) + "\n")
+            self.tracker.log_artifact(self.out / "result.json")
+        self.ranks.wait()
+        return Result(
+            step=state.step,
+            metrics=dict(state.metrics),
+            checkpoint=checkpoint.checkpoint_path(self.out / "checkpoints", state.step),
+            out=self.out,
+            run_id=state.run_id,
+            seconds=state.seconds,
+        )
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self.ranks.device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16"
+        )
+
+
+def _say_nothing(progress: Progress) -> None:
+    """The report of a caller that listens to none."""
+
+
+class _Clock:
+    """Training speed of this session, evaluations left out."""
+
+    def __init__(self, step: int) -> None:
+        self.first_step = step
+        self.begun = self.lap_begun = time.perf_counter()
+        self.left_out = 0.0
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time that does not count as training."""
+        begun = time.perf_counter()
+        yield
+        self.left_out += time.perf_counter() - begun
+
+    def speed(self, step: int) -> float:
+        """Steps per second so far."""
+        return (step - self.first_step) / max(time.perf_counter() - self.begun - self.left_out, 1e-9)
+
+    def lap(self) -> float:
+        """Seconds since the last lap, everything counted."""
+        now = time.perf_counter()
+        seconds, self.lap_begun = now - self.lap_begun, now
+        return seconds
+
+
+def _check_call(config: Config, out: Path, target: int, ranks: Ranks) -> None:
+    """Refuse what cannot be trained here before anything is read or written."""
+    if not 0 < target <= config.train.iterations:
+        raise ValueError(f"stop_at must lie in [1, {config.train.iterations}], got {target}")
+    shares = ranks.world * config.train.accumulate
+    if config.train.batch_size % shares:
+        raise ValueError(
+            f"train.batch_size must be a multiple of workers x train.accumulate = {shares}, "
+            f"got {config.train.batch_size}"
+        )
+    if not (out / "config.json").is_file():
+        return
+    before = from_json((out / "config.json").read_text())
+    if identity(before) != identity(config):
+        changes = "; ".join(f"{name} {old!r} -> {new!r}" for name, old, new in difference(before, config))
+        raise ValueError(
+            f"out must be a new folder or hold this very run, got {str(out)!r}, whose run differs in "
+            f"{changes}; choose another folder or the old settings"
+        )
+
+
+def _load_warmup(path: Path, config: Config) -> checkpoint.State:
+    """The state of a shared warm-up, checked to be the one that `config` would train itself."""
+    saved = checkpoint.load(path)
+    trained = from_json(saved["config"])
+    if warmup_identity(trained) != warmup_identity(config) or saved["step"] != config.train.warmup:
+        raise ValueError(
+            f"fork_from must be this run's own warm-up after {config.train.warmup} steps, got {str(path)!r} "
+            f"after {saved['step']} steps of warm-up {warmup_identity(trained)} instead of "
+            f"{warmup_identity(config)}"
+        )
+    return saved
+
+
+def _is_finished(out: Path, step: int) -> bool:
+    path = out / "result.json"
+    return path.is_file() and json.loads(path.read_text())["step"] == step
+
+
+def _on_cpu(network: CosaNetwork) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+
+
+def _write_text(path: Path, text: str) -> None:
+    checkpoint.write_atomically(path, lambda draft: draft.write_text(text))
+
+
+def _append_line(path: Path, entry: Mapping[str, object]) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def _cut_journal(path: Path, *, after: int) -> None:
+    """Drop lines of steps that will be trained again, and a torn last line."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            if json.loads(line)["step"] <= after:
+                kept.append(line + "\n")
+    _write_text(path, "".join(kept))
