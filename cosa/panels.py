@@ -1,0 +1,246 @@
+"""The picture panel of an evaluation: what the network makes of a few images, one row each.
+
+Columns: image, ground truth, M, M-dagger, CPL, SPL, prediction. Maps are shown in the size of the image's
+own mask. Label maps have the colours of PASCAL VOC, white where nothing is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from cosa.cam import to_activation
+from cosa.config import EvaluationConfig
+from cosa.data.dataset import normalise
+from cosa.inference import multiscale, resize
+from cosa.networks.network import CosaNetwork
+from cosa.pseudo_labels import cam_pseudo_labels, keep_labelled
+from cosa.structures import IGNORE, EvaluationBatch, FusedOutput
+
+_COLUMNS = ("image", "ground truth", "M", "M-dagger", "CPL", "SPL", "prediction")
+_TILE = 128
+_GAP = 6
+_HEADER = 22
+_CAPTION = 18
+_INK = (32, 32, 32)
+_PAPER = (255, 255, 255)
+_MARGIN = (236, 236, 236)
+# From cold to hot, evenly spaced, ever lighter: also readable without colour.
+_HEAT = np.array(
+    [(13, 8, 60), (90, 15, 120), (190, 45, 95), (245, 120, 45), (252, 235, 130)], dtype=np.float64
+)
+
+
+@dataclass(frozen=True)
+class PanelRow:
+    """One image and all that is said of it, in the size of its mask."""
+
+    name: str
+    """The image's name in the split's list."""
+    labels: Float[Tensor, " c"]
+    """Image-level labels, 0 or 1."""
+    image: UInt8[np.ndarray, "h w 3"]
+    """RGB."""
+    ground_truth: Int[Tensor, "h w"]
+    """Classes in [0, k) or IGNORE."""
+    activation: Float[Tensor, "c h w"]
+    """Activations of M in [0, 1]."""
+    aux_activation: Float[Tensor, "c h w"]
+    """Activations of M-dagger in [0, 1]."""
+    cpl: Int[Tensor, "h w"]
+    """CAM pseudo-labels from M."""
+    spl: Int[Tensor, "h w"]
+    """The likeliest class of the segmentation pseudo-labels."""
+    prediction: Int[Tensor, "h w"]
+    """The likeliest class of the segmentation, label-free."""
+
+
+@torch.no_grad()
+def panel_rows(
+    network: CosaNetwork,
+    batches: Iterable[EvaluationBatch],
+    *,
+    config: EvaluationConfig,
+    xi: float,
+    device: torch.device,
+) -> list[PanelRow]:
+    """What the network makes of the first `evaluation.panel_images` images.
+
+    Args:
+        network: In evaluation mode, on `device`.
+        batches: Read only as far as images are shown.
+        config: Scales, flips and the number of images.
+        xi: The training's threshold of M, for the CPL.
+        device: Where to compute.
+    """
+    rows: list[PanelRow] = []
+    for batch in batches:
+        size = (batch.images.shape[2], batch.images.shape[3])
+        images = batch.images[: config.panel_images - len(rows)].to(device)
+        fused = multiscale(network, images, scales=config.scales, flip=config.flip, size=size)
+        rows += [_row(batch, fused, i, xi) for i in range(len(images))]
+        if len(rows) == config.panel_images:
+            break
+    return rows
+
+
+def _row(batch: EvaluationBatch, fused: FusedOutput, index: int, xi: float) -> PanelRow:
+    mask, one = batch.masks[index], slice(index, index + 1)
+    size = (mask.shape[0], mask.shape[1])
+    labels = batch.labels[one]
+    everywhere = torch.ones_like(mask, dtype=torch.bool)[None]
+    cam, aux_cam, seg_logits = (
+        resize(maps[one], size).cpu() for maps in (fused.cam, fused.aux_cam, fused.seg_logits)
+    )
+    activation = to_activation(cam, labels, everywhere)
+    return PanelRow(
+        name=batch.names[index],
+        labels=labels[0],
+        image=_rgb(resize(batch.images[one], size)[0]),
+        ground_truth=mask,
+        activation=activation[0],
+        aux_activation=to_activation(aux_cam, labels, everywhere)[0],
+        cpl=cam_pseudo_labels(activation, xi, everywhere)[0],
+        spl=keep_labelled(seg_logits, labels).argmax(1)[0],
+        prediction=seg_logits.argmax(1)[0],
+    )
+
+
+def _rgb(normalised: Float[Tensor, "3 h w"]) -> UInt8[np.ndarray, "h w 3"]:
+    """The picture a normalised image was made from."""
+    black, white = normalise(np.array([0, 255], dtype=np.uint8)[:, None, None, None].repeat(3, axis=3))
+    picture = ((normalised - black) / (white - black)).clamp(0, 1) * 255
+    rgb: NDArray[np.uint8] = picture.round().byte().permute(1, 2, 0).numpy()
+    return rgb
+
+
+def palette(k: int) -> UInt8[np.ndarray, "k 3"]:
+    """Colours of PASCAL VOC for classes 0 ... k - 1, black first: a class's bits, spread over RGB."""
+    classes = np.arange(k)
+    colours = np.zeros((k, 3), dtype=np.uint8)
+    for level in range(8):
+        for channel in range(3):
+            bit = classes >> (3 * level + channel) & 1
+            colours[:, channel] |= (bit << (7 - level)).astype(np.uint8)
+    return colours
+
+
+def draw_panels(rows: Sequence[PanelRow], classes: tuple[str, ...]) -> Image.Image:
+    """Draw rows under one header, each with its image's name and the classes it is labelled with."""
+    width = _GAP + len(_COLUMNS) * (_TILE + _GAP)
+    height = _HEADER + len(rows) * (_TILE + _CAPTION + _GAP)
+    panel = Image.new("RGB", (width, height), _PAPER)
+    draw = ImageDraw.Draw(panel)
+    for column, title in enumerate(_COLUMNS):
+        middle = _GAP + column * (_TILE + _GAP) + _TILE // 2
+        draw.text((middle, _HEADER // 2), title, fill=_INK, font=_font(13), anchor="mm")
+    for index, row in enumerate(rows):
+        top = _HEADER + index * (_TILE + _CAPTION + _GAP)
+        for column, tile in enumerate(_tiles(row, classes)):
+            panel.paste(tile, (_GAP + column * (_TILE + _GAP), top))
+        _draw_legend(draw, row, classes, top + _TILE, width)
+    return panel
+
+
+def _tiles(row: PanelRow, classes: tuple[str, ...]) -> list[Image.Image]:
+    """The pictures of a row, in the order of the columns."""
+    heats = (
+        _name_peaks(_tile(_heat(row.image, maps), Image.Resampling.BILINEAR), maps, row.labels, classes)
+        for maps in (row.activation, row.aux_activation)
+    )
+    colours = np.full((IGNORE + 1, 3), 255, dtype=np.uint8)
+    colours[: len(classes) + 1] = palette(len(classes) + 1)
+
+    def label_map(labels: Int[Tensor, "h w"]) -> Image.Image:
+        return _tile(colours[labels.numpy()], Image.Resampling.NEAREST)
+
+    return [
+        _tile(row.image, Image.Resampling.BILINEAR),
+        label_map(row.ground_truth),
+        *heats,
+        *map(label_map, (row.cpl, row.spl, row.prediction)),
+    ]
+
+
+def _tile(picture: UInt8[np.ndarray, "h w 3"], resampling: Image.Resampling) -> Image.Image:
+    """The picture as large as a tile allows, in the middle of it, its proportions kept."""
+    tile = Image.new("RGB", (_TILE, _TILE), _MARGIN)
+    left, top, width, height = _place(picture.shape[0], picture.shape[1])
+    tile.paste(Image.fromarray(picture).resize((width, height), resampling), (left, top))
+    return tile
+
+
+def _place(height: int, width: int) -> tuple[int, int, int, int]:
+    """Left, top, width and height in a tile of a picture of this size."""
+    scale = _TILE / max(height, width)
+    shown_width, shown_height = max(1, round(width * scale)), max(1, round(height * scale))
+    return (_TILE - shown_width) // 2, (_TILE - shown_height) // 2, shown_width, shown_height
+
+
+def _heat(image: UInt8[np.ndarray, "h w 3"], maps: Float[Tensor, "c h w"]) -> UInt8[np.ndarray, "h w 3"]:
+    """The maximum activation in heat colours over the image in grey."""
+    strongest = maps.amax(0).numpy()
+    stops = np.linspace(0, 1, len(_HEAT))
+    heat = np.stack([np.interp(strongest, stops, _HEAT[:, channel]) for channel in range(3)], axis=-1)
+    grey = image.mean(-1, keepdims=True)
+    blended: NDArray[np.float64] = 0.35 * grey + 0.65 * heat
+    return blended.round().astype(np.uint8)
+
+
+def _name_peaks(
+    tile: Image.Image, maps: Float[Tensor, "c h w"], labels: Float[Tensor, " c"], classes: tuple[str, ...]
+) -> Image.Image:
+    """Write each present class where it is most activated, as long as no other name is in the way."""
+    draw = ImageDraw.Draw(tile)
+    height, width = maps.shape[1:]
+    left, top, shown_width, shown_height = _place(height, width)
+    taken: list[tuple[float, float, float, float]] = []
+    for index in labels.nonzero().flatten().tolist():
+        y, x = divmod(int(maps[index].argmax()), width)
+        half = draw.textlength(classes[index], font=_font(10)) / 2 + 2
+        middle = left + (x + 0.5) * shown_width / width
+        centre = (
+            min(max(middle, half), max(half, _TILE - half)),
+            min(max(top + (y + 0.5) * shown_height / height, 8), _TILE - 8),
+        )
+        box = draw.textbbox(centre, classes[index], font=_font(10), anchor="mm", stroke_width=2)
+        if not any(_overlap(box, other) for other in taken):
+            draw.text(
+                centre, classes[index], _PAPER, _font(10), anchor="mm", stroke_width=2, stroke_fill=_INK
+            )
+            taken.append(box)
+    return tile
+
+
+def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _draw_legend(
+    draw: ImageDraw.ImageDraw, row: PanelRow, classes: tuple[str, ...], top: int, width: int
+) -> None:
+    """Under a row: the image's name, then the classes it is labelled with beside their colours."""
+    middle, x = top + _CAPTION // 2, float(_GAP)
+    draw.text((x, middle), row.name, fill=_INK, font=_font(11), anchor="lm")
+    x += max(_TILE + _GAP, draw.textlength(row.name, font=_font(11)) + 12)
+    colours = palette(len(classes) + 1)
+    for index in row.labels.nonzero().flatten().tolist():
+        length = draw.textlength(classes[index], font=_font(11))
+        if x + 14 + length > width:
+            draw.text((width - _GAP, middle), "...", fill=_INK, font=_font(11), anchor="rm")
+            break
+        red, green, blue = (int(value) for value in colours[index + 1])
+        draw.rectangle((x, middle - 5, x + 10, middle + 5), fill=(red, green, blue))
+        draw.text((x + 14, middle), classes[index], fill=_INK, font=_font(11), anchor="lm")
+        x += 14 + length + 12
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
