@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
+import tests.typecheck  # noqa: F401  (jaxtyping asks for it by name)
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads on two busy cores are slower than one
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or its import asks the network
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
-install_import_hook(["cosa"], "beartype.beartype")
+install_import_hook(["cosa"], "tests.typecheck.checked")
 
 import torch  # noqa: E402  (reads OMP_NUM_THREADS on import)
 
