@@ -517,7 +517,7 @@ def _coerce_scalar(name: str, kind: type, value: Any) -> Any:
         value = int(number) if kind is int and number.is_integer() else number
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if type(value) is not kind or (kind is float and math.isnan(value)):
+    if type(value) is not kind or (isinstance(value, float) and math.isnan(value)):
         raise wrong
     return value.strip() if isinstance(value, str) else value
 
