@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from cosa import config as configs
 from cosa.config import Config
@@ -28,6 +28,8 @@ from cosa.provenance import environment_tags, identity_tags, source_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+else:
+    MlflowClient = Any  # its import takes seconds; tests check annotations as the program runs
 
 T = TypeVar("T")
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -280,6 +282,17 @@ class TrackingSpec:
             parent_run_id=self.parent_run_id,
             tags=self.tags,
         )
+
+    def close(self, out: Path, status: Status) -> None:
+        """Close the run of `out` from outside, where its own process could not; a warning if that fails."""
+        run_id = read_run_id(out)
+        if not self.uri or not run_id:
+            return
+        try:
+            with _explained(self.uri):
+                _connect(resolve_uri(self.uri)).set_terminated(run_id, status)
+        except TrackingError as error:
+            _log.warning("tracking: run %s was not closed: %s", run_id, error)
 
 
 def resolve_uri(uri: str) -> str:

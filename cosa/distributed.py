@@ -1,0 +1,415 @@
+"""Ray Train around `trainer.train`: the same run on N workers; the only file of cosa that knows Ray.
+
+How N workers agree: each takes a contiguous share of every batch, so together they see the images that one
+process would see. Gradients are averaged over the shares; the normaliser of RAW, the denominators of the
+losses and the histograms behind both thresholds are summed over all workers before anything is derived from
+them. The number of workers therefore changes nothing but rounding.
+
+How a run survives: the trainer's own checkpoints in `out` are the one truth. A worker that dies takes its
+group with it; Ray starts a new group, and the trainer goes on from the newest checkpoint. What Ray itself
+keeps, in `out/ray`, are its notes of this one attempt: metrics and a pointer to each checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import queue
+import secrets
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.queue import Queue
+
+from cosa.config import Config, identity, override
+from cosa.tracking import TrackingError, TrackingSpec, initialise_store
+from cosa.trainer import NonFiniteLossError, Progress, Result, train
+
+_log = logging.getLogger(__name__)
+_ray: Any = ray  # partly without annotations
+_ray_train: Any = ray.train  # its annotations describe the first version of Train; what runs is the second
+
+_CPUS_PER_WORKER = 0.9  # below one, so that a Tune trial's own sliver of a CPU leaves room for its workers
+_OBJECT_STORE = 128 * 2**20  # bytes; nothing of size goes through Ray, whose default is a third of the memory
+_POLL_SECONDS = 0.5
+
+_QUIET = {
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # also how long a report waits to be taken: 2 s by default
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+class WorkerError(RuntimeError):
+    """Workers died more often than is forgiven; the message is one line."""
+
+
+class _FinalError(Exception):
+    """Raised in a worker for what no restart can mend."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What every worker is told."""
+
+    config: Config
+    out: Path
+    tracking: TrackingSpec
+    fork_from: Path | None
+    stop_at: int | None
+    token: str
+    messages: Queue
+
+    @property
+    def token_file(self) -> Path:
+        """Written by whoever starts the run; a worker that cannot read it does not share the storage."""
+        return self.out / "ray" / "token"
+
+
+def fit(
+    config: Config,
+    *,
+    out: Path,
+    workers: int,
+    tracking: TrackingSpec | None = None,
+    fork_from: Path | None = None,
+    stop_at: int | None = None,
+    show: Callable[[Progress], object] | None = None,
+    max_failures: int = 3,
+    address: str = "local",
+) -> Result:
+    """Train on `workers` processes through Ray Train.
+
+    Each has a GPU and speaks NCCL where the cluster has GPUs, else a CPU and gloo. The same `config` and
+    `out` resume, whatever the number of workers was before.
+
+    Args:
+        config: What to train.
+        out: The run's folder, on storage that this process and all workers reach under the same path.
+        workers: Processes, >= 1; must divide `train.batch_size`.
+        tracking: Where the run is tracked, by its first worker; nowhere by default.
+        fork_from: Checkpoint of a shared warm-up to start from, see `trainer.train`.
+        stop_at: Stop after this step, see `trainer.train`.
+        show: Called in this process with the progress of the first worker; what it raises ends the run.
+        max_failures: How many times workers may die before the run is given up.
+        address: Cluster to join where this process is in none yet; `local` starts one for this run alone.
+
+    Raises:
+        WorkerError: Workers died too often, or Ray could not start them.
+        ValueError: More workers than the cluster has room for, or whatever `trainer.train` refuses.
+        TrackingError, NonFiniteLossError, OSError: As `trainer.train` raises them.
+    """
+    if workers < 1:
+        raise ValueError(f"workers must be >= 1, got {workers}; trainer.train needs no Ray for one process")
+    tracking = tracking or TrackingSpec()
+    if tracking.uri:
+        initialise_store(tracking.uri, tracking.experiment)
+    out = out.absolute()
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        with ray_instance(address):
+            gpus = _check_resources(workers)
+            messages = Queue(actor_options={"num_cpus": 0})
+            job = _Job(
+                config=_absolute_paths(config),
+                out=out,
+                tracking=tracking,
+                fork_from=fork_from.absolute() if fork_from else None,
+                stop_at=stop_at,
+                token=secrets.token_hex(8),
+                messages=messages,
+            )
+            try:
+                _write_token(job)
+                return _follow(_trainer(job, workers, max_failures, gpus=gpus), messages, show)
+            finally:
+                messages.shutdown(force=True)  # a worker still running stops at its next report
+    except (KeyboardInterrupt, SystemExit):
+        tracking.close(out, "KILLED")
+        raise
+    except WorkerError:
+        tracking.close(out, "FAILED")
+        raise
+
+
+@contextlib.contextmanager
+def ray_instance(address: str = "local") -> Iterator[None]:
+    """A connection to Ray: the one this process has, else to `address`, ended afterwards.
+
+    `local` starts an instance for this process alone. Ray listens on all interfaces, so it is locked by a
+    random token, which stays in this process's environment: Ray's own way would leave one in the home
+    folder, and a later `ray start` would silently ask everybody for it. The dashboard stays on: without it
+    Train inside Tune never finishes.
+
+    Raises:
+        WorkerError: No cluster answers at `address`.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address == "local":
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        local: dict[str, Any] = {
+            "include_dashboard": True,
+            "dashboard_host": "127.0.0.1",
+            "_node_ip_address": "127.0.0.1",
+            "object_store_memory": _OBJECT_STORE,
+        }
+        ray.init(address="local", **local, **quiet)
+    else:
+        try:
+            ray.init(address=address, **quiet)
+        except ConnectionError as error:
+            raise WorkerError(
+                f"a Ray cluster must run at {address!r}, got none: {_one_line(error)}"
+            ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_resources(workers: int) -> bool:
+    """Whether workers get a GPU each; refuses more workers than the cluster will ever have room for.
+
+    Ray would wait for them without a word.
+    """
+    cluster: Mapping[str, float] = _ray.cluster_resources()
+    gpus = int(cluster.get("GPU", 0))
+    most, kind = (gpus, "GPU") if gpus else (int(cluster.get("CPU", 0)), "CPU")
+    if workers > most:
+        raise ValueError(
+            f"workers must be at most {most}, the {kind}s of the Ray cluster, got {workers}; "
+            f"use fewer workers or add machines"
+        )
+    free = _ray.available_resources().get(kind, 0)
+    if free < workers * (1 if gpus else _CPUS_PER_WORKER):
+        _log.warning("waiting for %s %ss of the Ray cluster: others use all but %s", workers, kind, free)
+    return gpus > 0
+
+
+def _absolute_paths(config: Config) -> Config:
+    """`config` with its paths made absolute, since workers run in folders of their own."""
+    changes = {"data.root": str(Path(config.data.root).expanduser().absolute())}
+    if config.network.weights:
+        changes["network.weights"] = str(Path(config.network.weights).expanduser().absolute())
+    return override(config, changes)
+
+
+def _write_token(job: _Job) -> None:
+    """Start with an empty `out/ray`: what Ray noted of an earlier attempt must not steer this one."""
+    folder = job.token_file.parent
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    job.token_file.write_text(job.token)
+
+
+def _trainer(job: _Job, workers: int, max_failures: int, *, gpus: bool) -> Any:
+    resources = {"CPU": _CPUS_PER_WORKER, "GPU": 1} if gpus else {"CPU": _CPUS_PER_WORKER}
+    trainer: Any = TorchTrainer
+    return trainer(
+        _Worker(job),
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        scaling_config=_ray_train.ScalingConfig(
+            num_workers=workers, use_gpu=gpus, resources_per_worker=resources
+        ),
+        run_config=_ray_train.RunConfig(
+            name=f"{job.out.name}-{identity(job.config)[:8]}",
+            storage_path=str(job.out / "ray"),
+            callbacks=[_StopOnFinalError()],
+            checkpoint_config=_ray_train.CheckpointConfig(num_to_keep=1),
+            failure_config=_ray_train.FailureConfig(max_failures=max_failures, controller_failure_limit=0),
+            # One thread each: workers that share cores are many times slower with more.
+            worker_runtime_env={"env_vars": {} if gpus else {"OMP_NUM_THREADS": "1"}},
+        ),
+    )
+
+
+class _StopOnFinalError(ray.train.UserCallback):
+    """Runs beside Ray's controller, where an exception ends the run without another attempt."""
+
+    def after_exception(
+        self,
+        run_context: object,  # noqa: ARG002 (Ray passes both by name)
+        worker_exceptions: dict[int, Exception],
+    ) -> None:
+        """Called with what the workers raised; a worker that was killed is not among the final errors."""
+        for error in worker_exceptions.values():
+            if isinstance(error, _FinalError):
+                raise error
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """What runs in each worker; a callable object rather than a config, which Ray would show to others."""
+
+    job: _Job
+
+    def __call__(self) -> Result:
+        job = self.job
+        first = ray.train.get_context().get_world_rank() == 0
+        try:
+            _check_storage(job)
+            with _forwarded_log(job.messages) if first else contextlib.nullcontext():
+                return train(
+                    job.config,
+                    out=job.out,
+                    tracker=job.tracking.tracker() if first else None,
+                    report=lambda progress: _report(progress, job.messages, first=first),
+                    fork_from=job.fork_from,
+                    stop_at=job.stop_at,
+                )
+        except _FINAL as error:
+            if isinstance(error, OSError) and not _is_final(error):
+                raise
+            _tell(job.messages, error)
+            raise _FinalError(_one_line(error)) from error
+
+
+_FINAL = (ValueError, TypeError, TrackingError, NonFiniteLossError, OSError)
+_FINAL_ERRNOS = {
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.ENOTDIR,
+}
+
+
+def _is_final(error: OSError) -> bool:
+    """Whether trying again is in vain: a missing file is, a lost connection is not."""
+    return error.errno is None or error.errno in _FINAL_ERRNOS
+
+
+def _check_storage(job: _Job) -> None:
+    try:
+        token = job.token_file.read_text()
+    except FileNotFoundError:
+        token = ""
+    if token != job.token:
+        raise ValueError(
+            f"out must lie on storage that every worker reaches, got {str(job.out)!r}, which is not the same "
+            f"folder on {_ray.util.get_node_ip_address()}; choose a shared folder"
+        )
+
+
+def _report(progress: Progress, messages: Queue, *, first: bool) -> None:
+    """Tell Ray, which waits here until every worker does, and whoever follows the run."""
+    metrics = {"step": progress.step, **progress.metrics}
+    if first and progress.checkpoint:
+        with tempfile.TemporaryDirectory() as folder:
+            pointer = {"path": str(progress.checkpoint), "step": progress.step}
+            (Path(folder) / "checkpoint.json").write_text(json.dumps(pointer) + "\n")
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+    else:
+        ray.train.report(metrics)
+    if first:
+        _tell(messages, progress)
+
+
+def _tell(messages: Queue, message: Progress | str | Exception) -> None:
+    try:
+        messages.put(message)
+    except ray.exceptions.RayActorError:
+        raise _FinalError("whoever started the run is gone") from None
+
+
+@contextlib.contextmanager
+def _forwarded_log(messages: Queue) -> Iterator[None]:
+    """Send cosa's warnings to whoever follows the run: a worker's own output ends in a file of Ray's."""
+    handler = _QueueHandler(messages)
+    logger = logging.getLogger("cosa")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _QueueHandler(logging.Handler):
+    def __init__(self, messages: Queue) -> None:
+        super().__init__(logging.WARNING)
+        self.messages = messages
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send the text of one record."""
+        _tell(self.messages, record.getMessage())
+
+
+def _follow(trainer: Any, messages: Queue, show: Callable[[Progress], object] | None) -> Result:
+    """Run `trainer` to its end in a thread, passing on here what the first worker tells.
+
+    In the main thread Ray would take over Ctrl-C and go on for seconds.
+    """
+    ended: list[Any] = []
+
+    def run() -> None:
+        try:
+            ended.append(trainer.fit())
+        except Exception as error:  # noqa: BLE001 (raised again in the thread that waits)
+            ended.append(error)
+
+    thread = threading.Thread(target=run, name="ray-train", daemon=True)
+    thread.start()
+    failures: list[Exception] = []
+    running = True
+    while running:
+        running = thread.is_alive()  # looked at first, so that the last messages are read after the end
+        for message in _received(messages):
+            if isinstance(message, Exception):
+                failures.append(message)
+            elif isinstance(message, str):
+                _log.warning("%s", message)
+            elif show:
+                show(message)
+    outcome = ended[0]
+    if failures:
+        raise failures[0]
+    if isinstance(outcome, Exception):
+        raise _explain(outcome) from None
+    result: Result = outcome.return_value
+    return result
+
+
+def _received(messages: Queue) -> Iterator[Progress | str | Exception]:
+    """What has been told, waiting a moment for the first of it."""
+    seconds = _POLL_SECONDS
+    with contextlib.suppress(queue.Empty):
+        while True:
+            yield messages.get(timeout=seconds)
+            seconds = 0.01
+
+
+def _explain(error: Exception) -> Exception:
+    """One line for what Ray Train raises; anything else as it is."""
+    if isinstance(error, ray.train.WorkerGroupError):
+        rank, first = min(error.worker_failures.items())
+        return WorkerError(f"worker {rank} failed: {_one_line(first)}")
+    if isinstance(error, ray.train.ControllerError):
+        return WorkerError(f"Ray Train failed: {_one_line(error.controller_failure)}")
+    return error
+
+
+def _one_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:300]
