@@ -12,10 +12,7 @@ from pathlib import Path
 import pytest
 
 from cosa.config import Config, to_json
-
-ROOT = Path(__file__).parents[1]
-COSA = sorted((ROOT / "cosa").rglob("*.py"))
-SWEEPS = sorted((ROOT / "sweeps").rglob("*.py"))
+from tests.reading import COSA, ROOT, SWEEPS, docstrings, imports, module_name, packages
 
 EQUATION_ROOMS = frozenset({"cam", "pseudo_labels", "reliability", "threshold", "losses", "metrics"})
 
@@ -34,39 +31,9 @@ FLOORS = (
 )
 
 
-def _module(path: Path) -> str:
-    """Dotted name of a source file."""
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-
-
 def _room(module: str) -> str:
     """The part of cosa a module belongs to: `cosa.networks.ema` to `networks`, `cosa` itself to ``."""
     return [*module.split("."), ""][1]
-
-
-MODULES = {_module(path) for path in COSA + SWEEPS}
-
-
-def _imports(source: str) -> Iterator[str]:
-    """Dotted names a module imports, at its top or late, inside functions or for type checkers alone."""
-    for node in ast.walk(ast.parse(source)):
-        match node:
-            case ast.Import(names=names):
-                yield from (alias.name for alias in names)
-            case ast.ImportFrom(module=str(module), names=names):
-                for alias in names:
-                    full = f"{module}.{alias.name}"
-                    yield full if full in MODULES else module
-            case ast.Call(
-                func=ast.Name(id="import_module") | ast.Attribute(attr="import_module"),
-                args=[ast.Constant(value=str(name)), *_],
-            ):
-                yield name
-
-
-def _packages(path: Path) -> set[str]:
-    """Top-level packages a file imports."""
-    return {name.partition(".")[0] for name in _imports(path.read_text())}
 
 
 def _ids(path: Path) -> str:
@@ -76,20 +43,20 @@ def _ids(path: Path) -> str:
 @pytest.mark.parametrize("path", COSA, ids=_ids)
 def test_imports_run_one_way(path: Path) -> None:
     floor_of = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-    room = _room(_module(path))
+    room = _room(module_name(path))
     assert room in floor_of, f"{room} has no place in FLOORS yet: give it one"
 
-    for name in _imports(path.read_text()):
+    for name in imports(path.read_text()):
         if name == "cosa" or name.startswith("cosa."):
             other = _room(name)
             together = other == room or {room, other} <= EQUATION_ROOMS
             assert together or floor_of[other] < floor_of[room], f"{room} must not import {other}"
 
 
-@pytest.mark.parametrize("path", [p for p in COSA if _room(_module(p)) in EQUATION_ROOMS], ids=_ids)
+@pytest.mark.parametrize("path", [p for p in COSA if _room(module_name(p)) in EQUATION_ROOMS], ids=_ids)
 def test_an_equation_room_needs_nothing_but_torch(path: Path) -> None:
-    assert _packages(path) <= sys.stdlib_module_names | {"torch", "jaxtyping", "cosa"}
-    for name in _imports(path.read_text()):
+    assert packages(path) <= sys.stdlib_module_names | {"torch", "jaxtyping", "cosa"}
+    for name in imports(path.read_text()):
         if name.startswith("cosa"):
             assert _room(name) in EQUATION_ROOMS | {"structures"}, f"{name} is no equation's business"
 
@@ -99,12 +66,12 @@ def test_an_equation_room_needs_nothing_but_torch(path: Path) -> None:
     [("mlflow", {"cosa.tracking"}), ("ray", {"cosa.distributed"}), ("optuna", set()), ("sweeps", set())],
 )
 def test_one_room_alone_knows_a_service(package: str, only: set[str]) -> None:
-    assert {_module(path) for path in COSA if package in _packages(path)} <= only
+    assert {module_name(path) for path in COSA if package in packages(path)} <= only
 
 
 def test_settings_and_presets_need_the_standard_library_alone() -> None:
     for name in ("config", "presets"):
-        assert _packages(ROOT / "cosa" / f"{name}.py") <= sys.stdlib_module_names | {"cosa"}
+        assert packages(ROOT / "cosa" / f"{name}.py") <= sys.stdlib_module_names | {"cosa"}
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=_ids)
@@ -125,7 +92,7 @@ if TYPE_CHECKING:
     from optuna import Study
 """
 
-    assert set(_imports(source)) == {"cosa.config", "ray.train", "mlflow", "optuna"}
+    assert set(imports(source)) == {"cosa.config", "ray.train", "mlflow", "optuna"}
 
 
 def _run(program: str, *, without: tuple[str, ...] = ()) -> str:
@@ -171,12 +138,6 @@ print((out / "run" / "result.json").exists())
     assert _run(program, without=("ray", "mlflow", "optuna")).endswith("True")
 
 
-def _docstrings(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-            yield " ".join((ast.get_docstring(node) or "").split())
-
-
 def _citations(text: str) -> Iterator[int]:
     """Equation numbers of each `Paper: Eq. (n).`, also of `Paper: Eq. (9) and (10).`"""
     for numbers in re.findall(r"Paper: Eq\. ((?:\(\d+\)(?:, | and )?)+)", text):
@@ -186,9 +147,9 @@ def _citations(text: str) -> Iterator[int]:
 @pytest.mark.parametrize("equation", range(1, 12))
 def test_every_equation_of_the_paper_has_one_home(equation: int) -> None:
     homes = [
-        _module(path)
+        module_name(path)
         for path in COSA
-        for text in _docstrings(path)
+        for text in docstrings(path)
         for cited in _citations(text)
         if cited == equation
     ]

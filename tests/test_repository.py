@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).parents[1]
+from tests.reading import COSA, ROOT, SWEEPS, packages
 
 FORBIDDEN = {
     "the host of a package registry": r"pypi\.org|pythonhosted\.org|registry\.npmjs|deb\.debian\.org",
@@ -59,11 +61,26 @@ def test_the_lock_pins_exact_versions_and_nothing_else() -> None:
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][0-9a-z.]*", pin) for pin in pins)
 
 
-def test_the_lock_holds_every_dependency_in_a_version_that_the_project_accepts() -> None:
+def _requirements() -> dict[str, Requirement]:
+    """What pyproject.toml asks for, by canonical name."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [Requirement(text) for text in project["dependencies"] + project["optional-dependencies"]["dev"]]
+    texts = project["dependencies"] + project["optional-dependencies"]["dev"]
+    return {canonicalize_name(r.name): r for r in map(Requirement, texts)}
+
+
+def test_the_lock_holds_every_dependency_in_a_version_that_the_project_accepts() -> None:
     lock = (ROOT / "requirements.lock").read_text()
     locked = {canonicalize_name(n): v for n, v in re.findall(r"^([\w.-]+)==(\S+)$", lock, re.MULTILINE)}
 
-    for requirement in wanted:
-        assert requirement.specifier.contains(locked[canonicalize_name(requirement.name)]), requirement
+    for name, requirement in _requirements().items():
+        assert requirement.specifier.contains(locked[name]), requirement
+
+
+def test_every_package_that_the_code_imports_is_a_dependency() -> None:
+    imported = set().union(*(packages(path) for path in COSA + SWEEPS))
+    # torchvision comes with timm, and is touched for its sake alone.
+    foreign = imported - sys.stdlib_module_names - {"cosa", "sweeps", "torchvision"}
+    homes = packages_distributions()
+    declared = _requirements().keys()
+
+    assert not {p for p in foreign if not {canonicalize_name(d) for d in homes.get(p, [])} & declared}

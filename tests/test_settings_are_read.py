@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import ast
 import re
-from pathlib import Path
 
 import pytest
 
 from cosa.config import fields
+from tests.reading import COSA
 
-COSA = Path(__file__).parents[1] / "cosa"
 SECTIONS = {name.partition(".")[0] for name in fields()}
 
 
@@ -101,7 +100,7 @@ def _settings_read(source: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def settings_read() -> set[str]:
-    readers = [path for path in COSA.rglob("*.py") if path.name not in {"config.py", "presets.py"}]
+    readers = [path for path in COSA if path.name not in {"config.py", "presets.py"}]
     return set().union(*(_settings_read(path.read_text()) for path in readers))
 
 
