@@ -43,7 +43,7 @@ class GaussianPair:
 
 def activation_bin(activation: Float[Tensor, "*s"], bins: int = BINS) -> Int[Tensor, "*s"]:
     """Bin of each activation; exact, so that `bin >= i` is `activation >= i / bins`."""
-    return torch.bucketize(activation, _inner_edges(bins, activation), right=True)
+    return torch.bucketize(activation.contiguous(), _inner_edges(bins, activation), right=True)
 
 
 def _inner_edges(bins: int, like: Tensor) -> Float[Tensor, " n"]:
