@@ -201,7 +201,7 @@ def _name_peaks(
     draw = ImageDraw.Draw(tile)
     height, width = maps.shape[1:]
     left, top, shown_width, shown_height = _place(height, width)
-    taken: list[tuple[float, float, float, float]] = []
+    taken: list[tuple[float, ...]] = []
     for index in labels.nonzero().flatten().tolist():
         y, x = divmod(int(maps[index].argmax()), width)
         half = draw.textlength(classes[index], font=_font(10)) / 2 + 2
@@ -210,7 +210,8 @@ def _name_peaks(
             min(max(middle, half), max(half, _TILE - half)),
             min(max(top + (y + 0.5) * shown_height / height, 8), _TILE - 8),
         )
-        box = draw.textbbox(centre, classes[index], font=_font(10), anchor="mm", stroke_width=2)
+        text_box = draw.textbbox(centre, classes[index], font=_font(10), anchor="mm", stroke_width=2)
+        box = tuple(float(edge) for edge in text_box)
         if not any(_overlap(box, other) for other in taken):
             draw.text(
                 centre, classes[index], _PAPER, _font(10), anchor="mm", stroke_width=2, stroke_fill=_INK
@@ -219,7 +220,8 @@ def _name_peaks(
     return tile
 
 
-def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    """Whether two boxes, each (left, top, right, bottom), share a place."""
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
