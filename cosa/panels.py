@@ -202,7 +202,7 @@ def _name_peaks(
     height, width = maps.shape[1:]
     left, top, shown_width, shown_height = _place(height, width)
     taken: list[tuple[float, ...]] = []
-    for index in labels.nonzero().flatten().tolist():
+    for index in (maps.amax((1, 2)) * labels).nonzero().flatten().tolist():
         y, x = divmod(int(maps[index].argmax()), width)
         half = draw.textlength(classes[index], font=_font(10)) / 2 + 2
         middle = left + (x + 0.5) * shown_width / width
