@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from cosa import config as configs
 from cosa.config import Config
@@ -52,6 +52,7 @@ class TrackingError(RuntimeError):
     """The tracking store cannot be used; the message is one line that says where and what to do."""
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """What the trainer tells of a run. Only rank 0 calls it."""
 
