@@ -57,8 +57,9 @@ def _train_batches(
         collate_fn=_collate,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
-        # A fork would copy a process that already runs CUDA and threads.
-        multiprocessing_context="forkserver" if workers else None,
+        # A fork would copy a process that already runs CUDA and threads; a fork server's children outlive a
+        # killed run, as torch's watchdog looks at their parent alone.
+        multiprocessing_context="spawn" if workers else None,
     )
     for batch in loader:
         if isinstance(batch, Exception):

@@ -94,10 +94,10 @@ def geometry(data: DataConfig) -> albumentations.Compose:
 def _blur(data: DataConfig) -> albumentations.GaussianBlur:
     """Gaussian blur, its kernel as wide as its sigma asks for.
 
-    Paper silent on sigma: we take U(0.1, 2) pixels, as self-supervised learning does at 224 pixels, and
-    proportionally less on smaller crops, whose objects would vanish.
+    Paper silent on sigma: we draw up to 2 pixels, as self-supervised learning does at 224, proportionally
+    less on smaller crops, whose objects would vanish, and never less than up to 1, which still blurs.
     """
-    largest = min(2.0, data.crop_size / 112)
+    largest = min(max(1.0, data.crop_size / 112), 2.0)
     return albumentations.GaussianBlur(blur_limit=0, sigma_limit=(largest / 20, largest), p=data.blur_prob)
 
 
