@@ -38,17 +38,23 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         with draft.open("rb") as file:
             os.fsync(file.fileno())
         draft.replace(path)
-    except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as RuntimeError
+    except BaseException as error:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)
-        raise _write_error(path, error) from error
+        # torch's writer ends a failed write with a RuntimeError of its own, raised while it handles the OSError
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if not isinstance(cause, OSError):
+            raise
+        raise write_error(path, cause) from error
 
 
-def _write_error(path: Path, error: OSError | RuntimeError) -> OSError:
-    number = error.errno if isinstance(error, OSError) else errno.ENOSPC
-    reason = os.strerror(number) if number else str(error)
-    remedy = "free some space there" if number == errno.ENOSPC else "check its permissions"
-    return OSError(number, f"cannot write {str(path)!r}: {reason}; {remedy}, then run the same command again")
+def write_error(path: Path, error: OSError) -> OSError:
+    """The one line that says what could not be written, why, and what to do."""
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+    remedy = "free some space there" if full else "check its permissions"
+    message = f"cannot write {str(path)!r}: {reason}; {remedy}, then run the same command again"
+    return OSError(error.errno, message) if error.errno else OSError(message)
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -65,10 +71,20 @@ def step_of(path: Path) -> int:
 
 
 def save(folder: Path, state: State, *, keep: int) -> Path:
-    """Write `state` as the checkpoint of its step, then remove all but the newest `keep`."""
+    """Write `state` as the checkpoint of its step, then remove all but the newest `keep` up to that step.
+
+    A later one is no checkpoint of this run's past but one that could not be read: it takes nobody's place.
+    """
     path = checkpoint_path(folder, state["step"])
-    write_atomically(path, lambda draft: torch.save({"format": FORMAT, **state}, draft))
-    for old in _existing(folder)[:-keep]:
+
+    def write(draft: Path) -> None:
+        with draft.open("wb") as file:  # given a path, torch would hide why it could not write
+            torch.save({"format": FORMAT, **state}, file)
+
+    write_atomically(path, write)
+    past = [old for old in _existing(folder) if step_of(old) <= state["step"]]
+    drafts = folder.glob(".step_*.part")  # of a process that was killed while it wrote
+    for old in (*past[:-keep], *drafts):
         old.unlink(missing_ok=True)
     return path
 
