@@ -53,7 +53,7 @@ def build_encoder(config: NetworkConfig, image_size: int) -> Encoder:
     import timm
     from timm.models.vision_transformer import VisionTransformer
 
-    names = timm.list_models(module="vision_transformer")
+    names = [*timm.list_models(module="vision_transformer"), *timm.list_models(module="deit")]
     if config.encoder.partition(".")[0] not in names:
         raise ValueError(
             f"network.encoder must be a Vision Transformer of timm, got {config.encoder!r}"
@@ -66,16 +66,23 @@ def build_encoder(config: NetworkConfig, image_size: int) -> Encoder:
         "num_heads": config.heads,
     }
     own = {name: value for name, value in shape.items() if value}
-    vit = timm.create_model(
-        config.encoder,
-        pretrained=config.pretrained,
-        img_size=image_size,
-        dynamic_img_size=True,
-        num_classes=0,
-        global_pool="",
-        drop_path_rate=config.drop_path,
-        **own,
-    )
+    try:
+        vit = timm.create_model(
+            config.encoder,
+            pretrained=config.pretrained,
+            img_size=image_size,
+            dynamic_img_size=True,
+            num_classes=0,
+            global_pool="",
+            drop_path_rate=config.drop_path,
+            **own,
+        )
+    except (AssertionError, RuntimeError) as error:  # timm's own checks: heads that do not divide the width
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"network must be one that timm can build, got {config.encoder!r} with {own} ({reason}); "
+            "change these settings"
+        ) from error
     if not isinstance(vit, VisionTransformer):
         raise ValueError(f"network.encoder must be a plain Vision Transformer, got {config.encoder!r}")
     if -config.aux_block > len(vit.blocks):
