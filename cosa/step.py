@@ -87,9 +87,11 @@ def build_state(config: Config, classes: int, device: torch.device) -> TrainingS
         raise ValueError(
             f"evaluation.size must be a multiple of the patch size {patch}, got {config.evaluation.size}"
         )
-    online = online.to(device)
+    online = online.to(device).train()
+    assignment = assignment_of(online)
     if config.train.compile:
-        online.compile()
+        for network in (online, assignment):  # a copy of a compiled network is not compiled
+            network.compile()
     threshold = functools.partial(
         make_threshold,
         config.threshold.mode,
@@ -99,8 +101,8 @@ def build_state(config: Config, classes: int, device: torch.device) -> TrainingS
         device,
     )
     return TrainingState(
-        online=online.train(),
-        assignment=assignment_of(online),
+        online=online,
+        assignment=assignment,
         optimizer=build_optimizer(online, config.optim),
         thresholds=Thresholds(threshold(), threshold()),
         bad_step=torch.full((len(TERMS),), -1, device=device),
@@ -161,8 +163,9 @@ def training_step(
     state.optimizer.zero_grad(set_to_none=True)
     terms: dict[str, Tensor] = {}
     for i, part in enumerate(split(batch, count)):
-        with _sync_gradients(learner, last=i == count - 1), autocast():
-            output = learner(part.strong, segment=cotraining(state, config))
+        with _sync_gradients(learner, last=i == count - 1):
+            with autocast():  # the network alone: CSC's similarities would be bfloat16, too
+                output = learner(part.strong, segment=cotraining(state, config))
             part_terms = learn(
                 output, part, assigned[i], config, pixels=pixels, keys=keys[i] if keys else None
             )
