@@ -181,13 +181,15 @@ class _Run:
                 learner, phase = wrap(state, config, ranks), cotraining(state, config)
             terms = training_step(state, learner, batch.to(ranks.device), config, ranks)
             last = state.step == self.target
-            metrics: dict[str, float] = {}
-            if last or state.step % config.train.log_every == 0:
-                metrics |= self._measure(terms)
-            if last or state.step % config.evaluation.every == 0:
-                metrics |= self._evaluate()
+            measure = last or state.step % config.train.log_every == 0
+            judge = last or state.step % config.evaluation.every == 0
             save = last or state.step % config.train.checkpoint_every == 0
-            if metrics or save:
+            if measure or judge or save:
+                self._check_finite()
+                metrics = {
+                    **(self._measure(terms) if measure else {}),
+                    **(self._evaluate() if judge else {}),
+                }
                 self._tell(metrics, save=save)
 
     def _batches(self) -> Iterator[Batch]:
@@ -261,9 +263,8 @@ class _Run:
         self.tracker.log_artifact(path, "panels")
 
     def _tell(self, metrics: dict[str, float], *, save: bool) -> None:
-        """Write metrics, then the checkpoint, then tell whoever listens; nothing of a broken loss is kept."""
+        """Write metrics, then the checkpoint, then tell whoever listens."""
         state = self.state
-        self._check_finite()
         state.seconds += self.clock.lap()
         path = checkpoint.checkpoint_path(self.out / "checkpoints", state.step) if save else None
         if self.ranks.first:
@@ -286,15 +287,31 @@ class _Run:
         )
 
     def _check_finite(self) -> None:
-        """Stop, naming term, step and images, if a loss has not been finite since the last check."""
-        steps = self.state.bad_step.tolist()
-        broken = sorted((step, name) for step, name in zip(steps, TERMS, strict=True) if step >= 0)
-        if broken:
-            step, name = broken[0]
-            images = ", ".join(step_names(self.dataset, self.config, step)[:8])
+        """Stop where a loss on any rank, or the weights, have not been finite since the last check.
+
+        All ranks stop together, before anything of a broken network is judged or kept.
+        """
+        state, ranks = self.state, self.ranks
+        rows = torch.zeros(ranks.world, len(TERMS), dtype=torch.int64, device=ranks.device)
+        rows[ranks.rank] = state.bad_step + 1
+        first = [
+            (step - 1, name)
+            for row in ranks.total(rows).tolist()
+            for step, name in zip(row, TERMS, strict=True)
+            if step
+        ]
+        if first:
+            step, name = min(first)
+            names = step_names(self.dataset, self.config, step)
+            more = f" and {len(names) - 8} more" if len(names) > 8 else ""
             raise NonFiniteLossError(
                 f"loss term {name!r} must stay finite, got NaN or infinity at step {step} on the images "
-                f"{images}; lower optim.lr or set optim.clip_norm, and look at these images"
+                f"{', '.join(names[:8])}{more}; lower optim.lr or set optim.clip_norm, and look at these images"
+            )
+        if not torch.stack([torch.isfinite(p).all() for p in state.online.parameters()]).all():
+            raise NonFiniteLossError(
+                f"weights must stay finite, got NaN or infinity by step {state.step - 1}, where every loss was "
+                "finite; lower optim.lr or set optim.clip_norm"
             )
 
     def end(self) -> Result:
