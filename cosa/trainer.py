@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save as safetensors
 from torch import Tensor
 
 from cosa import checkpoint
@@ -319,7 +319,9 @@ class _Run:
         state = self.state
         if self.ranks.first and not _is_finished(self.out, state.step):
             final = self.out / "assignment.safetensors"
-            checkpoint.write_atomically(final, lambda draft: save_file(_on_cpu(state.assignment), draft))
+            # as bytes: a full disk is then an OSError as everywhere, and the file has ordinary permissions
+            weights = safetensors(_on_cpu(state.assignment))
+            checkpoint.write_atomically(final, lambda draft: draft.write_bytes(weights))
             self.tracker.log_artifact(final)
             result = {
                 "identity": identity(self.config),
@@ -428,8 +430,11 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _append_line(path: Path, entry: Mapping[str, object]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(entry) + "\n")
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+    except OSError as error:
+        raise checkpoint.write_error(path, error) from error
 
 
 def _cut_journal(path: Path, *, after: int) -> None:
