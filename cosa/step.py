@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,9 @@ class TrainingState:
     seconds: float = 0.0
     run_id: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    """What the last evaluation found."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """Per-class IoU and curves of the last evaluation, by network."""
 
     def to_dict(self, config: Config, fingerprint: str) -> checkpoint.State:
         """Plain data and tensors for a checkpoint."""
@@ -54,6 +58,7 @@ class TrainingState:
             "seconds": self.seconds,
             "run_id": self.run_id,
             "metrics": self.metrics,
+            "details": self.details,
         }
 
     def resume(self, saved: checkpoint.State) -> None:
@@ -61,7 +66,8 @@ class TrainingState:
         self.fork(saved)
         self.thresholds.cam.load_state_dict(saved["threshold"])
         self.thresholds.aux_cam.load_state_dict(saved["aux_threshold"])
-        self.seconds, self.run_id, self.metrics = saved["seconds"], saved["run_id"], saved["metrics"]
+        self.seconds, self.run_id = saved["seconds"], saved["run_id"]
+        self.metrics, self.details = saved["metrics"], saved["details"]
 
     def fork(self, saved: checkpoint.State) -> None:
         """Start from another run's networks and optimiser, with an account of one's own."""

@@ -153,8 +153,6 @@ class _Run:
     validation: SegmentationDataset
     state: TrainingState
     clock: _Clock = field(init=False)
-    details: dict[str, Any] = field(default_factory=dict)
-    """Per-class IoU and curves of the last evaluation."""
 
     def begin(self, fork_from: Path | None) -> None:
         """Resume, fork, or start; then tell the tracker."""
@@ -226,6 +224,7 @@ class _Run:
         """Both networks on the validation split, with a picture panel of AN."""
         config, state = self.config, self.state
         metrics: dict[str, float] = {}
+        details: dict[str, Any] = {}
         with self.clock.paused(), self._autocast():
             for name, network in (("assignment", state.assignment), ("online", state.online)):
                 network.eval()
@@ -240,11 +239,11 @@ class _Run:
                     device=self.ranks.device,
                 )
                 metrics |= {f"val/{name}/{key}": value for key, value in found.metrics.items()}
-                self.details[name] = {"per_class": found.per_class, "curves": found.curves}
+                details[name] = {"per_class": found.per_class, "curves": found.curves}
             state.online.train()
             if self.ranks.first and config.evaluation.panel_images:
                 self._draw_panel()
-        state.metrics = metrics
+        state.metrics, state.details = metrics, details
         return metrics
 
     def _draw_panel(self) -> None:
@@ -328,7 +327,7 @@ class _Run:
                 "warmup_identity": warmup_identity(self.config),
                 "step": state.step,
                 "metrics": state.metrics,
-                **self.details,
+                **state.details,
                 "classes": self.dataset.classes,
                 "seconds": state.seconds,
                 "run_id": state.run_id,
