@@ -41,7 +41,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     except BaseException as error:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)
-        # torch's writer ends a failed write with a RuntimeError of its own, raised while it handles the OSError
+        # torch's writer ends a failed write with a RuntimeError of its own, on top of the OSError
         cause = error.__context__ if isinstance(error, RuntimeError) else error
         if not isinstance(cause, OSError):
             raise

@@ -28,10 +28,18 @@ from safetensors.torch import save as safetensors
 from torch import Tensor
 
 from cosa import checkpoint
-from cosa.config import Config, difference, from_json, identity, to_json, warmup_identity
+from cosa.config import (
+    MACHINE_FIELDS,
+    Config,
+    difference,
+    from_json,
+    identity,
+    to_json,
+    warmup_identity,
+)
 from cosa.data.dataset import SegmentationDataset, open_dataset
 from cosa.data.loader import evaluation_batches, step_names, train_batches
-from cosa.evaluation import evaluate
+from cosa.evaluation import coexistence_indices, evaluate
 from cosa.networks.network import CosaNetwork
 from cosa.panels import draw_panels, panel_rows
 from cosa.ranks import Ranks
@@ -96,7 +104,7 @@ def train(
 
     The same `config` and `out` resume from the newest checkpoint in `out`, bit for bit on a CPU. Losses are
     means over the whole batch and randomness is a function of (seed, step), so the number of ranks changes
-    nothing but rounding.
+    nothing but rounding; where `network.drop_path` > 0, also which paths are dropped.
 
     Args:
         config: What to train.
@@ -116,6 +124,7 @@ def train(
     target = config.train.iterations if stop_at is None else stop_at
     _check_call(config, out, target, ranks)
     dataset = open_dataset(config.data, config.data.train_split)
+    coexistence_indices(config.evaluation, dataset.classes)  # refuses now what would end the first evaluation
     run = _Run(
         config=config,
         out=out,
@@ -124,6 +133,7 @@ def train(
         tracker=tracker if tracker and ranks.first else NullTracker(),
         report=report or _say_nothing,
         dataset=dataset,
+        fingerprint=dataset.fingerprint(),  # once: it looks at every file
         validation=open_dataset(config.data, config.data.val_split),
         state=build_state(config, len(dataset.classes), ranks.device),
     )
@@ -150,6 +160,7 @@ class _Run:
     tracker: Tracker
     report: Callable[[Progress], None]
     dataset: SegmentationDataset
+    fingerprint: str
     validation: SegmentationDataset
     state: TrainingState
     clock: _Clock = field(init=False)
@@ -161,12 +172,24 @@ class _Run:
         if saved is not None:
             state.resume(saved)
         elif fork_from is not None:
-            state.fork(_load_warmup(fork_from, self.config))
+            saved = _load_warmup(fork_from, self.config)
+            state.fork(saved)
+        if state.step > self.target:
+            raise ValueError(
+                f"stop_at must be at least {state.step}, the steps that {str(self.out)!r} has behind it, "
+                f"got {self.target}"
+            )
+        if saved and saved["data_fingerprint"] != self.fingerprint:
+            log.warning(
+                "data.root holds other images, masks or labels than %s steps were trained on", state.step
+            )
         self.ranks.wait()  # every rank has read before the first one writes
         if self.ranks.first:
+            if not _is_finished(self.out, self.target):  # a run that goes on is not finished
+                (self.out / "result.json").unlink(missing_ok=True)
             _write_text(self.out / "config.json", to_json(self.config))
             _cut_journal(self.out / "journal.jsonl", after=state.step)
-        tags = {"cosa.data_fingerprint": self.dataset.fingerprint()}
+        tags = {"cosa.data_fingerprint": self.fingerprint}
         state.run_id = self.tracker.start(self.config, out=self.out, tags=tags, resume_step=state.step)
         self.clock = _Clock(state.step)
 
@@ -271,7 +294,7 @@ class _Run:
                 _append_line(self.out / "journal.jsonl", {"step": state.step, **metrics})
                 self.tracker.log_metrics(metrics, state.step)
             if save:
-                whole = state.to_dict(self.config, self.dataset.fingerprint())
+                whole = state.to_dict(self.config, self.fingerprint)
                 checkpoint.save(self.out / "checkpoints", whole, keep=self.config.train.keep_checkpoints)
         speed = self.clock.speed(state.step)
         self.report(
@@ -305,12 +328,13 @@ class _Run:
             more = f" and {len(names) - 8} more" if len(names) > 8 else ""
             raise NonFiniteLossError(
                 f"loss term {name!r} must stay finite, got NaN or infinity at step {step} on the images "
-                f"{', '.join(names[:8])}{more}; lower optim.lr or set optim.clip_norm, and look at these images"
+                f"{', '.join(names[:8])}{more}; "
+                "lower optim.lr or set optim.clip_norm, and look at these images"
             )
         if not torch.stack([torch.isfinite(p).all() for p in state.online.parameters()]).all():
             raise NonFiniteLossError(
-                f"weights must stay finite, got NaN or infinity by step {state.step - 1}, where every loss was "
-                "finite; lower optim.lr or set optim.clip_norm"
+                f"weights must stay finite, got NaN or infinity by step {state.step - 1}, where every loss "
+                "was finite; lower optim.lr or set optim.clip_norm"
             )
 
     def end(self) -> Result:
@@ -331,7 +355,7 @@ class _Run:
                 "classes": self.dataset.classes,
                 "seconds": state.seconds,
                 "run_id": state.run_id,
-                "data_fingerprint": self.dataset.fingerprint(),
+                "data_fingerprint": self.fingerprint,
             }
             _write_text(self.out / "result.json", json.dumps(result, indent=2) + "\n")
             self.tracker.log_artifact(self.out / "result.json")
@@ -395,7 +419,11 @@ def _check_call(config: Config, out: Path, target: int, ranks: Ranks) -> None:
         return
     before = from_json((out / "config.json").read_text())
     if identity(before) != identity(config):
-        changes = "; ".join(f"{name} {old!r} -> {new!r}" for name, old, new in difference(before, config))
+        changes = "; ".join(
+            f"{name} {old!r} -> {new!r}"
+            for name, old, new in difference(before, config)
+            if name not in MACHINE_FIELDS
+        )
         raise ValueError(
             f"out must be a new folder or hold this very run, got {str(out)!r}, whose run differs in "
             f"{changes}; choose another folder or the old settings"
