@@ -78,6 +78,16 @@ def test_the_fit_agrees_with_scikit_learn_on_the_same_samples() -> None:
     np.testing.assert_allclose(pair.var.sqrt(), reference.covariances_[order, 0, 0] ** 0.5, atol=1 / BINS)
 
 
+def test_the_fit_has_converged_on_clusters_that_run_into_each_other() -> None:
+    rng = np.random.default_rng(0)
+    samples = np.concatenate([rng.beta(1, 6, 6000), rng.beta(4, 2, 3000)])
+    reference = GaussianMixture(2, random_state=0, tol=1e-9, max_iter=1000).fit(samples[:, None])
+
+    pair = fit_two_gaussians(histogram_of(samples), EVERYTHING)
+
+    np.testing.assert_allclose(pair.mu, np.sort(reference.means_[:, 0]), atol=1 / BINS)
+
+
 def test_the_fit_agrees_with_scikit_learn_without_the_lowest_activations() -> None:
     samples = np.concatenate([np.zeros(20_000), two_clusters()])
     kept = samples[samples > 0.05]
@@ -148,6 +158,18 @@ def test_two_clusters_are_split_between_their_means() -> None:
     assert 0.35 < xi.item() < 0.55
 
 
+def test_a_threshold_lies_above_the_cut_even_where_all_is_foreground() -> None:
+    histogram = torch.zeros(20, dtype=torch.int64)
+    histogram[10:] = 5
+    foreground_everywhere = GaussianPair(
+        pi=torch.tensor([0.01, 0.99]), mu=torch.tensor([0.0, 0.7]), var=torch.tensor([0.01, 0.05])
+    )
+
+    xi = search_threshold(histogram, foreground_everywhere, 0.3, FALLBACK)
+
+    assert xi.item() == pytest.approx(0.35)
+
+
 @pytest.mark.parametrize("filled", [[], [7]], ids=["empty", "constant"])
 def test_a_queue_with_nothing_to_split_falls_back(filled: list[int]) -> None:
     histogram = torch.zeros(20, dtype=torch.int64)
@@ -180,16 +202,15 @@ def test_the_dynamic_threshold_leaves_its_start_smoothly() -> None:
     assert way == pytest.approx(expected)
 
 
-def test_the_dynamic_threshold_forgets_what_left_the_queue() -> None:
-    old, new = histogram_of(two_clusters()), histogram_of(two_clusters(1) * 0.7)
-    moved, fresh = (DynamicThreshold(0.45, queue=3, min_activation=0.05, device=CPU) for _ in range(2))
+def test_the_dynamic_threshold_knows_the_last_batches_and_no_older_ones() -> None:
+    batches = [histogram_of(two_clusters(seed) * scale) for seed, scale in enumerate((1, 1, 0.9, 0.7, 0.5))]
+    threshold = DynamicThreshold(0.45, queue=3, min_activation=0.05, device=CPU)
 
-    for histogram in (old, old, new, new, new):
-        moved.update(histogram)
-    for histogram in (new, new, new):
-        fresh.update(histogram)
+    for histogram in batches:
+        threshold.update(histogram)
 
-    assert moved.value == fresh.value
+    last = batches[2] + batches[3] + batches[4]
+    assert threshold.value == search_threshold(last, fit_two_gaussians(last, 0.05), 0.05, FALLBACK)
 
 
 def test_a_restored_threshold_goes_on_as_if_nothing_had_happened() -> None:
