@@ -97,7 +97,12 @@ def open_dataset(data: DataConfig, split: str) -> SegmentationDataset:
     if data.layout == "shapes" and not (root / "ImageSets").exists():
         from cosa.data.shapes import write_shapes
 
-        write_shapes(root)
+        try:
+            write_shapes(root)
+        except OSError:
+            if not (root / "ImageSets").exists():
+                raise
+            # another worker was faster: it wrote the very same bytes
     return read_voc(root, split, masks_required=split == data.val_split)
 
 
