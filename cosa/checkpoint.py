@@ -52,7 +52,7 @@ def write_error(path: Path, error: OSError) -> OSError:
     """The one line that says what could not be written, why, and what to do."""
     reason = os.strerror(error.errno) if error.errno else str(error)
     full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-    remedy = "free some space there" if full else "check its permissions"
+    remedy = "free some space there" if full else "check the path and its permissions"
     message = f"cannot write {str(path)!r}: {reason}; {remedy}, then run the same command again"
     return OSError(error.errno, message) if error.errno else OSError(message)
 

@@ -1,0 +1,117 @@
+"""What tests of whole runs share: a run's folder read back, and two workers started without Ray."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+
+from cosa import checkpoint
+from cosa.config import from_json
+from cosa.trainer import NonFiniteLossError, train
+
+TIMES = ("seconds", "train/images_per_second")
+"""What two runs of the same experiment may differ in."""
+
+
+def saved_state(out: Path, step: int) -> dict[str, Any]:
+    """Everything that the checkpoint of a step holds, flat, by its path in the state; times left out."""
+    return dict(_leaves("", checkpoint.load(checkpoint.checkpoint_path(out / "checkpoints", step))))
+
+
+def _leaves(name: str, item: Any) -> Any:
+    if isinstance(item, dict):
+        for key, value in item.items():
+            if key not in TIMES:
+                yield from _leaves(f"{name}/{key}", value)
+    elif isinstance(item, list | tuple):
+        for i, value in enumerate(item):
+            yield from _leaves(f"{name}/{i}", value)
+    else:
+        yield name, item
+
+
+def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Names of what is not the same, bit for bit, in two saved states."""
+    return sorted(name for name in one.keys() | other.keys() if not _same(one.get(name), other.get(name)))
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    return repr(one) == repr(other)  # in which NaN is NaN
+
+
+def read_journal(out: Path, after: int = 0) -> list[dict[str, float]]:
+    """The journal's entries of steps beyond `after`, times left out."""
+    entries = [json.loads(line) for line in (out / "journal.jsonl").read_text().splitlines()]
+    return [
+        {key: value for key, value in entry.items() if key not in TIMES}
+        for entry in entries
+        if entry["step"] > after
+    ]
+
+
+def step_files(out: Path) -> list[str]:
+    """Names of everything in the folder of checkpoints, drafts and hidden files too."""
+    return sorted(path.name for path in (out / "checkpoints").iterdir())
+
+
+class Recorder:
+    """A tracker that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+
+    def start(self, config: object, *, out: Path, tags: Any = None, resume_step: int = 0) -> str | None:
+        self.calls.append(("start", resume_step))
+        return "run-7"
+
+    def log_metrics(self, metrics: Any, step: int) -> None:
+        self.calls.append(("metrics", step, tuple(metrics)))
+
+    def log_artifact(self, path: Path, folder: str = "") -> None:
+        assert path.is_file()
+        self.calls.append(("artifact", f"{folder}/{path.name}" if folder else path.name))
+
+    def log_text(self, text: str, name: str) -> None:
+        self.calls.append(("text", name))
+
+    def finish(self, status: str = "FINISHED") -> None:
+        self.calls.append(("finish", status))
+
+
+def work(rank: int, world: int, folder: Path, jobs: dict[str, dict[str, Any]]) -> None:
+    """One worker of a group of gloo: trains each job into a folder of its name, one after the other.
+
+    A job holds a `config` and may name a rank and a step whose contrast is to become NaN. The reason of a
+    run that stopped is left in `JOB.RANK.txt`.
+    """
+    torch.set_num_threads(1)
+    store = f"file://{folder / 'store'}"
+    distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
+    for name, job in jobs.items():
+        config = from_json(job["config"])
+        if job.get("broken_rank") == rank:
+            _break_contrast(config.train.warmup, job["broken_step"])
+        try:
+            train(config, out=folder / name)
+        except NonFiniteLossError as error:
+            (folder / f"{name}.{rank}.txt").write_text(str(error))
+    distributed.destroy_process_group()
+
+
+def _break_contrast(warmup: int, broken_step: int) -> None:
+    """Make the contrastive term NaN at one step, from now on in this process."""
+    from cosa import swap
+
+    whole, steps = swap.csc_loss, iter(range(warmup, 1_000_000))
+
+    def broken(*args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = whole(*args, **kwargs)
+        return loss * torch.nan if next(steps) == broken_step else loss
+
+    swap.csc_loss = broken
