@@ -6,8 +6,10 @@ are drawn in it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -153,19 +155,14 @@ def normalise(images: UInt8[np.ndarray, "b h w 3"]) -> Float[Tensor, "b 3 h w"]:
     return stacked.sub_(_MEAN).div_(_STD).contiguous()
 
 
-class _decoding:  # noqa: N801 - used like a function
+@contextlib.contextmanager
+def _decoding(what: str, path: Path) -> Iterator[None]:
     """Turns whatever Pillow raises on a bad file into one line that names it."""
-
-    def __init__(self, what: str, path: Path) -> None:
-        self.what, self.path = what, path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, FileNotFoundError | PermissionError):
-            return
-        if isinstance(error, _BROKEN_IMAGE):
-            raise ValueError(
-                f"{self.what} must be a readable JPEG or PNG, got {self.path} ({error}); replace the file"
-            ) from error
+    try:
+        yield
+    except (FileNotFoundError, PermissionError):
+        raise
+    except _BROKEN_IMAGE as error:
+        raise ValueError(
+            f"{what} must be a readable JPEG or PNG, got {path} ({error}); replace the file"
+        ) from error

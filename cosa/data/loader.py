@@ -57,6 +57,7 @@ def _train_batches(
         collate_fn=_collate,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # else starting it draws from the run's own random numbers
         # A fork would copy a process that already runs CUDA and threads; a fork server's children outlive a
         # killed run, as torch's watchdog looks at their parent alone.
         multiprocessing_context="spawn" if workers else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import albumentations
@@ -359,8 +360,10 @@ def test_the_weak_view_is_the_same_with_and_without_strong_appearance() -> None:
 def test_a_misspelt_argument_of_albumentations_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(views_module, "appearances", lambda: {"Typo": albumentations.NoOp(prob=1)})
 
-    with pytest.raises(UserWarning, match="prob"):
-        Views(plain(strong_appearance=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(UserWarning, match="prob"):
+            Views(plain(strong_appearance=True))
 
 
 def test_a_mask_sent_through_the_geometry_stays_a_mask() -> None:
