@@ -20,8 +20,10 @@ import os
 import queue
 import secrets
 import shutil
+import signal
 import tempfile
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,7 @@ from typing import Any
 
 import ray
 import ray.train
+import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Queue
 
@@ -43,6 +46,7 @@ _ray_train: Any = ray.train  # its annotations describe the first version of Tra
 _CPUS_PER_WORKER = 0.9  # below one, so that a Tune trial's own sliver of a CPU leaves room for its workers
 _OBJECT_STORE = 128 * 2**20  # bytes; nothing of size goes through Ray, whose default is a third of the memory
 _POLL_SECONDS = 0.5
+_STOP_SECONDS = 60
 
 _QUIET = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
@@ -57,6 +61,17 @@ _QUIET = {
 
 class WorkerError(RuntimeError):
     """Workers died more often than is forgiven; the message is one line."""
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """The first worker has begun; by its actor the run can be ended at once."""
+
+    worker: Any
+
+
+_Message = Progress | _Begun | Exception | str
+"""What a worker tells whoever follows the run: a text is a warning."""
 
 
 class _FinalError(Exception):
@@ -139,7 +154,7 @@ def fit(
                 _write_token(job)
                 return _follow(_trainer(job, workers, max_failures, gpus=gpus), messages, show)
             finally:
-                messages.shutdown(force=True)  # a worker still running stops at its next report
+                messages.shutdown(force=True)
     except (KeyboardInterrupt, SystemExit):
         tracking.close(out, "KILLED")
         raise
@@ -163,7 +178,8 @@ def ray_instance(address: str = "local") -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    on_terminate = signal.getsignal(signal.SIGTERM)
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if address == "local":
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         local: dict[str, Any] = {
@@ -180,6 +196,8 @@ def ray_instance(address: str = "local") -> Iterator[None]:
             raise WorkerError(
                 f"a Ray cluster must run at {address!r}, got none: {_one_line(error)}"
             ) from None
+    if callable(on_terminate) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_terminate)  # Ray has put its own there, which prints C++ frames
     try:
         yield
     finally:
@@ -234,7 +252,7 @@ def _trainer(job: _Job, workers: int, max_failures: int, *, gpus: bool) -> Any:
         run_config=_ray_train.RunConfig(
             name=f"{job.out.name}-{identity(job.config)[:8]}",
             storage_path=str(job.out / "ray"),
-            callbacks=[_StopOnFinalError()],
+            callbacks=[_Watch(job.messages)],
             checkpoint_config=_ray_train.CheckpointConfig(num_to_keep=1),
             failure_config=_ray_train.FailureConfig(max_failures=max_failures, controller_failure_limit=0),
             # One thread each: workers that share cores are many times slower with more.
@@ -243,18 +261,25 @@ def _trainer(job: _Job, workers: int, max_failures: int, *, gpus: bool) -> Any:
     )
 
 
-class _StopOnFinalError(ray.train.UserCallback):
+class _Watch(ray.train.UserCallback):
     """Runs beside Ray's controller, where an exception ends the run without another attempt."""
+
+    def __init__(self, messages: Queue) -> None:
+        self.messages = messages
 
     def after_exception(
         self,
         run_context: object,  # noqa: ARG002 (Ray passes both by name)
         worker_exceptions: dict[int, Exception],
     ) -> None:
-        """Called with what the workers raised; a worker that was killed is not among the final errors."""
+        """Called with what the workers failed with, by rank; one that was killed has an error of Ray's."""
         for error in worker_exceptions.values():
             if isinstance(error, _FinalError):
                 raise error
+        rank, error = min(worker_exceptions.items())
+        _tell(
+            self.messages, f"worker {rank} failed, all go on from the newest checkpoint: {_one_line(error)}"
+        )
 
 
 @dataclass(frozen=True)
@@ -267,6 +292,8 @@ class _Worker:
         job = self.job
         first = ray.train.get_context().get_world_rank() == 0
         try:
+            if first:
+                _tell(job.messages, _Begun(ray.get_runtime_context().current_actor))
             _check_storage(job)
             with _forwarded_log(job.messages) if first else contextlib.nullcontext():
                 return train(
@@ -277,28 +304,30 @@ class _Worker:
                     fork_from=job.fork_from,
                     stop_at=job.stop_at,
                 )
-        except _FINAL as error:
-            if isinstance(error, OSError) and not _is_final(error):
+        except Exception as error:
+            if isinstance(error, _FinalError) or not _is_final(error):
                 raise
+            error.add_note(traceback.format_exc())  # of this process; travels with the error
             _tell(job.messages, error)
             raise _FinalError(_one_line(error)) from error
 
 
-_FINAL = (ValueError, TypeError, TrackingError, NonFiniteLossError, OSError)
-_FINAL_ERRNOS = {
-    errno.ENOENT,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EROFS,
-    errno.ENOTDIR,
-}
+_LASTING = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOTDIR}
 
 
-def _is_final(error: OSError) -> bool:
-    """Whether trying again is in vain: a missing file is, a lost connection is not."""
-    return error.errno is None or error.errno in _FINAL_ERRNOS
+def _is_final(error: Exception) -> bool:
+    """Whether another attempt is in vain: mistakes and bugs stay, a peer that was lost comes back.
+
+    torch reports a lost peer as a RuntimeError, Ray as a RayError.
+    """
+    match error:
+        case TrackingError() | NonFiniteLossError() | torch.OutOfMemoryError():
+            return True
+        case OSError():
+            return error.errno is None or error.errno in _LASTING
+        case RuntimeError() | ray.exceptions.RayError():
+            return False
+    return True
 
 
 def _check_storage(job: _Job) -> None:
@@ -327,7 +356,7 @@ def _report(progress: Progress, messages: Queue, *, first: bool) -> None:
         _tell(messages, progress)
 
 
-def _tell(messages: Queue, message: Progress | str | Exception) -> None:
+def _tell(messages: Queue, message: _Message) -> None:
     try:
         messages.put(message)
     except ray.exceptions.RayActorError:
@@ -372,26 +401,44 @@ def _follow(trainer: Any, messages: Queue, show: Callable[[Progress], object] | 
     thread = threading.Thread(target=run, name="ray-train", daemon=True)
     thread.start()
     failures: list[Exception] = []
-    running = True
-    while running:
-        running = thread.is_alive()  # looked at first, so that the last messages are read after the end
-        for message in _received(messages):
-            if isinstance(message, Exception):
-                failures.append(message)
-            elif isinstance(message, str):
-                _log.warning("%s", message)
-            elif show:
-                show(message)
-    outcome = ended[0]
+    worker = None
+    try:
+        running = True
+        while running:
+            running = thread.is_alive()  # looked at first, so that the last messages are read after the end
+            for message in _received(messages):
+                match message:
+                    case _Begun():
+                        worker = message.worker
+                    case Exception():
+                        failures.append(message)
+                    case str():
+                        _log.warning("%s", message)
+                    case Progress() if show:
+                        show(message)
+    except BaseException:
+        _stop(thread, messages, worker)
+        raise
     if failures:
         raise failures[0]
-    if isinstance(outcome, Exception):
-        raise _explain(outcome) from None
-    result: Result = outcome.return_value
+    if isinstance(ended[0], Exception):
+        raise _explain(ended[0]) from ended[0]
+    result: Result = ended[0].return_value
     return result
 
 
-def _received(messages: Queue) -> Iterator[Progress | str | Exception]:
+def _stop(thread: threading.Thread, messages: Queue, worker: Any) -> None:
+    """End a run early: without its queue no worker goes on, and without a worker the group ends.
+
+    Waited for, since Ray ends a process that leaves it while a thread still waits for it.
+    """
+    messages.shutdown(force=True)
+    if worker is not None:
+        ray.kill(worker)
+    thread.join(timeout=_STOP_SECONDS)
+
+
+def _received(messages: Queue) -> Iterator[_Message]:
     """What has been told, waiting a moment for the first of it."""
     seconds = _POLL_SECONDS
     with contextlib.suppress(queue.Empty):
