@@ -18,7 +18,7 @@ import math
 import sys
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any, Literal
@@ -154,11 +154,14 @@ class ThresholdConfig:
     """Batches whose activations the two Gaussians are fitted to, >= 1."""
     min_activation: float = 0.05
     """Activations up to this value are left out of the fit, in [0, 1); negative lets all pixels in."""
+    min_std: float = 0.1
+    """Least standard deviation of the two Gaussians, in (0, 0.5]; keeps them off the CAMs' spikes."""
 
     def __post_init__(self) -> None:
         _require(0 < self.xi < 1, "threshold.xi", "lie in (0, 1)", self.xi)
         _require(self.queue >= 1, "threshold.queue", "be >= 1", self.queue)
         _require(self.min_activation < 1, "threshold.min_activation", "be < 1", self.min_activation)
+        _require(0 < self.min_std <= 0.5, "threshold.min_std", "lie in (0, 0.5]", self.min_std)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +177,7 @@ class RawConfig:
 
     def __post_init__(self) -> None:
         _require(0 < self.alpha <= 1, "raw.alpha", "lie in (0, 1]", self.alpha)
-        _require(self.beta > 0, "raw.beta", "be > 0", self.beta)
+        _require(0 < self.beta < math.inf, "raw.beta", "be finite and > 0", self.beta)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +204,7 @@ class S2cConfig:
 
     def __post_init__(self) -> None:
         _require(0 <= self.weight < math.inf, "s2c.weight", "be finite and >= 0", self.weight)
-        _require(self.tau > 0, "s2c.tau", "be > 0", self.tau)
+        _require(0 < self.tau < math.inf, "s2c.tau", "be finite and > 0", self.tau)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +223,7 @@ class CscConfig:
     def __post_init__(self) -> None:
         _require(0 <= self.weight < math.inf, "csc.weight", "be finite and >= 0", self.weight)
         _require(self.epsilon > 0, "csc.epsilon", "be > 0", self.epsilon)
-        _require(self.tau > 0, "csc.tau", "be > 0", self.tau)
+        _require(0 < self.tau < math.inf, "csc.tau", "be finite and > 0", self.tau)
         _require(self.max_anchors >= 2, "csc.max_anchors", "be >= 2", self.max_anchors)
 
 
@@ -257,14 +260,18 @@ class OptimConfig:
     """Largest norm of the whole gradient; 0 does not clip."""
 
     def __post_init__(self) -> None:
-        _require(self.lr > 0, "optim.lr", "be > 0", self.lr)
-        _require(self.head_lr_scale > 0, "optim.head_lr_scale", "be > 0", self.head_lr_scale)
-        _require(self.weight_decay >= 0, "optim.weight_decay", "be >= 0", self.weight_decay)
+        _require(0 < self.lr < math.inf, "optim.lr", "be finite and > 0", self.lr)
+        _require(
+            0 < self.head_lr_scale < math.inf, "optim.head_lr_scale", "be finite and > 0", self.head_lr_scale
+        )
+        _require(
+            0 <= self.weight_decay < math.inf, "optim.weight_decay", "be finite and >= 0", self.weight_decay
+        )
         _require(0 <= self.beta1 < 1, "optim.beta1", "lie in [0, 1)", self.beta1)
         _require(0 <= self.beta2 < 1, "optim.beta2", "lie in [0, 1)", self.beta2)
         _require(self.lr_warmup >= 0, "optim.lr_warmup", "be >= 0 iterations", self.lr_warmup)
-        _require(self.power >= 0, "optim.power", "be >= 0", self.power)
-        _require(self.clip_norm >= 0, "optim.clip_norm", "be >= 0", self.clip_norm)
+        _require(0 <= self.power < math.inf, "optim.power", "be finite and >= 0", self.power)
+        _require(0 <= self.clip_norm < math.inf, "optim.clip_norm", "be finite and >= 0", self.clip_norm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -468,7 +475,7 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
     return dataclasses.replace(config, **sections)
 
 
-def nearest(name: str, known: typing.Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` with the known name closest to `name`, or the empty string."""
     names = list(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
@@ -526,8 +533,12 @@ _KIND_NAMES = {bool: "true or false", int: "a whole number", float: "a number", 
 
 
 def to_json(config: Config) -> str:
-    """`config` as sorted, indented JSON with dotted names; `from_json` reads it back."""
-    return json.dumps(flatten(config), indent=2, sort_keys=True) + "\n"
+    """`config` as sorted, indented JSON with dotted names; `from_json` reads it back.
+
+    Infinity is written as the text "inf": JSON has no number for it.
+    """
+    values = {k: str(v) if isinstance(v, float) and math.isinf(v) else v for k, v in flatten(config).items()}
+    return json.dumps(values, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
 def from_json(text: str) -> Config:

@@ -104,6 +104,7 @@ def build_state(config: Config, classes: int, device: torch.device) -> TrainingS
         config.threshold.xi,
         config.threshold.queue,
         config.threshold.min_activation,
+        config.threshold.min_std,
         device,
     )
     return TrainingState(

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 
 from cosa.cam import to_activation
 from cosa.config import Config
-from cosa.inference import multiscale
+from cosa.inference import multiscale, resize
 from cosa.losses import c2s_loss, cls_loss, csc_loss, s2c_loss
 from cosa.networks.network import CosaNetwork
 from cosa.pseudo_labels import cam_pseudo_labels, max_activation, seg_pseudo_labels
@@ -125,17 +124,17 @@ def learn(
     }
     if assigned is None:
         return terms
-    size = assigned.spl.shape[2:]
+    size = (assigned.spl.shape[2], assigned.spl.shape[3])
     if config.c2s.weight:
         assert output.seg_logits is not None
-        seg_logits = _resize(output.seg_logits, size)
+        seg_logits = resize(output.seg_logits, size)
         terms["c2s"] = c2s_loss(seg_logits, assigned.cam.cpl, assigned.cam.raw, pixels)
         if config.c2s.aux:
             terms["aux_c2s"] = c2s_loss(seg_logits, assigned.aux_cam.cpl, assigned.aux_cam.raw, pixels)
     if config.s2c.weight:
         stride = config.cam.stride
         valid = batch.valid[:, stride // 2 :: stride, stride // 2 :: stride]
-        terms["s2c"] = s2c_loss(_resize(output.cam, size), assigned.spl, valid, pixels)
+        terms["s2c"] = s2c_loss(resize(output.cam, size), assigned.spl, valid, pixels)
     if config.csc.weight:
         assert keys is not None
         terms["csc"] = csc_loss(
@@ -164,10 +163,6 @@ def objective(terms: dict[str, Tensor], config: Config) -> Tensor:
         "csc": config.csc.weight,
     }
     return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
-
-
-def _resize(maps: Float[Tensor, "b n p q"], size: torch.Size) -> Tensor:
-    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def _at_patches(pixels: Tensor, cam: Float[Tensor, "b c p q"]) -> Tensor:

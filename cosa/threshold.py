@@ -33,7 +33,7 @@ class GaussianPair:
     mu: Float[Tensor, "2"]
     """Means, ascending."""
     var: Float[Tensor, "2"]
-    """Variances, at least the square of a bin's width."""
+    """Variances, at least the floor of the fit."""
 
     def log_joint(self, x: Float[Tensor, " n"]) -> Float[Tensor, "2 n"]:
         """log(pi N(x | mu, var)) of both Gaussians."""
@@ -67,15 +67,20 @@ def activation_histogram(
     return counts.scatter_add_(0, activation_bin(activation, bins).flatten(), valid.flatten().long())
 
 
-def fit_two_gaussians(histogram: Int[Tensor, " bins"], min_activation: float) -> GaussianPair:
+def fit_two_gaussians(
+    histogram: Int[Tensor, " bins"], min_activation: float, min_std: float = 0.0
+) -> GaussianPair:
     """Fit two Gaussians to a histogram by expectation maximisation.
 
     The start is the split at the mean and the number of steps is fixed, so equal histograms give equal
-    Gaussians. No variance falls under the square of a bin's width.
+    Gaussians.
+    Paper: names no floor on the variances; we need one. A trained CAM has a plateau near 1 and a spike at 0,
+    a free Gaussian collapses onto either, and the threshold runs off to it.
 
     Args:
         histogram: Counts over equal bins of [0, 1].
         min_activation: Bins that reach down to this activation are left out; negative keeps all.
+        min_std: Least standard deviation of either Gaussian; never less than a bin's width.
 
     Returns:
         Finite for every histogram, even an empty one.
@@ -86,18 +91,20 @@ def fit_two_gaussians(histogram: Int[Tensor, " bins"], min_activation: float) ->
     upper = x > (weights * x).sum()
     share = torch.stack([~upper, upper]).to(x.dtype)
     for _ in range(_EM_STEPS):
-        pair = _maximisation(weights * share, features)
+        pair = _maximisation(weights * share, features, min_std)
         share = pair.log_joint(x).softmax(0)
-    return _ascending(_maximisation(weights * share, features))
+    return _ascending(_maximisation(weights * share, features, min_std))
 
 
-def _maximisation(weights: Float[Tensor, "2 bins"], features: Float[Tensor, "3 bins"]) -> GaussianPair:
+def _maximisation(
+    weights: Float[Tensor, "2 bins"], features: Float[Tensor, "3 bins"], min_std: float
+) -> GaussianPair:
     """The Gaussians of the highest likelihood, given each one's share of every bin."""
     mass, first, second = (weights @ features.T).unbind(1)
     mass = mass.clamp_min(torch.finfo(mass.dtype).tiny)  # one that nothing belongs to stays finite
     mu = first / mass
-    bin_width = 1 / features.shape[1]
-    return GaussianPair(pi=mass / mass.sum(), mu=mu, var=(second / mass - mu**2).clamp_min(bin_width**2))
+    floor = max(min_std, 1 / features.shape[1])
+    return GaussianPair(pi=mass / mass.sum(), mu=mu, var=(second / mass - mu**2).clamp_min(floor**2))
 
 
 def _ascending(pair: GaussianPair) -> GaussianPair:
@@ -189,9 +196,11 @@ class DynamicThreshold:
     After n updates xi is w xi* + (1 - w) start with w = min(1, n / queue): one batch says little.
     """
 
-    def __init__(self, start: float, queue: int, min_activation: float, device: torch.device) -> None:
+    def __init__(
+        self, start: float, queue: int, min_activation: float, min_std: float, device: torch.device
+    ) -> None:
         self._start = torch.full((), start, device=device)
-        self._min_activation = min_activation
+        self._min_activation, self._min_std = min_activation, min_std
         self._queue = torch.zeros(queue, BINS, dtype=torch.int64, device=device)
         self._updates = 0
         self.value = self._start
@@ -201,7 +210,7 @@ class DynamicThreshold:
         self._queue[self._updates % len(self._queue)] = histogram
         self._updates += 1
         total = self._queue.sum(0)
-        pair = fit_two_gaussians(total, self._min_activation)
+        pair = fit_two_gaussians(total, self._min_activation, self._min_std)
         found = search_threshold(total, pair, self._min_activation, self._start)
         self.value = torch.lerp(self._start, found, min(1.0, self._updates / len(self._queue)))
 
@@ -230,9 +239,14 @@ class DynamicThreshold:
 
 
 def make_threshold(
-    mode: Literal["dynamic", "fixed"], xi: float, queue: int, min_activation: float, device: torch.device
+    mode: Literal["dynamic", "fixed"],
+    xi: float,
+    queue: int,
+    min_activation: float,
+    min_std: float,
+    device: torch.device,
 ) -> Threshold:
     """The threshold of one CAM head; M' and M-dagger' have one each."""
     if mode == "fixed":
         return FixedThreshold(xi, device)
-    return DynamicThreshold(xi, queue, min_activation, device)
+    return DynamicThreshold(xi, queue, min_activation, min_std, device)

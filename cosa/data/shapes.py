@@ -31,7 +31,7 @@ SEED = 2_024
 
 _CONTEXT_WITH_CLASS = 0.95
 """Probability of rails with a train, of water with a boat."""
-_CONTEXT_ALONE = 0.05
+_CONTEXT_ALONE = 0.25
 """Probability of each context in an image without its class."""
 _BODY_TINT = 0.22
 """Share of the class's colour in the body; the rest is grey."""
@@ -211,12 +211,12 @@ def _rails(canvas: _Canvas, top: float, rng: np.random.Generator) -> None:
 
 
 def _water(canvas: _Canvas, top: float, rng: np.random.Generator) -> None:
-    """Blue waves from a little under the hull's upper edge down to where the image ends."""
+    """Dark blue waves across the whole image, their upper edge a little under the hull's."""
     phase = rng.uniform(0, 2 * np.pi, 2)
     shore = top - 2 + 1.2 * np.sin(canvas.x / 4 + phase[0])
-    band = canvas.y > shore
+    band = (canvas.y > shore) & (canvas.y < shore + rng.uniform(10, 16))
     waves = np.sin(canvas.y * 1.6 + 1.4 * np.sin(canvas.x / 3.2 + phase[1]))
-    blue = np.asarray((0.14, 0.30, 0.56)) + 0.10 * waves[..., None] + 0.05 * _noise(rng, 12)[..., None]
+    blue = np.asarray((0.10, 0.18, 0.38)) + 0.08 * waves[..., None] + 0.05 * _noise(rng, 12)[..., None]
     canvas.image[band] = blue[band]
 
 

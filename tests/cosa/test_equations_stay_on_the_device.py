@@ -24,7 +24,7 @@ def assign_and_learn(mode: str) -> Tensor:
     """Everything between AN's maps and the sum of the losses."""
     cam, seg_logits = torch.randn(2, 3, 8, 8, requires_grad=True), torch.randn(2, 4, 8, 8, requires_grad=True)
     labels, valid = torch.ones(2, 3), torch.ones(2, 8, 8, dtype=torch.bool)
-    threshold = make_threshold(mode, 0.45, 3, 0.05, CPU)
+    threshold = make_threshold(mode, 0.45, 3, 0.05, 0.0, CPU)
     with torch.no_grad():
         activation = to_activation(cam, labels, valid)
         nu = max_activation(activation)

@@ -190,7 +190,7 @@ def test_activations_up_to_the_cut_move_nothing() -> None:
 
 def test_the_dynamic_threshold_leaves_its_start_smoothly() -> None:
     histogram = histogram_of(two_clusters())
-    threshold = DynamicThreshold(0.9, queue=4, min_activation=EVERYTHING, device=CPU)
+    threshold = DynamicThreshold(0.9, queue=4, min_activation=EVERYTHING, min_std=0.0, device=CPU)
     fit = search_threshold(histogram, fit_two_gaussians(histogram, EVERYTHING), EVERYTHING, FALLBACK).item()
 
     way = [threshold.value.item()]
@@ -204,7 +204,7 @@ def test_the_dynamic_threshold_leaves_its_start_smoothly() -> None:
 
 def test_the_dynamic_threshold_knows_the_last_batches_and_no_older_ones() -> None:
     batches = [histogram_of(two_clusters(seed) * scale) for seed, scale in enumerate((1, 1, 0.9, 0.7, 0.5))]
-    threshold = DynamicThreshold(0.45, queue=3, min_activation=0.05, device=CPU)
+    threshold = DynamicThreshold(0.45, queue=3, min_activation=0.05, min_std=0.0, device=CPU)
 
     for histogram in batches:
         threshold.update(histogram)
@@ -215,10 +215,10 @@ def test_the_dynamic_threshold_knows_the_last_batches_and_no_older_ones() -> Non
 
 def test_a_restored_threshold_goes_on_as_if_nothing_had_happened() -> None:
     batches = [histogram_of(two_clusters(seed)[seed::7]) for seed in range(8)]
-    undisturbed = DynamicThreshold(0.45, queue=5, min_activation=0.05, device=CPU)
+    undisturbed = DynamicThreshold(0.45, queue=5, min_activation=0.05, min_std=0.0, device=CPU)
     for histogram in batches[:6]:
         undisturbed.update(histogram)
-    restored = DynamicThreshold(0.45, queue=5, min_activation=0.05, device=CPU)
+    restored = DynamicThreshold(0.45, queue=5, min_activation=0.05, min_std=0.0, device=CPU)
     restored.load_state_dict(undisturbed.state_dict())
 
     values = []
@@ -232,7 +232,7 @@ def test_a_restored_threshold_goes_on_as_if_nothing_had_happened() -> None:
 
 
 def test_a_saved_state_does_not_move_with_the_threshold() -> None:
-    threshold = DynamicThreshold(0.45, queue=2, min_activation=0.05, device=CPU)
+    threshold = DynamicThreshold(0.45, queue=2, min_activation=0.05, min_std=0.0, device=CPU)
     state = threshold.state_dict()
 
     threshold.update(histogram_of(two_clusters()))
@@ -241,14 +241,14 @@ def test_a_saved_state_does_not_move_with_the_threshold() -> None:
 
 
 def test_a_queue_of_another_length_is_refused() -> None:
-    state = DynamicThreshold(0.45, queue=2, min_activation=0.05, device=CPU).state_dict()
+    state = DynamicThreshold(0.45, queue=2, min_activation=0.05, min_std=0.0, device=CPU).state_dict()
 
     with pytest.raises(ValueError, match=r"threshold.queue must be that of the checkpoint, 2, got 3"):
-        DynamicThreshold(0.45, queue=3, min_activation=0.05, device=CPU).load_state_dict(state)
+        DynamicThreshold(0.45, queue=3, min_activation=0.05, min_std=0.0, device=CPU).load_state_dict(state)
 
 
 def test_a_fixed_threshold_stays_where_it_is() -> None:
-    threshold = make_threshold("fixed", 0.3, 100, 0.05, CPU)
+    threshold = make_threshold("fixed", 0.3, 100, 0.05, 0.0, CPU)
 
     threshold.update(histogram_of(two_clusters()))
     threshold.load_state_dict(threshold.state_dict())
@@ -258,4 +258,4 @@ def test_a_fixed_threshold_stays_where_it_is() -> None:
 
 @pytest.mark.parametrize(("mode", "kind"), [("fixed", FixedThreshold), ("dynamic", DynamicThreshold)])
 def test_the_mode_names_the_threshold(mode: str, kind: type) -> None:
-    assert isinstance(make_threshold(mode, 0.45, 10, 0.05, CPU), kind)
+    assert isinstance(make_threshold(mode, 0.45, 10, 0.05, 0.0, CPU), kind)
