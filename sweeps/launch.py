@@ -1,0 +1,156 @@
+"""Run a plan's remaining trials on Ray Tune: one Tuner, no barrier, nothing that has to be restored.
+
+Tune's own experiment state is thrown away. What is finished is read from the trials' folders at every start,
+and what is not goes on from its own checkpoint: the same command line again is the resume.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.search import Searcher
+
+from cosa.tracking import TrackingSpec
+from sweeps import folders
+from sweeps.console import LiveLine, duration
+from sweeps.plan import Trial
+from sweeps.progress import Progress, shown
+from sweeps.ray_session import Allotment
+from sweeps.schedule import Schedule
+from sweeps.trial import Job, Train, describe, make_job, run
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a launch ended."""
+
+    failures: Mapping[str, str]
+    """Trials that did not finish, by name, with the reason in one line."""
+    wall_seconds: float
+    """Seconds from the first trial's start to the last one's end."""
+    busy_seconds: float
+    """Seconds of all trials together, the start of their processes included."""
+
+
+class Dispatcher(Searcher):
+    """Hands the schedule's trials to Tune, one whenever one is ready, and watches them end."""
+
+    def __init__(self, schedule: Schedule, progress: Progress, line: LiveLine) -> None:
+        super().__init__()
+        self._schedule = schedule
+        self._progress = progress
+        self._line = line
+        self._names: dict[str, str] = {}
+        self.busy_seconds = 0.0
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next trial's name; None while every other one waits; FINISHED when nothing is left to start."""
+        trial = self._schedule.start_next()
+        if trial is None:
+            return Searcher.FINISHED if self._schedule.exhausted else None
+        self._names[trial_id] = trial.name
+        self._progress.started(trial)
+        return {"trial": trial.name}
+
+    def on_trial_complete(
+        self,
+        trial_id: str,
+        result: Mapping[str, Any] | None = None,  # noqa: ARG002 (the folder has it)
+        error: bool = False,
+    ) -> None:
+        """A trial has ended for good: its retries are used up, or it is done."""
+        trial = self._schedule.running[self._names[trial_id]]
+        seconds = self._progress.ended(trial, failed=error)
+        self.busy_seconds += seconds
+        self._schedule.end(trial.name, failed=error)
+        self._line.note(f"{'failed' if error else 'done'}: {trial.label}, {duration(seconds)}")
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing is saved: the trials' folders say what is finished."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing is restored, see `save`."""
+
+
+def launch(
+    trials: Sequence[Trial],
+    root: Path,
+    track: Callable[[Trial], TrackingSpec],
+    allotment: Allotment,
+    *,
+    workers: int,
+    retries: int,
+    done_before: int,
+    line: LiveLine,
+    train: Train | None = None,
+) -> Outcome:
+    """Run `trials` in the sweep's folder `root`, each after the one it forks from; needs a running Ray.
+
+    Args:
+        trials: What to run; a warm-up that is not among them is finished.
+        root: Folder of the sweep, on storage that all machines of the cluster reach.
+        track: Where to track a trial.
+        allotment: What each trial gets.
+        workers: Data-parallel processes of a trial; 0 and 1 train in the trial's own.
+        retries: How often a failed trial starts again, from its last checkpoint.
+        done_before: Trials finished earlier, for the live line.
+        line: Where progress is shown.
+        train: Stands for `cosa.trainer.train` in a test.
+    """
+    schedule = Schedule(trials, allotment.slots)
+    progress = Progress(schedule, root, done_before=done_before, clock=time.monotonic)
+    dispatcher = Dispatcher(schedule, progress, line)
+    jobs = {trial.name: make_job(trial, root, track(trial), workers) for trial in trials}
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="cosa-tune-") as scratch, shown(progress, line):
+        tuner = tune.Tuner(
+            tune.with_resources(_trainable(jobs, train), _resources(allotment, workers)),
+            tune_config=tune.TuneConfig(
+                search_alg=dispatcher,
+                num_samples=len(trials),
+                reuse_actors=True,  # a trial finds torch imported by the one before it
+                trial_dirname_creator=lambda trial: str(trial.trial_id),
+            ),
+            run_config=tune.RunConfig(
+                storage_path=scratch,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=retries),
+            ),
+        )
+        results = tuner.fit()
+    wall = time.monotonic() - begun
+    ended = [results[index] for index in range(len(results))]
+    errors = {result.config["trial"]: result.error for result in ended if result.config and result.error}
+    failures = {name: _reason(root, name, errors.get(name)) for name in schedule.failed}
+    failures |= {name: f"not run: {trial.warmup} failed" for name, trial in schedule.skipped.items()}
+    return Outcome(failures, wall, dispatcher.busy_seconds)
+
+
+def _trainable(jobs: Mapping[str, Job], train: Train | None) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    def trainable(settings: dict[str, Any]) -> dict[str, Any]:
+        run(jobs[settings["trial"]], train)
+        return {"finished": True}
+
+    return trainable
+
+
+def _resources(allotment: Allotment, workers: int) -> dict[str, float]:
+    """What Tune sets aside for the trial's own process; the workers of Ray Train ask for theirs."""
+    if workers > 1:
+        return {"CPU": 0.01}
+    return {"CPU": allotment.cpus, **({"GPU": allotment.gpus} if allotment.gpus else {})}
+
+
+def _reason(root: Path, name: str, error: Exception | None) -> str:
+    """Why a trial failed, in one line."""
+    reason = folders.read_failure(folders.trial_folder(root, name))
+    if reason:
+        return reason
+    cause = getattr(error, "cause", None) or error
+    return describe(cause) if cause else "its process ended without a word: killed, or out of memory"

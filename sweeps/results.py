@@ -1,0 +1,333 @@
+"""A sweep's numbers, from MLflow alone: rows of the paper's tables with ours beside the published values.
+
+Runs are found by their tags. Metrics are fractions here; percent is made where they are printed.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import statistics
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sweeps.tables import TABLES, Arm, Table
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+PLAN = "plan.json"
+FAILURES = "failures.json"
+REASON_TAG = "cosa.failure"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column of ours."""
+
+    key: str
+    """Its name in MLflow."""
+    title: str
+    meaning: str
+
+
+METRICS = (
+    Metric(
+        "val/assignment/seg_miou_labelled",
+        "labelled mIoU",
+        "segmentation of AN, with classes that the image-level labels exclude removed: the paper's protocol "
+        "on val, to be held against the published values",
+    ),
+    Metric(
+        "val/assignment/seg_miou",
+        "label-free mIoU",
+        "segmentation of AN by the usual protocol, which knows no labels",
+    ),
+    Metric("val/assignment/cpl_miou", "CPL mIoU", "CAM pseudo-labels of AN, image-level labels known"),
+    Metric(
+        "val/assignment/cpl_cmiou", "CPL C-mIoU", "the same over the classes that suffer from coexistence"
+    ),
+)
+
+ONLINE_METRICS = (
+    Metric("val/online/seg_miou_labelled", "ON: labelled mIoU", "the same of ON"),
+    Metric("val/online/seg_miou", "ON: label-free mIoU", "the same of ON"),
+)
+"""Kept in the CSV beside METRICS: every row is judged on AN."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One metric of one arm over its seeds."""
+
+    values: Mapping[int, float]
+    """By seed; fractions, or differences of fractions."""
+
+    @property
+    def mean(self) -> float:
+        """Over seeds; NaN without any."""
+        return statistics.fmean(self.values.values()) if self.values else math.nan
+
+    @property
+    def deviation(self) -> float:
+        """Sample standard deviation over seeds; NaN below two."""
+        return statistics.stdev(self.values.values()) if len(self.values) > 1 else math.nan
+
+    def minus(self, other: Cell) -> Cell:
+        """Differences seed by seed, where both have one."""
+        return Cell({seed: v - other.values[seed] for seed, v in self.values.items() if seed in other.values})
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm with ours and the published values."""
+
+    arm: Arm
+    marks: tuple[bool, ...]
+    """Under each of the table's components."""
+    cells: Mapping[str, Cell]
+    """By the metric's key."""
+    differences: Mapping[str, Cell]
+    """To the table's reference arm, by the metric's key."""
+    published: Mapping[str, float]
+    """Percent, by column."""
+    published_differences: Mapping[str, float]
+    """To the reference arm, percent, by column."""
+    gaps: tuple[str, ...]
+    """Why values are missing, a line per seed and reason."""
+
+    @property
+    def seeds(self) -> int:
+        """Seeds that it has a value of."""
+        return max((len(cell.values) for cell in self.cells.values()), default=0)
+
+
+@dataclass(frozen=True)
+class FilledTable:
+    """A table of the paper, filled."""
+
+    table: Table
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The last picture panel of one arm."""
+
+    title: str
+    png: bytes
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything a report shows."""
+
+    sweep: str
+    preset: str
+    seeds: tuple[int, ...]
+    tables: tuple[FilledTable, ...]
+    panels: tuple[Panel, ...]
+    provenance: Mapping[str, str]
+
+
+def read_results(uri: str, run_id: str) -> Results:
+    """The results of the sweep whose parent run is `run_id`.
+
+    Raises:
+        mlflow.exceptions.MlflowException: The store does not answer or has no such run.
+        ValueError: The run is no sweep of ours.
+    """
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    parent = client.get_run(run_id)
+    plan = _read_json(client, run_id, PLAN)
+    if parent.data.tags.get("cosa.kind") != "sweep" or not plan:
+        raise ValueError(f"run must be a sweep, got {run_id!r} without {PLAN}; name another with --sweep")
+    runs = {run.data.tags["cosa.identity"]: run for run in _children(client, parent) if _is_trial(run)}
+    failures = _read_json(client, run_id, FAILURES)
+    tables = tuple(fill(TABLES[name], plan, runs, failures) for name in plan["tables"])
+    tags = parent.data.tags
+    return Results(
+        sweep=tags.get("cosa.sweep", run_id),
+        preset=tags.get("cosa.preset", ""),
+        seeds=tuple(plan["seeds"]),
+        tables=tables,
+        panels=tuple(_panels(client, plan, runs, tables)),
+        provenance=_provenance(parent, plan, list(runs.values())),
+    )
+
+
+def _is_trial(run: Run) -> bool:
+    return run.data.tags.get("cosa.kind") == "trial" and "cosa.identity" in run.data.tags
+
+
+def _children(client: MlflowClient, parent: Run) -> Iterator[Run]:
+    """Runs nested under `parent`, finished ones last and newer after older: of equals the last one counts."""
+    found: list[Run] = []
+    token: str | None = None
+    while True:
+        page = client.search_runs(
+            [parent.info.experiment_id],
+            f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'",
+            page_token=token,
+        )
+        found += page
+        token = page.token
+        if not token:
+            break
+    return iter(sorted(found, key=lambda run: (run.info.status == "FINISHED", run.info.start_time)))
+
+
+def _read_json(client: MlflowClient, run_id: str, name: str) -> dict[str, Any]:
+    """A small artifact of a run; empty where there is none."""
+    from mlflow.exceptions import MlflowException
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            path = client.download_artifacts(run_id, name, folder)
+        except (MlflowException, OSError):
+            return {}
+        content: dict[str, Any] = json.loads(Path(path).read_text())
+    return content
+
+
+def fill(
+    table: Table, plan: Mapping[str, Any], runs: Mapping[str, Run], failures: Mapping[str, str]
+) -> FilledTable:
+    """Put a sweep's runs into a table's rows.
+
+    Args:
+        table: Rows, their order and their published values.
+        plan: What the sweep planned, as `plan.to_json` writes it.
+        runs: The trials' runs by identity.
+        failures: Reasons by the trials' names.
+    """
+    trials = {
+        (arm, trial["seed"]): trial
+        for trial in plan["trials"]
+        if trial["kind"] == "trial"
+        for arm in trial["arms"]
+    }
+    cells: dict[str, dict[str, Cell]] = {}
+    gaps: dict[str, tuple[str, ...]] = {}
+    for arm in table.arms:
+        found: dict[str, dict[int, float]] = {metric.key: {} for metric in METRICS + ONLINE_METRICS}
+        missing = []
+        for seed in plan["seeds"]:
+            trial = trials[f"{table.name}/{arm.name}", seed]
+            run = runs.get(trial["identity"])
+            gap = _gap(trial, run, failures)
+            if gap:
+                missing.append(f"seed {seed}: {gap}")
+            elif run is not None:
+                for key, values in found.items():
+                    if key in run.data.metrics:
+                        values[seed] = run.data.metrics[key]
+        cells[arm.name] = {key: Cell(values) for key, values in found.items()}
+        gaps[arm.name] = tuple(missing)
+    return FilledTable(table, tuple(_row(table, arm, cells, gaps[arm.name]) for arm in table.arms))
+
+
+def _gap(trial: Mapping[str, Any], run: Run | None, failures: Mapping[str, str]) -> str:
+    """Why a trial has no result, or nothing where it has one."""
+    if run is not None and run.info.status == "FINISHED":
+        return ""
+    reason = failures.get(trial["name"]) or (run.data.tags.get(REASON_TAG) if run is not None else None)
+    if reason:
+        return f"failed ({reason})"
+    return (
+        "not run yet"
+        if run is None
+        else {"RUNNING": "still running", "KILLED": "interrupted"}.get(run.info.status, "failed")
+    )
+
+
+def _row(table: Table, arm: Arm, cells: Mapping[str, Mapping[str, Cell]], gaps: tuple[str, ...]) -> Row:
+    reference = table.arm(table.reference)
+    own = cells[arm.name]
+    return Row(
+        arm=arm,
+        marks=tuple(arm.has(component) for component in table.components),
+        cells=own,
+        differences={key: cell.minus(cells[reference.name][key]) for key, cell in own.items()},
+        published=arm.paper,
+        published_differences={
+            column: value - reference.paper[column]
+            for column, value in arm.paper.items()
+            if column in reference.paper
+        },
+        gaps=gaps,
+    )
+
+
+def _panels(
+    client: MlflowClient, plan: Mapping[str, Any], runs: Mapping[str, Run], tables: Sequence[FilledTable]
+) -> Iterator[Panel]:
+    """The last panel of the first table's reference arm and of its first other arm, for the first seed."""
+    if not tables:
+        return
+    table = tables[0].table
+    others = [arm.name for arm in table.arms if arm.name != table.reference]
+    seed = plan["seeds"][0]
+    for name in [table.reference, *others[:1]]:
+        row = f"{table.name}/{name}"
+        trial = next(
+            t for t in plan["trials"] if row in t["arms"] and t["seed"] == seed and t["kind"] == "trial"
+        )
+        run = runs.get(trial["identity"])
+        if run is None:
+            continue
+        paths = sorted(item.path for item in client.list_artifacts(run.info.run_id, "panels"))
+        if paths:
+            with tempfile.TemporaryDirectory() as folder:
+                path = client.download_artifacts(run.info.run_id, paths[-1], folder)
+                yield Panel(f"{name}, seed {seed}", Path(path).read_bytes())
+
+
+def _provenance(parent: Run, plan: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, str]:
+    """What the numbers were made with; where trials differ, all of it."""
+    distinct = functools.partial(_distinct, runs)
+    commits = [
+        commit[:12] + (" with local changes" if dirty == "true" else "")
+        for commit, dirty in distinct("mlflow.source.git.commit", "cosa.dirty")
+    ]
+    versions = [
+        f"{name} {' / '.join(value for (value,) in distinct(f'cosa.version.{name}'))}"
+        for name in ("cosa", "python", "torch", "timm", "ray", "mlflow")
+    ]
+    hardware = [
+        f"{system}, {cpus} CPUs, {memory} GiB, GPU: {gpus or 'none'}"
+        for system, cpus, memory, gpus in distinct(
+            "cosa.host.system", "cosa.host.cpus", "cosa.host.memory_gib", "cosa.host.gpus"
+        )
+    ]
+    data = [value for (value,) in distinct("cosa.data_fingerprint")]
+    iterations = sum(trial["iterations"] for trial in plan["trials"])
+    finished = sum(run.info.status == "FINISHED" for run in runs)
+    planned = sum(trial["kind"] == "trial" for trial in plan["trials"])
+    hours = float(parent.data.tags.get("cosa.training_hours", "nan"))
+    return {
+        "preset": parent.data.tags.get("cosa.preset", ""),
+        "seeds": " ".join(map(str, plan["seeds"])),
+        "trials": f"{finished} of {planned} finished, {iterations:,} iterations with shared warm-ups",
+        "training": "unknown" if math.isnan(hours) else f"{hours:.2f} hours over all trials",
+        "commit": ", ".join(commits) or "unknown: the code came without its history (see --commit)",
+        "data": ", ".join(data) or "unknown",
+        "hardware": "; ".join(hardware) or "unknown",
+        "versions": ", ".join(versions),
+        "MLflow run": parent.info.run_id,
+    }
+
+
+def _distinct(runs: Sequence[Run], *tags: str) -> list[tuple[str, ...]]:
+    """The distinct values of some tags together, in the order of the runs; runs without them are left out."""
+    found = [tuple(run.data.tags.get(tag, "") for tag in tags) for run in runs]
+    return [values for values in dict.fromkeys(found) if values[0]]

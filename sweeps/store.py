@@ -1,0 +1,240 @@
+"""The sweep in MLflow, as its driver writes it: its parent run, and what each trial's run is tagged with.
+
+Trials write their own runs. The driver makes the parent before they start and mends afterwards what a killed
+process could not say: a finished trial's run is complete, a failed one's carries its reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from cosa.config import Config, nearest
+from cosa.tracking import (
+    DATA_TAG,
+    RUN_FILE,
+    MlflowTracker,
+    TrackingError,
+    TrackingSpec,
+    initialise_store,
+    mask,
+    read_run_id,
+    resolve_uri,
+)
+from sweeps import folders
+from sweeps import plan as planning
+from sweeps.plan import Plan, Trial
+from sweeps.results import FAILURES, PLAN, REASON_TAG, Results, read_results
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The sweep's parent run, open for writing."""
+
+    uri: str
+    experiment: str
+    run_id: str
+    tracker: MlflowTracker
+    tags: Mapping[str, str]
+    """Tags that the parent shares with every trial."""
+
+    def spec(self, trial: Trial) -> TrackingSpec:
+        """Where to track a trial, under which name and tags: they make MLflow's grouping useful."""
+        arms = () if trial.kind == "warmup" else trial.arms
+        tags = {
+            **self.tags,
+            "cosa.kind": trial.kind,
+            "cosa.seed": str(trial.seed),
+            "cosa.arm": "warm-up" if trial.kind == "warmup" else trial.arm,
+            "cosa.arms": " ".join(arms),
+            "cosa.tables": " ".join(dict.fromkeys(arm.partition("/")[0] for arm in arms)),
+        }
+        return TrackingSpec(
+            uri=self.uri,
+            experiment=self.experiment,
+            run_name=trial.label,
+            parent_run_id=self.run_id,
+            tags=tags,
+        )
+
+    def mend(self, root: Path, trial: Trial, result: Mapping[str, Any]) -> None:
+        """Have the run of a finished trial say so: the trial may have been killed, or its run deleted."""
+        with _explained(self.uri):
+            self._mend(root, trial, result)
+
+    def _mend(self, root: Path, trial: Trial, result: Mapping[str, Any]) -> None:
+        folder = folders.trial_folder(root, trial.name)
+        spec = self.spec(trial)
+        run = _find(client_of(self.uri), read_run_id(folder))
+        whole = (
+            run is not None and run.info.status == "FINISHED" and result["metrics"].keys() <= _metrics(run)
+        )
+        if run is not None and whole:
+            wanted = {**spec.tags, "mlflow.parentRunId": self.run_id}
+            for key, value in wanted.items():  # another sweep's tables may hold this trial, too
+                if run.data.tags.get(key) != value:
+                    client_of(self.uri).set_tag(run.info.run_id, key, value)
+            if REASON_TAG in run.data.tags:
+                client_of(self.uri).delete_tag(run.info.run_id, REASON_TAG)
+            return
+        tracker = spec.tracker()
+        tracker.start(trial.config, out=folder, tags={DATA_TAG: str(result.get("data_fingerprint", ""))})
+        tracker.log_metrics(result["metrics"], trial.last_step)
+        for panel in sorted(folder.glob("panels/*.png"))[-1:]:
+            tracker.log_artifact(panel, "panels")
+        tracker.log_artifact(folder / folders.RESULT)
+        tracker.finish("FINISHED")
+
+    def fail(self, root: Path, reasons: Mapping[str, str]) -> None:
+        """Tag the runs of failed trials with their reasons; those that never had a run are in the parent."""
+        with _explained(self.uri):
+            client = client_of(self.uri)
+            for name, reason in reasons.items():
+                run = _find(client, read_run_id(folders.trial_folder(root, name)))
+                if run is not None:
+                    client.set_tag(run.info.run_id, REASON_TAG, mask(reason))
+                    client.set_terminated(run.info.run_id, "FAILED")
+        self.tracker.log_text(json.dumps({k: mask(v) for k, v in reasons.items()}, indent=2) + "\n", FAILURES)
+
+    def stop(self, root: Path, trials: Sequence[Trial], status: Literal["FAILED", "KILLED"]) -> None:
+        """Close the sweep's run and those of its trials that were training: nothing trains any more."""
+        with _explained(self.uri):
+            client = client_of(self.uri)
+            for trial in trials:
+                run = _find(client, read_run_id(folders.trial_folder(root, trial.name)))
+                if run is not None and run.info.status == "RUNNING":
+                    client.set_terminated(run.info.run_id, "KILLED")
+        self.tracker.finish(status)
+
+    def tag(self, key: str, value: str) -> None:
+        """Tag the sweep's own run."""
+        with _explained(self.uri):
+            client_of(self.uri).set_tag(self.run_id, key, value)
+
+    def results(self) -> Results:
+        """What a report shows of the sweep."""
+        with _explained(self.uri):
+            return read_results(self.uri, self.run_id)
+
+    def close(self, markdown: str, report: Sequence[Path], *, failed: bool) -> None:
+        """Show the tables at the head of the sweep's page, keep the report's files, and close the run."""
+        self.tag("mlflow.note.content", markdown)
+        for path in report:
+            self.tracker.log_artifact(path, "report")
+        self.tracker.finish("FAILED" if failed else "FINISHED")
+
+
+def open_sweep(
+    uri: str, experiment: str, root: Path, base: Config, plan: Plan, tags: Mapping[str, str]
+) -> Sweep:
+    """Make the sweep's run, or open it again, in a store that is made where there is none.
+
+    Args:
+        uri: Tracking URI.
+        experiment: Name of the experiment.
+        root: The sweep's folder; its name is the run's.
+        base: Settings that all arms start from; they are the run's params.
+        plan: Kept as the artifact `plan.json`.
+        tags: Further tags, of this run and of every trial's.
+
+    Raises:
+        TrackingError: The store does not answer or refuses the run.
+        ValueError: The sweep was tracked elsewhere before.
+    """
+    resolved = resolve_uri(uri)
+    _check_same_store(root, resolved)
+    initialise_store(resolved, experiment)
+    shared = {"cosa.sweep": root.name, **tags}
+    own = {
+        "cosa.kind": "sweep",
+        "cosa.tables": " ".join(table.name for table in plan.tables),
+        "cosa.seeds": " ".join(map(str, plan.seeds)),
+    }
+    tracker = MlflowTracker(resolved, experiment, run_name=root.name, tags={**shared, **own})
+    run_id = tracker.start(base, out=root)
+    assert run_id is not None  # MLflow always has one
+    tracker.log_text(planning.to_json(plan), PLAN)
+    return Sweep(resolved, experiment, run_id, tracker, shared)
+
+
+def _check_same_store(root: Path, uri: str) -> None:
+    """A sweep's finished trials are in the store it began with; another one would show them as missing."""
+    path = root / RUN_FILE
+    if not path.is_file():
+        return
+    before = json.loads(path.read_text()).get("tracking_uri", "")
+    if before != mask(uri):
+        raise ValueError(
+            f"--tracking-uri must stay {before} for the sweep in {str(root)!r}, got {mask(uri)}; "
+            f"give that one, or another --out"
+        )
+
+
+@contextlib.contextmanager
+def _explained(uri: str) -> Iterator[None]:
+    """One line for a store that stops answering."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise TrackingError(
+            f"tracking store must answer, got none from {mask(uri)} ({mask(reason)}); the trials' folders "
+            f"have it all: run the same command again when it does"
+        ) from None
+
+
+def find_sweep(uri: str, experiment: str, name: str) -> str:
+    """The id of the newest sweep, of those called `name` unless that is empty; `name` may be the id itself.
+
+    Raises:
+        TrackingError: The store does not answer.
+        ValueError: There is none.
+    """
+    path = Path(uri.partition(":///")[2])
+    if uri.startswith("sqlite") and not path.is_file():
+        raise ValueError(f"--tracking-uri must name a store that exists, got no file {str(path)!r}")
+    experiment_id = initialise_store(uri, experiment)
+    with _explained(uri):
+        sweeps = client_of(uri).search_runs([experiment_id], "tags.`cosa.kind` = 'sweep'")
+    names = [run.data.tags.get("cosa.sweep", "") for run in sweeps]  # newest first
+    for run, own_name in zip(sweeps, names, strict=True):
+        if name in {"", own_name, run.info.run_id}:
+            return str(run.info.run_id)
+    raise ValueError(f"--sweep must be one in {mask(uri)}, got {name!r}{nearest(name, names)}")
+
+
+def client_of(uri: str) -> MlflowClient:
+    """A client of a store that is known to answer."""
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri)
+
+
+def _find(client: MlflowClient, run_id: str) -> Run | None:
+    from mlflow.exceptions import MlflowException
+
+    if not run_id:
+        return None
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return run if run.info.lifecycle_stage == "active" else None
+
+
+def _metrics(run: Run) -> set[str]:
+    """Names of what a run has, metrics that were never finite among them."""
+    prefix = "cosa.non_finite."
+    return {*run.data.metrics, *(tag.removeprefix(prefix) for tag in run.data.tags if tag.startswith(prefix))}
