@@ -17,7 +17,7 @@ import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from cosa.config import Config, fields, from_json, identity, nearest, override
 from cosa.presets import PRESETS, get_preset
@@ -97,7 +97,7 @@ def _train(prog: str, arguments: Sequence[str]) -> None:
     config = override(get_preset(given.preset), _changes(given))
     out = (given.out or Path("runs") / f"{given.preset}-{identity(config)[:8]}").expanduser().absolute()
     tracking = _tracking(given, out)
-    display = _Display(sys.stdout)
+    display = _Display()
     logger = logging.getLogger("cosa")
     logger.addHandler(display)
     logger.propagate = False
@@ -240,10 +240,10 @@ def _tracking(given: argparse.Namespace, out: Path) -> TrackingSpec:
 class _Display(logging.Handler):
     """Progress of a run: a line that is rewritten in place on a terminal, plain lines elsewhere."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self._stream = stream
-        self._terminal = stream.isatty()
+        self._stream = sys.stdout
+        self._terminal = sys.stdout.isatty()
         self._open = False
 
     def __call__(self, progress: Progress) -> None:
