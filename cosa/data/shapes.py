@@ -3,7 +3,9 @@
 It holds the two problems the paper is about. *Incomplete activation*: each object is a large body that shows
 its class by outline and only a hint of colour, with a small vivid core that gives the class away, so a
 classifier needs the core alone. *Coexistence*: a train nearly always runs on rails and a boat nearly always
-lies on water, and neither rails nor water is labelled, so a classifier may take them for the object.
+lies on water, and neither rails nor water is labelled, so a classifier may take them for the object. Pieces
+of both lie about everywhere, too: close up they say nothing, from afar they do, which is why a deep CAM falls
+for them more than a shallow one (the paper's Fig. 4).
 The rest makes it a data set: several objects of several classes per image, overlaps, textured backgrounds,
 distractors without a class, light from one side, noise.
 """
@@ -31,7 +33,7 @@ SEED = 2_024
 
 _CONTEXT_WITH_CLASS = 0.95
 """Probability of rails with a train, of water with a boat."""
-_CONTEXT_ALONE = 0.25
+_CONTEXT_ALONE = 0.05
 """Probability of each context in an image without its class."""
 _BODY_TINT = 0.22
 """Share of the class's colour in the body; the rest is grey."""
@@ -106,8 +108,8 @@ def draw(rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]
         present = rng.random() < (_CONTEXT_WITH_CLASS if name in names else _CONTEXT_ALONE)
         if present:
             _, cy, radius = places.get(name) or _place(name, rng)
-            _CONTEXTS[context](canvas, cy + 0.62 * radius, rng)
-    for _ in range(rng.integers(0, 3)):
+            _CONTEXTS[context](canvas, np.ones_like(canvas.mask, bool), cy + 0.62 * radius, rng)
+    for _ in range(rng.integers(1, 4)):
         _distractor(canvas, rng)
     for name in rng.permutation(names):
         _object(canvas, str(name), *places[str(name)], rng)
@@ -197,11 +199,11 @@ _OUTLINES = {
 }
 
 
-def _rails(canvas: _Canvas, top: float, rng: np.random.Generator) -> None:
-    """Two dark rails over brown sleepers on gravel, across the whole image."""
+def _rails(canvas: _Canvas, where: Mask, top: float, rng: np.random.Generator) -> None:
+    """Two dark rails over brown sleepers on gravel, as far as `where` reaches."""
     height = rng.uniform(7, 10)
     depth = canvas.y - top
-    band = (depth > 0) & (depth < height)
+    band = where & (depth > 0) & (depth < height)
     gravel = 0.42 + 0.12 * np.sign(_noise(rng, 32))
     canvas.image[band] = gravel[band][:, None] * np.asarray((1.05, 1.0, 0.92))
     sleepers = band & (np.mod(canvas.x + 0.4 * depth + rng.uniform(0, 6), 6) < 2.6)
@@ -210,11 +212,11 @@ def _rails(canvas: _Canvas, top: float, rng: np.random.Generator) -> None:
         canvas.image[band & (np.abs(depth - at * height) < 0.8)] = (0.12, 0.12, 0.15)
 
 
-def _water(canvas: _Canvas, top: float, rng: np.random.Generator) -> None:
-    """Dark blue waves across the whole image, their upper edge a little under the hull's."""
+def _water(canvas: _Canvas, where: Mask, top: float, rng: np.random.Generator) -> None:
+    """Dark blue waves as far as `where` reaches, their upper edge a little under the hull's."""
     phase = rng.uniform(0, 2 * np.pi, 2)
     shore = top - 2 + 1.2 * np.sin(canvas.x / 4 + phase[0])
-    band = (canvas.y > shore) & (canvas.y < shore + rng.uniform(10, 16))
+    band = where & (canvas.y > shore) & (canvas.y < shore + rng.uniform(10, 16))
     waves = np.sin(canvas.y * 1.6 + 1.4 * np.sin(canvas.x / 3.2 + phase[1]))
     blue = np.asarray((0.10, 0.18, 0.38)) + 0.08 * waves[..., None] + 0.05 * _noise(rng, 12)[..., None]
     canvas.image[band] = blue[band]
@@ -224,11 +226,19 @@ _CONTEXTS = {"rails": _rails, "water": _water}
 
 
 def _distractor(canvas: _Canvas, rng: np.random.Generator) -> None:
-    """A grey blob or bar of no class, so that not all that stands out is an object."""
+    """A blob of no class: grey, a piece of rails or a puddle.
+
+    Not all that stands out is an object; and the contexts' textures, seen closely, mean nothing: only their
+    course through the image goes with a class.
+    """
     cx, cy = rng.uniform(0, SIZE, 2)
     angle, radius = rng.uniform(0, np.pi), rng.uniform(5, 11)
     dx, dy = canvas.x - cx, canvas.y - cy
     u, v = dx * np.cos(angle) + dy * np.sin(angle), dy * np.cos(angle) - dx * np.sin(angle)
     blob = np.hypot(u / rng.uniform(0.8, 1.8), v / rng.uniform(0.3, 0.8)) < radius
-    grey = rng.uniform(0.15, 0.85) + 0.06 * _noise(rng, 10)
-    canvas.image[blob] = grey[blob][:, None]
+    kind = rng.choice(["grey", *_CONTEXTS])
+    if kind == "grey":
+        grey = rng.uniform(0.15, 0.85) + 0.06 * _noise(rng, 10)
+        canvas.image[blob] = grey[blob][:, None]
+    else:
+        _CONTEXTS[kind](canvas, blob, cy - 5, rng)
