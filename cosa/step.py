@@ -167,12 +167,14 @@ def training_step(
         ]
         pixels = ranks.total(valid.sum()) / (ranks.world * count)
         keys = _keys(state, batch, config, ranks).chunk(count)
+    # DDP waits for the gradient of every weight whose output it sees: no c2s, no segmentation
+    segment = cotraining(state, config) and config.c2s.weight > 0
     state.optimizer.zero_grad(set_to_none=True)
     terms: dict[str, Tensor] = {}
     for i, part in enumerate(split(batch, count)):
         with _sync_gradients(learner, last=i == count - 1):
             with autocast():  # the network alone: CSC's similarities would be bfloat16, too
-                output = learner(part.strong, segment=cotraining(state, config))
+                output = learner(part.strong, segment=segment)
             part_terms = learn(
                 output, part, assigned[i], config, pixels=pixels, keys=keys[i] if keys else None
             )
