@@ -185,10 +185,10 @@ class _Run:
             )
         self.ranks.wait()  # every rank has read before the first one writes
         if self.ranks.first:
-            if not _is_finished(self.out, self.target):  # a run that goes on is not finished
-                (self.out / "result.json").unlink(missing_ok=True)
             _write_text(self.out / "config.json", to_json(self.config))
             _cut_journal(self.out / "journal.jsonl", after=state.step)
+            if not _is_finished(self.out, self.target):  # a run that goes on is not finished
+                (self.out / "result.json").unlink(missing_ok=True)
         tags = {"cosa.data_fingerprint": self.fingerprint}
         state.run_id = self.tracker.start(self.config, out=self.out, tags=tags, resume_step=state.step)
         self.clock = _Clock(state.step)
