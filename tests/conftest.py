@@ -49,7 +49,7 @@ def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_config(shapes_root: Path) -> Config:
     """A run of two steps, one of warm-up and one of co-training, that takes well under a second."""
     return override(
