@@ -62,8 +62,8 @@ def shapes() -> Config:
         ),
         cam=CamConfig(scales=(1.0,)),
         threshold=ThresholdConfig(xi=0.3, queue=50, min_activation=-1.0),
-        ema=EmaConfig(momentum=0.99),
-        optim=OptimConfig(lr=2e-3, head_lr_scale=1.0, lr_warmup=50),
+        ema=EmaConfig(momentum=0.98),
+        optim=OptimConfig(lr=2e-3, head_lr_scale=2.0, lr_warmup=50),
         train=TrainConfig(iterations=700, warmup=400, batch_size=12, log_every=20, checkpoint_every=100),
         evaluation=EvaluationConfig(
             every=200, size=64, scales=(1.0,), batch_size=16, coexistence=("train", "boat")

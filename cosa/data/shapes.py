@@ -35,6 +35,8 @@ _CONTEXT_WITH_CLASS = 0.95
 """Probability of rails with a train, of water with a boat."""
 _CONTEXT_ALONE = 0.05
 """Probability of each context in an image without its class."""
+_CORE = 0.6
+"""Probability that a train or a boat shows its core; without it the context tells more than the object."""
 _BODY_TINT = 0.22
 """Share of the class's colour in the body; the rest is grey."""
 
@@ -152,9 +154,10 @@ def _object(
     texture = 0.05 * _noise(rng, 10) + 0.04 * np.sign(np.sin(4.5 * v + rng.uniform(0, 6)))
     paint = (1 - _BODY_TINT) * grey + _BODY_TINT * colour + texture[..., None]
     canvas.image[body] = paint[body]
-    core_u, core_v = rng.uniform(-0.25, 0.25, 2)
-    core = body & (np.hypot(u - core_u, v - core_v) < rng.uniform(0.26, 0.36))
-    canvas.image[core] = (colour * rng.uniform(0.85, 1.05))[None]
+    if name not in COEXISTENCE or rng.random() < _CORE:
+        core_u, core_v = rng.uniform(-0.25, 0.25, 2)
+        core = body & (np.hypot(u - core_u, v - core_v) < rng.uniform(0.26, 0.36))
+        canvas.image[core] = (colour * rng.uniform(0.85, 1.05))[None]
     canvas.mask[body] = CLASSES.index(name) + 1
 
 
