@@ -35,7 +35,7 @@ _CONTEXT_WITH_CLASS = 0.95
 """Probability of rails with a train, of water with a boat."""
 _CONTEXT_ALONE = 0.05
 """Probability of each context in an image without its class."""
-_CORE = 0.6
+_CORE = 0.8
 """Probability that a train or a boat shows its core; without it the context tells more than the object."""
 _BODY_TINT = 0.22
 """Share of the class's colour in the body; the rest is grey."""
