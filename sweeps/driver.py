@@ -26,6 +26,7 @@ from sweeps.tables import TABLES, get_table
 
 if TYPE_CHECKING:
     from sweeps.store import Sweep
+    from sweeps.trial import Train
 
 FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
 
@@ -61,15 +62,29 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"{message}; see {self.prog} --help")
 
 
-def main(name: str, description: str, tables: Sequence[str], arguments: Sequence[str] | None = None) -> int:
-    """Run the sweep script `name`, whose tables are `tables` unless the command line names others."""
+def main(
+    name: str,
+    description: str,
+    tables: Sequence[str],
+    arguments: Sequence[str] | None = None,
+    train: Train | None = None,
+) -> int:
+    """A sweep script, from its command line to its exit code.
+
+    Args:
+        name: The script's name.
+        description: What its `--help` says of it.
+        tables: Tables that it fills where the command line names no others.
+        arguments: The command line; by default the process's own.
+        train: Stands for `cosa.trainer.train` in a test.
+    """
     try:
         order = read_order(name, description, tables, sys.argv[1:] if arguments is None else arguments)
         if order.dry_run:
             say(draw_tree(order.plan, _finished(order)))
             return 0
         with folders.locked(order.root):
-            return _run(order)
+            return _run(order, train)
     except (ValueError, TypeError, OSError, TrackingError) as error:
         if "--traceback" in sys.argv:
             raise
@@ -194,7 +209,7 @@ def _finished(order: Order) -> dict[str, Mapping[str, Any]]:
     return {name: result for name, result in results.items() if result is not None}
 
 
-def _run(order: Order) -> int:
+def _run(order: Order, train: Train | None) -> int:
     """Run what remains, mend what a killed process left behind, report."""
     from sweeps import report, store  # mlflow and all that comes with it
 
@@ -205,7 +220,7 @@ def _run(order: Order) -> int:
     sweep = store.open_sweep(order.uri, order.experiment, root, order.base, plan, _tags(order))
     try:
         remaining = plan.remaining(_finished(order))
-        failures = _train(order, sweep, remaining) if remaining else {}
+        failures = _train(order, sweep, remaining, train) if remaining else {}
         _mend(order, sweep, failures)
         results = sweep.results()
         files = report.write(results, root, report.ui_command(order.uri))
@@ -247,7 +262,7 @@ def _tags(order: Order) -> dict[str, str]:
     }
 
 
-def _train(order: Order, sweep: Sweep, remaining: Sequence[Trial]) -> Mapping[str, str]:
+def _train(order: Order, sweep: Sweep, remaining: Sequence[Trial], train: Train | None) -> Mapping[str, str]:
     """Train what remains; returns the reasons of what failed, by trial."""
     from sweeps.ray_session import connected
 
@@ -270,6 +285,7 @@ def _train(order: Order, sweep: Sweep, remaining: Sequence[Trial]) -> Mapping[st
             retries=order.retries,
             done_before=len(order.plan.trials) - len(remaining),
             line=LiveLine(sys.stdout),
+            train=train,
         )
     idle = 1 - outcome.busy_seconds / max(outcome.wall_seconds * allotment.slots, 1e-9)
     say(f"trained for {duration(outcome.wall_seconds)}, slots idle {idle:.0%} of it")

@@ -42,13 +42,12 @@ class Trial:
     @property
     def label(self) -> str:
         """How people read it: `GC+SA, seed 0`."""
-        arm = "warm-up" if self.kind == "warmup" else self.arm
-        return f"{arm}, seed {self.seed}"
+        return f"{self.arm}, seed {self.seed}"
 
     @property
     def arm(self) -> str:
-        """The first of its rows' names."""
-        return self.arms[0].partition("/")[2]
+        """The first of its rows' names, or `warm-up`."""
+        return "warm-up" if self.kind == "warmup" else self.arms[0].partition("/")[2]
 
     @property
     def first_step(self) -> int:

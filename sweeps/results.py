@@ -222,8 +222,8 @@ def fill(
         found: dict[str, dict[int, float]] = {metric.key: {} for metric in METRICS + ONLINE_METRICS}
         missing = []
         for seed in plan["seeds"]:
-            trial = trials[f"{table.name}/{arm.name}", seed]
-            run = runs.get(trial["identity"])
+            trial = trials.get((f"{table.name}/{arm.name}", seed), {})
+            run = runs.get(trial.get("identity", ""))
             gap = _gap(trial, run, failures)
             if gap:
                 missing.append(f"seed {seed}: {gap}")
@@ -238,6 +238,8 @@ def fill(
 
 def _gap(trial: Mapping[str, Any], run: Run | None, failures: Mapping[str, str]) -> str:
     """Why a trial has no result, or nothing where it has one."""
+    if not trial:
+        return "not in the plan: the table has changed since"
     if run is not None and run.info.status == "FINISHED":
         return ""
     reason = failures.get(trial["name"]) or (run.data.tags.get(REASON_TAG) if run is not None else None)
@@ -277,12 +279,14 @@ def _panels(
     table = tables[0].table
     others = [arm.name for arm in table.arms if arm.name != table.reference]
     seed = plan["seeds"][0]
+    runs_by_row = {
+        row: runs.get(trial["identity"])
+        for trial in plan["trials"]
+        if trial["kind"] == "trial" and trial["seed"] == seed
+        for row in trial["arms"]
+    }
     for name in [table.reference, *others[:1]]:
-        row = f"{table.name}/{name}"
-        trial = next(
-            t for t in plan["trials"] if row in t["arms"] and t["seed"] == seed and t["kind"] == "trial"
-        )
-        run = runs.get(trial["identity"])
+        run = runs_by_row.get(f"{table.name}/{name}")
         if run is None:
             continue
         paths = sorted(item.path for item in client.list_artifacts(run.info.run_id, "panels"))

@@ -48,15 +48,10 @@ class Sweep:
 
     def spec(self, trial: Trial) -> TrackingSpec:
         """Where to track a trial, under which name and tags: they make MLflow's grouping useful."""
-        arms = () if trial.kind == "warmup" else trial.arms
-        tags = {
-            **self.tags,
-            "cosa.kind": trial.kind,
-            "cosa.seed": str(trial.seed),
-            "cosa.arm": "warm-up" if trial.kind == "warmup" else trial.arm,
-            "cosa.arms": " ".join(arms),
-            "cosa.tables": " ".join(dict.fromkeys(arm.partition("/")[0] for arm in arms)),
-        }
+        tags = {**self.tags, "cosa.kind": trial.kind, "cosa.seed": str(trial.seed), "cosa.arm": trial.arm}
+        if trial.kind == "trial":
+            tags["cosa.arms"] = " ".join(trial.arms)
+            tags["cosa.tables"] = " ".join(dict.fromkeys(arm.partition("/")[0] for arm in trial.arms))
         return TrackingSpec(
             uri=self.uri,
             experiment=self.experiment,

@@ -1,0 +1,230 @@
+"""The tables as printed: ours over seeds, differences to the full model, published values, gaps."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from cosa.config import Config, TrainConfig
+from sweeps import plan as planning
+from sweeps import report
+from sweeps.plan import make_plan
+from sweeps.results import METRICS, Cell, Panel, Results, fill
+from sweeps.tables import Arm, Table
+
+KEYS = [metric.key for metric in METRICS]
+LABELLED, FREE = KEYS[:2]
+TABLE = Table(
+    name="9z",
+    title="A small one",
+    metric=LABELLED,
+    columns=("VOC", "COCO"),
+    components=("GC", "CSC"),
+    reference="full",
+    arms=(
+        Arm("none", {"s2c.weight": 0.0, "csc.weight": 0.0}, {"VOC": 60.0, "COCO": 40.0}),
+        Arm("no-CSC", {"csc.weight": 0.0}, {"VOC": 70.5}),
+        Arm("full", {}, {"VOC": 76.25, "COCO": 51.0}),
+    ),
+)
+PLAN = make_plan(Config(train=TrainConfig(iterations=10, warmup=4)), [TABLE], [0, 1])
+
+
+def run_of(status="FINISHED", tags=None, **metrics):
+    values = {key: metrics.get(key.rpartition("/")[2], 0.5) for key in KEYS}
+    return SimpleNamespace(
+        info=SimpleNamespace(status=status), data=SimpleNamespace(metrics=values, tags=tags or {})
+    )
+
+
+def trial_of(arm, seed):
+    return next(t for t in PLAN.trials if t.kind == "trial" and t.arm == arm and t.seed == seed)
+
+
+def plan_content():
+    import json
+
+    return json.loads(planning.to_json(PLAN))
+
+
+@pytest.fixture
+def filled():
+    """none has 0.30 and 0.40, full 0.50 and 0.52; no-CSC failed once and was never run once."""
+    runs = {
+        trial_of("none", 0).identity: run_of(seg_miou=0.30),
+        trial_of("none", 1).identity: run_of(seg_miou=0.40),
+        trial_of("full", 0).identity: run_of(seg_miou=0.50),
+        trial_of("full", 1).identity: run_of(seg_miou=0.52),
+    }
+    failures = {trial_of("no-CSC", 0).name: "NonFiniteLossError: loss term 'c2s' must stay finite"}
+    return fill(TABLE, plan_content(), runs, failures)
+
+
+@pytest.fixture
+def results(filled):
+    return Results(
+        sweep="small",
+        preset="shapes",
+        seeds=(0, 1),
+        tables=(filled,),
+        panels=(Panel("full, seed 0", b"\x89PNG"),),
+        provenance={"trials": "4 of 6 finished", "training": "1 hour", "commit": "abc & def"},
+    )
+
+
+def row(filled, name):
+    return next(row for row in filled.rows if row.arm.name == name)
+
+
+def test_a_cell_is_the_mean_and_sample_deviation_over_seeds(filled):
+    cell = row(filled, "none").cells[FREE]
+    assert cell.mean == pytest.approx(0.35)
+    assert cell.deviation == pytest.approx(0.1 / math.sqrt(2))
+
+
+def test_one_seed_has_a_mean_and_no_deviation():
+    cell = Cell({0: 0.3})
+    assert (cell.mean, math.isnan(cell.deviation)) == (0.3, True)
+    assert report.spread(cell) == "30.0"
+
+
+def test_no_seed_has_neither():
+    assert report.spread(Cell({})) == "–"
+
+
+def test_differences_are_taken_seed_by_seed(filled):
+    difference = row(filled, "none").differences[FREE]
+    assert difference.values == pytest.approx({0: -0.20, 1: -0.12})
+
+
+def test_differences_use_only_seeds_that_both_have():
+    assert Cell({0: 0.5, 1: 0.9}).minus(Cell({0: 0.25, 2: 0.1})).values == {0: 0.25}
+
+
+def test_published_differences_are_to_the_same_arm_and_never_invented(filled):
+    assert row(filled, "none").published_differences == {"VOC": -16.25, "COCO": -11.0}
+    assert row(filled, "no-CSC").published_differences == {"VOC": -5.75}
+
+
+def test_every_gap_says_which_seed_and_why(filled):
+    assert row(filled, "no-CSC").gaps == (
+        "seed 0: failed (NonFiniteLossError: loss term 'c2s' must stay finite)",
+        "seed 1: not run yet",
+    )
+    assert row(filled, "full").gaps == ()
+
+
+@pytest.mark.parametrize(
+    ("run", "gap"),
+    [
+        (run_of("RUNNING"), "seed 0: still running"),
+        (run_of("KILLED"), "seed 0: interrupted"),
+        (run_of("FAILED"), "seed 0: failed"),
+        (run_of("FAILED", {"cosa.failure": "OutOfMemoryError"}), "seed 0: failed (OutOfMemoryError)"),
+    ],
+)
+def test_an_unfinished_run_is_a_gap_and_never_a_number(run, gap):
+    found = row(fill(TABLE, plan_content(), {trial_of("full", 0).identity: run}, {}), "full")
+    assert found.gaps[0] == gap
+    assert found.seeds == 0
+
+
+def test_a_row_prints_ours_and_the_published_values(filled):
+    table = report.grid(filled, seeds=2)
+    assert [column.title for column in table.columns] == [
+        *("", "GC", "CSC", "labelled mIoU", "Δ full", "label-free mIoU", "Δ full", "CPL mIoU", "CPL C-mIoU"),
+        *("VOC", "Δ full", "COCO", "Δ full"),
+    ]
+    assert table.rows[0] == (
+        *("none", "", "", "50.0 ± 0.0", "0.0", "35.0 ± 7.1", "−16.0", "50.0 ± 0.0", "50.0 ± 0.0"),
+        *("60.00", "−16.25", "40.00", "−11.00"),
+    )
+    assert table.rows[1] == ("no-CSC", "✓", "", *"––––––", "70.50", "−5.75", "–", "–")
+    assert table.rows[2][:7] == ("full", "✓", "✓", "50.0 ± 0.0", "", "51.0 ± 1.4", "")
+
+
+def test_an_arm_with_fewer_seeds_says_so():
+    runs = {trial_of("full", 1).identity: run_of()}
+    table = report.grid(fill(TABLE, plan_content(), runs, {}), seeds=2)
+    assert table.rows[2][0] == "full (n = 1)"
+
+
+def test_the_terminals_columns_line_up(results):
+    lines = report.terminal(results).splitlines()
+    none, no_csc, full = (
+        next(line for line in lines if line.startswith(name)) for name in ("none", "no-", "full")
+    )
+    assert none.index("60.00") == no_csc.index("70.50") == full.index("76.25")
+    assert "no-CSC, seed 1: not run yet" in lines
+
+
+def test_markdown_is_a_table_that_every_reader_knows(results):
+    lines = report.markdown(results).splitlines()
+    start = lines.index("### Table 9z: A small one") + 2
+    assert {line.count("|") for line in lines[start : start + 5]} == {14}
+    assert "- no-CSC, seed 1: not run yet" in lines
+
+
+def test_csv_holds_every_number(results):
+    rows = list(csv.DictReader(io.StringIO(report.as_csv(results))))
+    none = rows[0]
+    assert (none["table"], none["arm"], none["GC"], none["CSC"]) == ("9z", "none", "0", "0")
+    assert (none["seg_miou_n"], none["seg_miou_mean"], none["seg_miou_minus_full"]) == (
+        "2",
+        "35.0000",
+        "-16.0000",
+    )
+    assert rows[1]["seg_miou_mean"] == ""
+    assert rows[1]["published_COCO"] == ""
+    assert "not run yet" in rows[1]["missing"]
+
+
+def test_the_page_holds_rows_gaps_pictures_and_provenance(results):
+    page = report.html(results, "mlflow ui --backend-store-uri sqlite:////somewhere/mlflow.db")
+    for text in (
+        "35.0 ± 7.1",
+        "no-CSC, seed 1: not run yet",
+        "data:image/png;base64,iVBORw==",
+        "abc &amp; def",
+        "mlflow ui --backend-store-uri sqlite:////somewhere/mlflow.db",
+    ):
+        assert text in page
+
+
+def test_the_page_needs_no_other_file(results):
+    page = report.html(results, "")
+    assert "<script" not in page
+    assert "<link" not in page
+    assert "http" not in page
+
+
+def test_a_chart_spans_all_values_and_keeps_arms_without_any(filled):
+    chart = report.chart(filled, FREE)
+    none, no_csc, full = chart["lines"]
+    assert no_csc["mean"] is None
+    assert min(none["dots"]) < full["mean"]
+    places = [*none["dots"], *full["dots"]]
+    ticks = [x for x, _ in chart["ticks"]]
+    assert min(ticks) <= min(places)
+    assert max(places) <= max(ticks)
+
+
+def test_a_chart_of_nothing_is_not_drawn():
+    assert report.chart(fill(TABLE, plan_content(), {}, {}), FREE) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.1234, "+12.3"), (-0.1234, "−12.3"), (-0.0001, "0.0"), (math.nan, "–")]
+)
+def test_signed_percent_has_one_decimal_and_no_negative_zero(value, text):
+    assert report.percent(value, signed=True) == text
+
+
+def test_all_four_forms_are_written(results, tmp_path):
+    files = report.write(results, tmp_path / "out", "mlflow ui")
+    assert [path.name for path in files] == ["report.html", "tables.md", "tables.csv", "tables.txt"]
+    assert all(path.stat().st_size > 0 for path in files)
