@@ -1,0 +1,169 @@
+"""The command line of a sweep: what it plans, where it writes, and one line for each mistake."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cosa.config import identity, warmup_identity
+from cosa.presets import PRESETS
+from sweeps import folders
+from sweeps.driver import main, read_order
+from sweeps.tables import TABLES as ALL_TABLES
+
+ROOT = Path(__file__).parents[2]
+TABLES = ("3a", "3b")
+
+
+def order(*arguments):
+    return read_order("ablation", "", TABLES, arguments)
+
+
+def run(*arguments):
+    return main("ablation", "", TABLES, arguments)
+
+
+@pytest.fixture(autouse=True)
+def no_store_of_the_users(monkeypatch, tmp_path):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ["--preset", "shpaes"],
+            f"preset must be one of {', '.join(PRESETS)}, got 'shpaes'; did you mean 'shapes'?",
+        ),
+        (
+            ["--tables", "3a", "3aa"],
+            f"table must be one of {', '.join(ALL_TABLES)}, got '3aa'; did you mean '3a'?",
+        ),
+        (
+            ["--set", "csc.wieght=1"],
+            "setting must be one that exists, got 'csc.wieght'; did you mean 'csc.weight'?",
+        ),
+        (["--set", "csc.weight=-1"], "csc.weight must be finite and >= 0, got -1.0"),
+        (["--set", "csc.weight=much"], "csc.weight must be a number, got 'much'"),
+        (["--set", "csc.weight"], "--set must be NAME=VALUE, got 'csc.weight'"),
+        (["--seeds", "0"], "--seeds must be >= 1, got 0"),
+        (["--seeds", "two"], "argument --seeds: invalid int value: 'two'; see sweeps/ablation.py --help"),
+        (["--retries", "-1"], "--retries must be >= 0, got -1"),
+        (["--max-concurrent", "0"], "--max-concurrent must be >= 1, got 0"),
+        (["--tabels", "3a"], "unrecognized arguments: --tabels 3a; see sweeps/ablation.py --help"),
+        (["--tracking-uri", "runs"], "tracking URI must start with sqlite:///"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments, line, capsys):
+    assert run(*arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"ablation: {line}")
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(capsys, tmp_path):
+    assert run("--dry-run", "--seeds", "3", "--out", "sweep") == 0
+    assert "39 rows, 33 distinct trials, 3 shared warm-ups" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_marks_what_is_finished(capsys, tmp_path):
+    trial = order().plan.trials[1]
+    folder = folders.trial_folder(tmp_path / "sweep", trial.name)
+    folder.mkdir(parents=True)
+    result = {"identity": identity(trial.config), "step": trial.last_step}
+    (folder / "result.json").write_text(json.dumps(result))
+    assert run("--dry-run", "--out", "sweep") == 0
+    assert "3a/Base  finished" in capsys.readouterr().out
+
+
+def test_a_dry_run_waits_for_no_heavy_import():
+    program = (
+        "import sys; from sweeps.driver import main; main('ablation', '', ('3a',), ['--dry-run']); "
+        "print(*sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert not {"torch", "ray", "mlflow", "numpy"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize("script", ["ablation.py", "report.py"])
+def test_the_scripts_run_from_anywhere(script, tmp_path):
+    command = [sys.executable, str(ROOT / "sweeps" / script), "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"usage: sweeps/{script}" in done.stdout
+
+
+def test_settings_change_every_arm_but_an_arms_own_changes_win():
+    plan = order("--set", "csc.weight=0.2", "c2s.weight=0.3").plan
+    trials = {trial.arm: trial.config for trial in plan.trials}
+    assert (trials["full"].csc.weight, trials["no-CSC"].csc.weight) == (0.2, 0.0)
+    assert {config.c2s.weight for arm, config in trials.items() if arm != "warm-up"} == {0.3}
+
+
+def test_seeds_count_up_from_the_presets_own():
+    assert order("--seeds", "2", "--set", "train.seed=5").plan.seeds == (5, 6)
+
+
+def test_every_path_is_absolute(tmp_path):
+    found = order("--preset", "voc", "--set", "network.weights=vit.pth", "network.pretrained=false")
+    assert found.root == tmp_path / "runs" / "ablation-voc"
+    assert found.uri == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    assert found.base.network.weights == str(tmp_path / "vit.pth")
+    assert Path(found.base.data.root).is_absolute()
+
+
+def test_a_ray_jobs_outputs_outlive_its_folder(tmp_path, monkeypatch):
+    copied = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    copied.mkdir(parents=True)
+    monkeypatch.chdir(copied)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    found = order("--out", "sweep")
+    assert found.root == tmp_path / "home" / "cosa" / "sweep"
+    assert found.base.data.root == str(tmp_path / "home" / "cosa" / "data" / "shapes")
+
+
+def test_the_users_store_is_taken_from_the_environment(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert order().uri == "http://127.0.0.1:5000"
+
+
+def test_two_drivers_never_run_the_same_sweep(tmp_path, capsys):
+    with folders.locked(tmp_path / "sweep"):
+        assert run("--out", "sweep") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("ablation: folder must not be in use, got")
+    assert error.count("\n") == 1
+
+
+def test_a_missing_data_folder_is_one_line_before_anything_is_started(tmp_path, capsys):
+    assert run("--preset", "voc", "--set", f"data.root={tmp_path}/none") == 2
+    error = capsys.readouterr().err
+    assert str(tmp_path / "none") in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "runs" / "mlflow.db").exists()
+
+
+def test_other_data_than_the_finished_trials_saw_is_refused(tmp_path, capsys, shapes_root):
+    arguments = ["--out", "sweep", "--set", f"data.root={shapes_root}"]
+    trial = order(*arguments).plan.trials[1]
+    folder = folders.trial_folder(tmp_path / "sweep", trial.name)
+    folder.mkdir(parents=True)
+    result = {
+        "identity": identity(trial.config),
+        "warmup_identity": warmup_identity(trial.config),
+        "step": trial.last_step,
+        "data_fingerprint": "other",
+    }
+    (folder / "result.json").write_text(json.dumps(result))
+    assert run(*arguments) == 2
+    assert "instead of other (Base, seed 0)" in capsys.readouterr().err
