@@ -13,6 +13,7 @@ keeps, in `out/ray`, are its notes of this one attempt: metrics and a pointer to
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import json
 import logging
@@ -34,9 +35,11 @@ import ray.train
 import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cosa.config import Config, identity, override
-from cosa.tracking import TrackingError, TrackingSpec, initialise_store
+from cosa.provenance import source_tags
+from cosa.tracking import TrackingError, TrackingSpec, initialise_store, resolve_uri
 from cosa.trainer import NonFiniteLossError, Progress, Result, train
 
 _log = logging.getLogger(__name__)
@@ -48,7 +51,8 @@ _OBJECT_STORE = 128 * 2**20  # bytes; nothing of size goes through Ray, whose de
 _POLL_SECONDS = 0.5
 _STOP_SECONDS = 60
 
-_QUIET = {
+# What Ray reads from the environment; whoever runs us may have set it otherwise.
+_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
@@ -56,6 +60,10 @@ _QUIET = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+}
+_LOCAL_ENVIRONMENT = {
+    "RAY_worker_niceness": "0",  # Ray's 15 makes workers crawl wherever anything else runs
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this machine back
 }
 
 
@@ -89,11 +97,6 @@ class _Job:
     stop_at: int | None
     token: str
     messages: Queue
-
-    @property
-    def token_file(self) -> Path:
-        """Written by whoever starts the run; a worker that cannot read it does not share the storage."""
-        return self.out / "ray" / "token"
 
 
 def fit(
@@ -131,16 +134,12 @@ def fit(
     """
     if workers < 1:
         raise ValueError(f"workers must be >= 1, got {workers}; trainer.train needs no Ray for one process")
-    tracking = tracking or TrackingSpec()
-    if tracking.uri:
-        initialise_store(tracking.uri, tracking.experiment)
+    tracking = _portable(tracking or TrackingSpec())
     out = out.absolute()
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
     try:
         with ray_instance(address):
             gpus = _check_resources(workers)
-            messages = Queue(actor_options={"num_cpus": 0})
+            messages = _queue_here()
             job = _Job(
                 config=_absolute_paths(config),
                 out=out,
@@ -151,7 +150,7 @@ def fit(
                 messages=messages,
             )
             try:
-                _write_token(job)
+                _mark_storage(out, job.token)
                 return _follow(_trainer(job, workers, max_failures, gpus=gpus), messages, show)
             finally:
                 messages.shutdown(force=True)
@@ -173,35 +172,34 @@ def ray_instance(address: str = "local") -> Iterator[None]:
     Train inside Tune never finishes.
 
     Raises:
-        WorkerError: No cluster answers at `address`.
+        WorkerError: No cluster answers at `address`, or none could be started.
     """
+    _set_environment(_ENVIRONMENT)
     if ray.is_initialized():
         yield
         return
     on_terminate = signal.getsignal(signal.SIGTERM)
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if address == "local":
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        local: dict[str, Any] = {
-            "include_dashboard": True,
-            "dashboard_host": "127.0.0.1",
-            "_node_ip_address": "127.0.0.1",
-            "object_store_memory": _OBJECT_STORE,
-        }
-        ray.init(address="local", **local, **quiet)
-    else:
-        try:
-            ray.init(address=address, **quiet)
-        except ConnectionError as error:
-            raise WorkerError(
-                f"a Ray cluster must run at {address!r}, got none: {_one_line(error)}"
-            ) from None
+        _set_environment({**_LOCAL_ENVIRONMENT, "RAY_AUTH_TOKEN": secrets.token_hex(32)})
+        options |= {"dashboard_host": "127.0.0.1", "_node_ip_address": "127.0.0.1"}
+        options |= {"include_dashboard": True, "object_store_memory": _OBJECT_STORE}
+    try:
+        ray.init(address=address, **options)
+    except Exception as error:  # Ray raises bare ones, with pages of its logs
+        where = "start on this machine" if address == "local" else f"run at {address!r}"
+        raise WorkerError(f"Ray must {where}, got {_one_line(error)}") from error
     if callable(on_terminate) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)  # Ray has put its own there, which prints C++ frames
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _set_environment(values: Mapping[str, str]) -> None:
+    for name, value in values.items():
+        os.environ.setdefault(name, value)
 
 
 def _check_resources(workers: int) -> bool:
@@ -223,6 +221,24 @@ def _check_resources(workers: int) -> bool:
     return gpus > 0
 
 
+def _portable(tracking: TrackingSpec) -> TrackingSpec:
+    """`tracking` with what only this process knows: where it stands, and the commit, which jobs leave behind.
+
+    The store is met here first, so that one that does not answer is told before anything starts.
+    """
+    if not tracking.uri:
+        return tracking
+    initialise_store(tracking.uri, tracking.experiment)
+    tags = {**source_tags(), **tracking.tags}
+    return dataclasses.replace(tracking, uri=resolve_uri(tracking.uri), tags=tags)
+
+
+def _queue_here() -> Queue:
+    """A queue that lives on this machine, so that the loss of another one does not end the run."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+
+
 def _absolute_paths(config: Config) -> Config:
     """`config` with its paths made absolute, since workers run in folders of their own."""
     changes = {"data.root": str(Path(config.data.root).expanduser().absolute())}
@@ -231,13 +247,23 @@ def _absolute_paths(config: Config) -> Config:
     return override(config, changes)
 
 
-def _write_token(job: _Job) -> None:
-    """Start with an empty `out/ray`: what Ray noted of an earlier attempt must not steer this one."""
-    folder = job.token_file.parent
+def _mark_storage(out: Path, token: str) -> None:
+    """Leave `token` in a fresh `out/ray`; what Ray noted of an earlier attempt must not steer this one."""
+    folder = out / "ray"
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-    job.token_file.write_text(job.token)
+    (folder / "token").write_text(token)
+
+
+def _check_storage(out: Path, token: str) -> None:
+    """Refuse a worker whose `out` is another folder than that of whoever started the run."""
+    path = out / "ray" / "token"
+    if not path.is_file() or path.read_text() != token:
+        raise ValueError(
+            f"out must lie on storage that every worker reaches, got {str(out)!r}, which is not the same "
+            f"folder on {_ray.util.get_node_ip_address()}; choose a shared folder"
+        )
 
 
 def _trainer(job: _Job, workers: int, max_failures: int, *, gpus: bool) -> Any:
@@ -294,7 +320,7 @@ class _Worker:
         try:
             if first:
                 _tell(job.messages, _Begun(ray.get_runtime_context().current_actor))
-            _check_storage(job)
+            _check_storage(job.out, job.token)
             with _forwarded_log(job.messages) if first else contextlib.nullcontext():
                 return train(
                     job.config,
@@ -328,18 +354,6 @@ def _is_final(error: Exception) -> bool:
         case RuntimeError() | ray.exceptions.RayError():
             return False
     return True
-
-
-def _check_storage(job: _Job) -> None:
-    try:
-        token = job.token_file.read_text()
-    except FileNotFoundError:
-        token = ""
-    if token != job.token:
-        raise ValueError(
-            f"out must lie on storage that every worker reaches, got {str(job.out)!r}, which is not the same "
-            f"folder on {_ray.util.get_node_ip_address()}; choose a shared folder"
-        )
 
 
 def _report(progress: Progress, messages: Queue, *, first: bool) -> None:
