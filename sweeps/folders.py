@@ -2,6 +2,7 @@
 
     OUT/.lock                 held by the driver while it runs
     OUT/run.json              the sweep's run in MLflow
+    OUT/.tune/                Ray Tune's own notes of the current start, thrown away
     OUT/trials/NAME/          one trial: what the trainer leaves, and
         .lock                 held by the process that trains it
         log.txt               what it printed
@@ -17,6 +18,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -76,6 +78,18 @@ def _lock_file(folder: Path) -> TextIO:
         raise OSError(
             error.errno, f"folder must be writable, got {str(folder)!r} ({error.strerror}); choose another"
         ) from None
+
+
+@contextlib.contextmanager
+def scratch(root: Path) -> Iterator[Path]:
+    """An empty folder that all machines of the sweep reach, removed afterwards."""
+    folder = root / ".tune"
+    shutil.rmtree(folder, ignore_errors=True)  # a driver that was killed left its own
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def trial_folder(root: Path, name: str) -> Path:

@@ -6,7 +6,6 @@ and what is not goes on from its own checkpoint: the same command line again is 
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -108,7 +107,7 @@ def launch(
     dispatcher = Dispatcher(schedule, progress, line)
     jobs = {trial.name: make_job(trial, root, track(trial), workers) for trial in trials}
     begun = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="cosa-tune-") as scratch, shown(progress, line):
+    with folders.scratch(root) as scratch, shown(progress, line):
         tuner = tune.Tuner(
             tune.with_resources(_trainable(jobs, train), _resources(allotment, workers)),
             tune_config=tune.TuneConfig(
@@ -118,7 +117,7 @@ def launch(
                 trial_dirname_creator=lambda trial: str(trial.trial_id),
             ),
             run_config=tune.RunConfig(
-                storage_path=scratch,
+                storage_path=str(scratch),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=retries),
             ),

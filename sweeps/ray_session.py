@@ -148,16 +148,23 @@ def _own(request: Request) -> Iterator[None]:
 
     folder = tempfile.mkdtemp(prefix="cosa-ray-")
     try:
-        ray.init(
-            address="local",
-            # Trials of several workers end only where the dashboard answers; else it costs four seconds.
-            include_dashboard=request.workers > 1,
-            _node_ip_address="127.0.0.1",  # nothing of it listens to the network
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=_OBJECT_STORE,
-            _temp_dir=folder,
-        )
+        try:
+            ray.init(
+                address="local",
+                # Trials of several workers end only where the dashboard answers; else it costs four seconds.
+                include_dashboard=request.workers > 1,
+                _node_ip_address="127.0.0.1",  # nothing of it listens to the network
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=_OBJECT_STORE,
+                _temp_dir=folder,
+            )
+        except Exception as error:  # Ray has no narrower type for it
+            reason = str(error).strip().partition("\n")[0]
+            raise ConnectionError(
+                f"Ray must start on this machine, got: {reason} If the machine is busy, "
+                f"run the same command again"
+            ) from error
         yield
     finally:
         with _undisturbed():

@@ -22,6 +22,7 @@ from cosa import checkpoint, step, swap, trainer
 from cosa.config import Config, from_json, identity, override, to_json
 from cosa.data import open_dataset, step_names
 from cosa.data.shapes import write_shapes
+from cosa.optim import learning_rate_scale
 from cosa.trainer import NonFiniteLossError, Progress, Result, train
 from tests.cosa.runs import (
     Recorder,
@@ -163,6 +164,13 @@ def test_the_total_is_the_objective_of_the_terms(whole: Result, config: Config) 
             if f"train/loss/{name}" in entry
         }
         assert entry["train/loss/total"] == pytest.approx(float(swap.objective(terms, config)))
+
+
+def test_every_step_has_the_learning_rate_of_the_schedule(whole: Result, config: Config) -> None:
+    rates = [entry["train/learning_rate"] for entry in read_journal(whole.out)]
+
+    scales = [learning_rate_scale(number, STEPS, config.optim) for number in range(STEPS)]
+    assert rates == pytest.approx([config.optim.lr * scale for scale in scales])
 
 
 def test_result_json_is_written_after_everything_else(

@@ -1,0 +1,74 @@
+"""A real sweep, on a real Ray, of a trainer that only counts: it can be held, killed and made to fail.
+
+    python stub_sweep.py CONTROL ARGUMENTS...
+
+In the folder CONTROL, `hold` has every trial after the first arms wait in its middle, `break` has one arm
+fail. Every start of a trial adds a line to its `starts.txt`: the step it starts from.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+CONTROL = os.environ.setdefault("STUB_CONTROL", sys.argv[1])
+HELD = "no-CSC"
+BROKEN = "no-RAW"
+QUICK = ("full", "no-DT")
+
+
+def train(config, *, out, tracker, fork_from=None, stop_at=None):
+    """Count to the last step, a checkpoint a step; go on from the newest one as the real trainer does."""
+    import json
+    import os
+    import time
+    from pathlib import Path
+
+    from cosa.config import identity, warmup_identity
+
+    control = Path(os.environ["STUB_CONTROL"])
+    arms = tracker._tags.get("cosa.arm", "")
+    checkpoints = out / "checkpoints"
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    done = [int(path.stem.removeprefix("step_")) for path in checkpoints.glob("step_*.pt")]
+    if not done and fork_from is not None:
+        assert fork_from.is_file(), "an arm must not start before its warm-up is done"
+        done = [config.train.warmup]
+    step = max(done, default=0)
+    with (out / "starts.txt").open("a") as file:
+        file.write(f"{step}\n")
+    tracker.start(config, out=out, tags={"cosa.data_fingerprint": "f00"}, resume_step=step)
+    last = stop_at or config.train.iterations
+    while step < last:
+        step += 1
+        time.sleep(0.02)
+        (checkpoints / f"step_{step:08d}.pt").touch()
+        with (out / "journal.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step}) + "\n")
+        while arms == "no-CSC" and step == 7 and (control / "hold").exists():
+            time.sleep(0.1)
+        if arms == "no-RAW" and (control / "break").exists():
+            tracker.finish("FAILED")
+            raise RuntimeError("this arm is broken\nas the test wants it")
+    metrics = {"val/assignment/seg_miou": (config.train.seed + len(arms)) / 100}
+    tracker.log_metrics(metrics, last)
+    result = {
+        "identity": identity(config),
+        "warmup_identity": warmup_identity(config),
+        "step": step,
+        "metrics": metrics,
+        "seconds": 1.0,
+    }
+    (out / "result.json").write_text(json.dumps(result))
+    tracker.finish("FINISHED")
+
+
+if __name__ == "__main__":
+    sys.path[0] = str(ROOT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a test's own parent may ignore it
+    from sweeps.driver import main
+
+    sys.exit(main("stub", "A sweep of nothing.", tables=("3b",), arguments=sys.argv[2:], train=train))

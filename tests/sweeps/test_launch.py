@@ -1,0 +1,207 @@
+"""A sweep on a real Ray survives what can happen to it: kill -9, Ctrl-C, a failing arm.
+
+One sweep with an arm that always fails is run three times over: its driver is interrupted, then killed, then
+comes to its end. The tests look at what each run left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+
+from sweeps import folders
+from sweeps.driver import read_order
+
+STUB = Path(__file__).with_name("stub_sweep.py")
+PATIENCE = 240  # seconds; a busy machine starts Ray slowly
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@dataclass
+class Story:
+    """What happened, run by run."""
+
+    root: Path
+    uri: str
+    order: object
+    codes: list[int] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+    survivors: list[str] = field(default_factory=list)
+    starts: list[dict[str, list[int]]] = field(default_factory=list)
+    """Steps that each trial started from, by label, after each run."""
+    finished: list[set[str]] = field(default_factory=list)
+    """Labels of the trials that were finished after each run."""
+
+
+@contextlib.contextmanager
+def driver(story, control, arguments):
+    """A run of the sweep, ended with all its processes whatever happens here; its story is noted."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    output = control / f"output{len(story.codes)}.txt"
+    with output.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, str(STUB), str(control), *arguments],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment | {"OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+        )
+    try:
+        yield process
+        process.wait(PATIENCE)
+    finally:
+        if process.poll() is None:
+            for child in psutil.Process(process.pid).children(recursive=True):
+                child.kill()
+            process.kill()
+    note(story, process.wait(), output.read_text())
+
+
+def note(story, code, output):
+    story.codes.append(code)
+    story.outputs.append(output)
+    trials = story.order.plan.trials
+    story.starts.append({trial.label: starts for trial in trials if (starts := starts_of(story, trial))})
+    story.finished.append({trial.label for trial in trials if folders.read_result(story.root, trial)})
+
+
+def starts_of(story, trial):
+    path = folders.trial_folder(story.root, trial.name) / "starts.txt"
+    return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+
+def wait_for_held_trial(story, process, starts):
+    """Until the held arm, started so many times, stands at its seventh step."""
+    held = next(trial for trial in story.order.plan.trials if trial.label == "no-CSC, seed 0")
+    deadline = time.monotonic() + PATIENCE
+    while (
+        len(starts_of(story, held)) < starts
+        or folders.read_step(folders.trial_folder(story.root, held.name)) < 7
+    ):
+        assert process.poll() is None, "the driver ended early"
+        assert time.monotonic() < deadline, "the held arm never came to its seventh step"
+        time.sleep(0.2)
+
+
+def trial_processes(process):
+    """The processes of Ray that train or could: all but its two helpers, which outlive a kill by a minute."""
+    helpers = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+    return [p for p in psutil.Process(process.pid).children(recursive=True) if p.name() not in helpers]
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory, shapes_root):
+    base = tmp_path_factory.mktemp("launch")
+    control = base / "control"
+    control.mkdir()
+    uri = f"sqlite:///{base}/mlflow.db"
+    arguments = [
+        *("--out", str(base / "sweep"), "--tracking-uri", uri, "--retries", "0", "--max-concurrent", "2"),
+        *("--cpus-per-trial", "0.5"),
+        *("--set", f"data.root={shapes_root}", "train.iterations=12", "train.warmup=4"),
+    ]
+    order = read_order("stub", "", ("3b",), arguments)
+    story = Story(base / "sweep", uri, order)
+    (control / "hold").touch()
+    (control / "break").touch()
+
+    with driver(story, control, arguments) as process:
+        wait_for_held_trial(story, process, starts=1)
+        processes = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, signal.SIGINT)
+        psutil.wait_procs(processes, timeout=60)
+        story.survivors += [f"Ctrl-C: {p}" for p in processes if p.is_running()]
+
+    with driver(story, control, arguments) as process:
+        wait_for_held_trial(story, process, starts=2)
+        processes = trial_processes(process)
+        process.kill()
+        psutil.wait_procs(processes, timeout=60)
+        story.survivors += [f"kill -9: {p}" for p in processes if p.is_running()]
+
+    (control / "hold").unlink()
+    with driver(story, control, arguments):
+        pass
+    return story
+
+
+def test_no_process_outlives_an_interrupted_or_killed_driver(story):
+    assert story.survivors == []
+
+
+def test_exit_codes_say_what_happened(story):
+    assert story.codes == [130, -signal.SIGKILL, 1]
+
+
+def test_what_was_finished_is_never_run_again(story):
+    assert {"warm-up, seed 0", "full, seed 0", "no-DT, seed 0"} <= story.finished[0]
+    for earlier, before, after in zip(story.finished, story.starts, story.starts[1:], strict=False):
+        for label in earlier:
+            assert after[label] == before[label]
+
+
+def test_a_trial_that_was_cut_goes_on_from_its_own_checkpoint(story):
+    assert story.starts[-1]["no-CSC, seed 0"] == [4, 7, 7]
+
+
+def test_an_interrupted_driver_says_how_to_go_on(story):
+    assert "interrupted; this goes on from here:" in story.outputs[0]
+    assert f"--out {story.root}" in story.outputs[0]
+
+
+def test_a_failing_arm_leaves_the_others_alone(story):
+    labels = {trial.label for trial in story.order.plan.trials}
+    assert story.finished[-1] == labels - {"no-RAW, seed 0"}
+
+
+def test_a_failing_arm_is_tried_again_by_the_next_run(story):
+    assert len(story.starts[-1]["no-RAW, seed 0"]) > 1
+
+
+def test_a_failing_arm_is_reported_with_its_reason(story):
+    assert "1 of 7 trials failed; the same command tries them again:" in story.outputs[-1]
+    assert "  no-RAW, seed 0  RuntimeError: this arm is broken\n" in story.outputs[-1]
+
+
+def test_every_trial_has_one_run_in_mlflow_that_says_how_it_ended(story):
+    from mlflow import MlflowClient
+
+    runs = MlflowClient(story.uri).search_runs(["1"])
+    assert sorted((run.info.run_name, run.info.status) for run in runs) == [
+        ("full, seed 0", "FINISHED"),
+        ("no-CSC, seed 0", "FINISHED"),
+        ("no-DT, seed 0", "FINISHED"),
+        ("no-GC, seed 0", "FINISHED"),
+        ("no-RAW, seed 0", "FAILED"),
+        ("no-SA, seed 0", "FINISHED"),
+        ("sweep", "FAILED"),
+        ("warm-up, seed 0", "FINISHED"),
+    ]
+
+
+def test_every_arms_run_names_the_warmup_it_was_forked_from(story):
+    from mlflow import MlflowClient
+
+    runs = MlflowClient(story.uri).search_runs(["1"])
+    warmup = next(run.info.run_id for run in runs if run.data.tags["cosa.kind"] == "warmup")
+    forks = {run.data.tags["cosa.forked_from"] for run in runs if run.data.tags["cosa.kind"] == "trial"}
+    assert forks == {warmup}
+
+
+def test_the_report_has_every_row_and_names_the_one_gap(story):
+    text = (story.root / "tables.txt").read_text()
+    assert all(name in text for name in ("full", "no-DT", "no-CSC", "no-RAW", "no-SA", "no-GC"))
+    assert [line for line in text.splitlines() if "seed 0:" in line] == [
+        "no-RAW, seed 0: failed (RuntimeError: this arm is broken)"
+    ]
+    assert (story.root / "report.html").is_file()
