@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
@@ -43,13 +44,18 @@ def said() -> list[str]:
     return []
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files_only() -> Iterator[None]:
-    """The system refuses to let a file grow beyond a few thousand bytes, as a full disk would."""
+    """The system refuses to let a file grow beyond a few thousand bytes, as a full disk would.
+
+    No fixture: pytest itself writes to a log file between a fixture's parts.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_checkpoint_gives_back_what_was_saved(tmp_path: Path) -> None:
@@ -207,11 +213,11 @@ def test_a_full_disk_is_told_in_one_line_and_leaves_the_old_ones_whole(
     assert repr(checkpoint.load(old)) == repr(before)
 
 
-@pytest.mark.usefixtures("small_files_only")
 def test_the_reason_torch_hides_is_told(tmp_path: Path) -> None:
     large = {**STATE, "online": {"weight": torch.zeros(100_000)}}
 
-    with pytest.raises(OSError, match=r"cannot write .*step_00000003.pt': File too large") as refused:
+    refusal = pytest.raises(OSError, match=r"cannot write .*step_00000003.pt': File too large")
+    with refusal as refused, small_files_only():
         checkpoint.save(tmp_path, large, keep=1)
 
     assert refused.value.errno == errno.EFBIG
