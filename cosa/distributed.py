@@ -19,9 +19,11 @@ import json
 import logging
 import os
 import queue
+import re
 import secrets
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 import traceback
@@ -50,6 +52,7 @@ _CPUS_PER_WORKER = 0.9  # below one, so that a Tune trial's own sliver of a CPU 
 _OBJECT_STORE = 128 * 2**20  # bytes; nothing of size goes through Ray, whose default is a third of the memory
 _POLL_SECONDS = 0.5
 _STOP_SECONDS = 60
+_CONNECT_SECONDS = 10
 
 # What Ray reads from the environment; whoever runs us may have set it otherwise.
 _ENVIRONMENT = {
@@ -184,6 +187,8 @@ def ray_instance(address: str = "local") -> Iterator[None]:
         _set_environment({**_LOCAL_ENVIRONMENT, "RAY_AUTH_TOKEN": secrets.token_hex(32)})
         options |= {"dashboard_host": "127.0.0.1", "_node_ip_address": "127.0.0.1"}
         options |= {"include_dashboard": True, "object_store_memory": _OBJECT_STORE}
+    else:
+        _check_address(address)
     try:
         ray.init(address=address, **options)
     except Exception as error:  # Ray raises bare ones, with pages of its logs
@@ -195,6 +200,19 @@ def ray_instance(address: str = "local") -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Refuse a cluster that does not answer; Ray would try for minutes."""
+    found = re.fullmatch(r"(?:ray://)?([^/:]+):(\d+)", address)
+    if found is None:
+        return  # `auto`, or another form that Ray knows
+    try:
+        socket.create_connection((found[1], int(found[2])), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        raise WorkerError(
+            f"a Ray cluster must answer at {address!r} (RAY_ADDRESS), got {error}; start it or unset that"
+        ) from None
 
 
 def _set_environment(values: Mapping[str, str]) -> None:
@@ -468,6 +486,8 @@ def _explain(error: Exception) -> Exception:
         return WorkerError(f"worker {rank} failed: {_one_line(first)}")
     if isinstance(error, ray.train.ControllerError):
         return WorkerError(f"Ray Train failed: {_one_line(error.controller_failure)}")
+    if isinstance(error, ray.exceptions.RayError):  # its last line is the cause in the other process
+        return WorkerError(f"Ray failed: {_one_line(error)} {str(error).strip().splitlines()[-1]}")
     return error
 
 
