@@ -46,6 +46,7 @@ _METRICS_PER_CALL = 1000
 _PARAMS_PER_CALL = 100
 _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _CHECK_SECONDS = 5
+_PAUSE_SECONDS = 30.0
 
 
 class TrackingError(RuntimeError):
@@ -113,8 +114,8 @@ class MlflowTracker:
 
     A NaN or infinite value is never written as a metric (MLflow's stores turn infinity into 1.8e308, which
     ruins every chart); its first occurrence is kept in the tag `cosa.non_finite.<metric>` instead.
-    Once the run is open, a store that does not answer costs a warning: what was to be written waits in
-    memory and goes out with the next call.
+    Once the run is open, a store that does not answer costs a warning and at most a fifth of the time: what
+    was to be written waits in memory and is tried again after a pause, and once more at the end.
     """
 
     def __init__(
@@ -149,6 +150,7 @@ class MlflowTracker:
         self._non_finite: set[str] = set()
         self._waiting: deque[Callable[[MlflowClient], None]] = deque()
         self._warned = False
+        self._retry_at = -math.inf
 
     def start(
         self, config: Config, *, out: Path, tags: Mapping[str, str] | None = None, resume_step: int = 0
@@ -222,6 +224,7 @@ class MlflowTracker:
         """Close the run, see `Tracker.finish`; what still cannot be written is lost and warned of."""
         if self._client is None:
             return  # never opened
+        self._retry_at = -math.inf
         self._send(lambda client: client.set_terminated(self._run_id, status))
         if self._waiting:
             _log.warning(
@@ -237,18 +240,21 @@ class MlflowTracker:
 
         assert self._client is not None, "a tracker is started before it is told anything"
         self._waiting.append(write)
-        while self._waiting:
+        begun = time.monotonic()
+        while self._waiting and begun >= self._retry_at:
             try:
                 self._waiting[0](self._client)
             except MlflowException as error:
                 if error.error_code in _TRANSIENT:
                     self._warn_once(error)
+                    now = time.monotonic()
+                    self._retry_at = now + max(_PAUSE_SECONDS, 4 * (now - begun))
                     return
                 _log.warning("tracking: an entry was refused and left out: %s", _one_line(error))
             except OSError as error:  # the artifact folder: full, or not ours to write
                 _log.warning("tracking: a file could not be kept and was left out: %s", _one_line(error))
             self._waiting.popleft()
-        self._warned = False
+            self._warned = False
 
     def _warn_once(self, error: Exception) -> None:
         if not self._warned:

@@ -258,10 +258,12 @@ class _Outage:
 
     def __init__(self, client: MlflowClient) -> None:
         self.down = True
+        self.asked = 0
         self._client = client
 
     def __getattr__(self, name: str) -> Any:
         if self.down:
+            self.asked += 1
             raise MlflowException("API request to http://me:secret@host failed")
         return getattr(self._client, name)
 
@@ -284,6 +286,7 @@ def test_what_a_silent_server_missed_arrives_later_in_order(
     tracker.log_metrics({"loss": 2.0}, 2)
     server.down = False
     tracker.log_metrics({"loss": 3.0}, 3)
+    tracker.finish()
 
     assert _history(client, run_id, "loss") == [(1, 1.0), (2, 2.0), (3, 3.0)]
 
@@ -299,6 +302,28 @@ def test_a_silent_server_costs_one_warning_without_its_password(
     assert len(caplog.messages) == 1
     assert "training goes on" in caplog.messages[0]
     assert "secret" not in caplog.text
+
+
+def test_a_silent_server_is_left_alone_for_a_while(outage: tuple[MlflowTracker, _Outage, str]) -> None:
+    tracker, server, _ = outage
+
+    for step in range(3):
+        tracker.log_metrics({"loss": 1.0}, step)
+
+    assert server.asked == 1
+
+
+def test_a_server_that_is_back_gets_what_it_missed(
+    outage: tuple[MlflowTracker, _Outage, str], client: MlflowClient
+) -> None:
+    tracker, server, run_id = outage
+    tracker.log_metrics({"loss": 1.0}, 1)
+    server.down = False
+    tracker._retry_at = 0.0  # the pause is over
+
+    tracker.log_metrics({"loss": 2.0}, 2)
+
+    assert _history(client, run_id, "loss") == [(1, 1.0), (2, 2.0)]
 
 
 def test_what_a_silent_server_never_took_is_counted_at_the_end(
