@@ -65,7 +65,9 @@ def test_a_new_start_forgets_the_old_reason(tmp_path):
     assert folders.read_failure(tmp_path / "trials" / ARM.name) == ""
 
 
-def test_warnings_of_the_trainer_reach_the_log_and_no_other_trials(tmp_path):
+def test_warnings_of_the_trainer_reach_the_log_and_no_other_trials(tmp_path, monkeypatch):
+    # the command line, run in this process by another test, keeps cosa's records to itself
+    monkeypatch.setattr(logging.getLogger("cosa"), "propagate", True)
     run(tmp_path, ARM, lambda *_, **__: logging.getLogger("cosa.trainer").warning("skipped one"))
     logging.getLogger("cosa.trainer").warning("of somebody else")
     log = (tmp_path / "trials" / ARM.name / "log.txt").read_text()
