@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -430,6 +432,54 @@ def test_no_tag_and_no_file_holds_a_password(uri: str, client: MlflowClient, tmp
     run_id = _tracked(tracker, tmp_path)
 
     assert "secret" not in str(_run(client, run_id).data.tags)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """As much of an MLflow server as one run asks for, at an address with a password."""
+    info = {"run_id": "abc", "experiment_id": "1", "artifact_uri": tmp_path.as_uri(), "status": "RUNNING"}
+    answers = {
+        "experiments/search": {"experiments": []},
+        "experiments/get-by-name": {"experiment": {"experiment_id": "1", "lifecycle_stage": "active"}},
+        "runs/create": {"run": {"info": info, "data": {}}},
+        "runs/get": {"run": {"info": info, "data": {}}},
+        "runs/update": {"run_info": info},
+    }
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"] or 0))
+            name = self.path.partition("?")[0].partition("/mlflow/")[2]
+            body = json.dumps(answers.get(name, {})).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET  # noqa: N815 (the name that the base calls)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (its name in the base)
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as found:
+        threading.Thread(target=found.serve_forever, daemon=True).start()
+        yield f"http://me:secret@127.0.0.1:{found.server_port}"
+        found.shutdown()
+
+
+def test_a_whole_run_on_a_server_shows_nobody_its_password(
+    server: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = MlflowTracker(server, "tests")
+
+    assert _tracked(tracker, tmp_path / "run") == "abc"
+    tracker.log_metrics({"loss": 1.0}, 1)
+    tracker.finish()
+
+    shown = capfd.readouterr()
+    kept = "".join(path.read_text() for path in tmp_path.rglob("*.json"))
+    assert "config.json" in [path.name for path in tmp_path.iterdir()]
+    assert "secret" not in shown.out + shown.err + caplog.text + kept
 
 
 def test_the_hint_names_the_command_for_a_file_and_the_address_of_a_server() -> None:
