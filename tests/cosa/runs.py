@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,7 @@ def work(rank: int, world: int, folder: Path, jobs: dict[str, dict[str, Any]]) -
     A job holds a `config` and may name a rank and a step whose contrast is to become NaN. The reason of a
     run that stopped is left in `JOB.RANK.txt`.
     """
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # gloo, on the CPU
     torch.set_num_threads(1)
     store = f"file://{folder / 'store'}"
     distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=world)

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,12 @@ from tests.cosa.runs import (
 STEPS, WARMUP = 7, 3
 
 
-@pytest.fixture(autouse=True)
-def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="module")
+def on_the_cpu() -> Iterator[None]:
     """Bit for bit is a promise for the CPU."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +173,15 @@ def test_every_step_has_the_learning_rate_of_the_schedule(whole: Result, config:
 
     scales = [learning_rate_scale(number, STEPS, config.optim) for number in range(STEPS)]
     assert rates == pytest.approx([config.optim.lr * scale for scale in scales])
+
+
+def test_a_run_in_bf16_trains_and_is_judged(tiny_config: Config, tmp_path: Path) -> None:
+    result = train(override(tiny_config, {"train.precision": "bf16"}), out=tmp_path)
+
+    assert 0 <= result.metrics["val/assignment/seg_miou"] < 1
+    assert {tensor.dtype for tensor in load_file(tmp_path / "assignment.safetensors").values()} == {
+        torch.float32
+    }
 
 
 def test_result_json_is_written_after_everything_else(
