@@ -153,7 +153,7 @@ def _own(request: Request) -> Iterator[None]:
                 address="local",
                 # Trials of several workers end only where the dashboard answers; else it costs four seconds.
                 include_dashboard=request.workers > 1,
-                _node_ip_address="127.0.0.1",  # its servers listen everywhere all the same: the token guards them
+                _node_ip_address="127.0.0.1",  # Ray listens everywhere all the same: the token guards it
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 object_store_memory=_OBJECT_STORE,
