@@ -43,14 +43,17 @@ def _require_scales(name: str, scales: tuple[float, ...]) -> None:
 class DataConfig:
     """Which images are read, and how the two views are cut from them."""
 
-    layout: Literal["shapes", "voc"] = "voc"
-    """Layout of the data set: `voc` reads the PASCAL VOC 2012 folders, `shapes` writes its own first."""
+    layout: Literal["shapes", "voc", "coco", "folder"] = "voc"
+    """Layout of the data set: PASCAL VOC 2012, MS-COCO 2014, or `folder`, images beside a labels.csv of your
+    own; `shapes` writes its own first."""
     root: str = "data/VOCdevkit/VOC2012"
-    """Folder that holds JPEGImages and ImageSets (for `shapes`: where to write them)."""
+    """Folder of the data set, as the README shows it for each layout (for `shapes`: where to write it)."""
+    cache: str = "data/cache"
+    """Folder for what is derived from the data set once, such as COCO's masks; may be deleted."""
     train_split: str = "train_aug"
     """List of training images; `train_aug` without a list file is all of SegmentationClassAug less val."""
     val_split: str = "val"
-    """List of images that evaluation reads."""
+    """List of images that evaluation reads; without masks classification alone is judged."""
     crop_size: int = 448
     """Side of the square training crop, pixels; a multiple of the patch size."""
     scale_min: float = 0.5
@@ -201,6 +204,10 @@ class S2cConfig:
     """lambda_s2c of Eq. 11, >= 0; 0 leaves the term out (no guided CAMs)."""
     tau: float = 0.01
     """Softmax temperature that sharpens the SPL (Eq. 7), > 0."""
+    source: Literal["spl", "gt", "noise", "none"] = "spl"
+    """What guides the CAMs (Fig. 1): the SPL, the oracle's ground-truth masks, random masks, or nothing."""
+    detach: Literal["none", "features", "classifier"] = "none"
+    """What of M = F W the guidance's gradient does not reach (Tab. 4a): F, W, or nothing is spared."""
 
     def __post_init__(self) -> None:
         _require(0 <= self.weight < math.inf, "s2c.weight", "be finite and >= 0", self.weight)
@@ -344,8 +351,16 @@ class EvaluationConfig:
     """Threshold at which CPL quality is reported (paper Tables 1 and 4), in (0, 1)."""
     coexistence: tuple[str, ...] = ("bird", "train", "aeroplane", "boat")
     """Classes that C-mIoU averages: those that suffer from coexistence."""
+    train_split: str = ""
+    """List of training images whose CPL are judged after the last step (Tab. 1, 4a); empty judges none."""
+    crf: bool = False
+    """Whether segmentation is judged after a dense CRF, too (Tab. 6); needs the extra `crf`."""
     panel_images: int = 6
     """Images shown in the picture panel of every evaluation; 0 draws none."""
+    panel_choice: Literal["random", "coexistence", "first"] = "random"
+    """Which images: drawn by `panel_seed`, of those with a class of `coexistence` alone, or the first."""
+    panel_seed: int = 0
+    """Seed that draws the panel's images, >= 0."""
 
     def __post_init__(self) -> None:
         _require(self.every >= 1, "evaluation.every", "be >= 1", self.every)
@@ -355,6 +370,7 @@ class EvaluationConfig:
         _require(self.max_images >= 0, "evaluation.max_images", "be >= 0", self.max_images)
         _require(0 < self.xi < 1, "evaluation.xi", "lie in (0, 1)", self.xi)
         _require(self.panel_images >= 0, "evaluation.panel_images", "be >= 0", self.panel_images)
+        _require(self.panel_seed >= 0, "evaluation.panel_seed", "be >= 0", self.panel_seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -374,11 +390,22 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
+    @property
+    def guided(self) -> bool:
+        """Whether s2c is trained at all: it has a weight and a source."""
+        return self.s2c.weight > 0 and self.s2c.source != "none"
+
+    @property
+    def oracle(self) -> bool:
+        """Whether training sees ground-truth masks, which weak supervision must not."""
+        return self.guided and self.s2c.source == "gt"
+
 
 # Settings that say where and how often, not what: two runs that differ only here are the same run.
 MACHINE_FIELDS = frozenset(
     {
         "data.root",
+        "data.cache",
         "data.loader_workers",
         "train.compile",
         "train.log_every",
@@ -386,6 +413,8 @@ MACHINE_FIELDS = frozenset(
         "train.keep_checkpoints",
         "evaluation.batch_size",
         "evaluation.panel_images",
+        "evaluation.panel_choice",
+        "evaluation.panel_seed",
     }
 )
 
@@ -574,6 +603,9 @@ def warmup_identity(config: Config) -> str:
 def _portable(config: Config) -> dict[str, Any]:
     """The settings that make the experiment, the same on every machine: a weights file by its name."""
     values = {k: v for k, v in flatten(config).items() if k not in MACHINE_FIELDS}
+    if not config.guided:  # however the term was switched off, its other settings say nothing
+        values |= {name: value for name, value in flatten(Config()).items() if name.startswith("s2c.")}
+        values["s2c.weight"] = 0.0
     values["network.weights"] = PurePath(config.network.weights).name
     return values
 

@@ -33,6 +33,7 @@ from cosa.config import (
 OTHER: Mapping[str, Any] = {
     "data.layout": "shapes",
     "data.root": "elsewhere",
+    "data.cache": "elsewhere",
     "data.train_split": "train",
     "data.val_split": "test",
     "data.crop_size": 224,
@@ -69,6 +70,8 @@ OTHER: Mapping[str, Any] = {
     "c2s.aux": False,
     "s2c.weight": 0.1,
     "s2c.tau": 0.1,
+    "s2c.source": "gt",
+    "s2c.detach": "features",
     "csc.weight": 0.2,
     "csc.epsilon": math.inf,
     "csc.tau": 0.1,
@@ -100,7 +103,11 @@ OTHER: Mapping[str, Any] = {
     "evaluation.max_images": 100,
     "evaluation.xi": 0.45,
     "evaluation.coexistence": ("train",),
+    "evaluation.train_split": "train",
+    "evaluation.crf": True,
     "evaluation.panel_images": 0,
+    "evaluation.panel_choice": "first",
+    "evaluation.panel_seed": 1,
 }
 CHANGEABLE = [name for name in OTHER if name != "network.weights"]
 
@@ -159,6 +166,7 @@ OUTSIDE: Mapping[str, tuple[Any, ...]] = {
     "evaluation.max_images": (-1,),
     "evaluation.xi": (0.0, 1.0),
     "evaluation.panel_images": (-1,),
+    "evaluation.panel_seed": (-1,),
 }
 
 
