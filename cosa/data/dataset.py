@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,6 +30,9 @@ _STD = 255 * torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 # What Pillow raises on files that are cut off or no image at all, beside OSError.
 _BROKEN_IMAGE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 
+Needs = Literal["labels", "masks", "images"]
+"""What the caller cannot do without: see `open_dataset`."""
+
 
 @dataclass(frozen=True, eq=False)
 class SegmentationDataset:
@@ -45,8 +49,16 @@ class SegmentationDataset:
     mask_paths: tuple[Path, ...]
     """Index PNGs in the order of `names`; empty where the split has no masks."""
 
+    mask_source: str = ""
+    """Digest of the file that the masks are derived from, where they are no files of the data set itself."""
+
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether every image has a mask; without, classification alone can be judged."""
+        return bool(self.mask_paths)
 
     def image(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
         """Image `index` as RGB, whatever its file holds.
@@ -66,8 +78,7 @@ class SegmentationDataset:
         """
         if not self.mask_paths:
             raise FileNotFoundError(
-                f"split must have masks to be evaluated, got none for {self.names[index]!r}; "
-                "add SegmentationClass or SegmentationClassAug"
+                f"split must have masks to be evaluated, got none for {self.names[index]!r}; add the masks"
             )
         return read_mask(self.mask_paths[index], self.image_paths[index], len(self.classes))
 
@@ -75,22 +86,29 @@ class SegmentationDataset:
         """Sixteen hex digits of what is in the split, the same wherever the folder lies.
 
         Covers classes, names, labels and the sizes in bytes of image and mask files: a file changed without
-        a change of its size goes unseen, and in return no pixel is read.
+        a change of its size goes unseen, and in return no pixel is read. Masks that are derived from another
+        file count as that file, whether they are derived yet or not.
         """
-        digest = hashlib.sha256("\n".join((*self.classes, "", *self.names)).encode())
+        digest = hashlib.sha256("\n".join((*self.classes, self.mask_source, *self.names)).encode())
         digest.update(self.labels.numpy().astype(np.uint8).tobytes())
-        for path in (*self.image_paths, *self.mask_paths):
+        for path in (*self.image_paths, *(() if self.mask_source else self.mask_paths)):
             digest.update(path.stat().st_size.to_bytes(8, "big"))
         return digest.hexdigest()[:16]
 
 
-def open_dataset(data: DataConfig, split: str) -> SegmentationDataset:
+def open_dataset(data: DataConfig, split: str, *, needs: Needs = "labels") -> SegmentationDataset:
     """The images of a split; the `shapes` layout is written first where it is not there yet.
 
-    The split that evaluation reads must have masks; training needs image-level labels alone.
+    Args:
+        data: Where the data set lies, and in which layout.
+        split: Name of the split, as the layout calls it.
+        needs: `labels`: image-level labels are there for every image, and masks where every image of the
+            split has one. `masks`: every image has both. `images`: names and images alone, as in a test
+            split whose annotations nobody publishes; labels are 0 and there are no masks.
 
     Raises:
-        FileNotFoundError: The root, the list, or a file that the list names is missing.
+        FileNotFoundError: The root, the list, or a file that the list names is missing; some images of the
+            split have masks and others have none; or none has one and `needs` is `masks`.
         ValueError: A file breaks its format.
     """
     from cosa.data.voc import read_voc
@@ -105,7 +123,7 @@ def open_dataset(data: DataConfig, split: str) -> SegmentationDataset:
             if not (root / "ImageSets").exists():
                 raise
             # another worker was faster: it wrote the very same bytes
-    return read_voc(root, split, masks_required=split == data.val_split)
+    return read_voc(root, split, needs=needs, verify_masks=split == data.val_split)
 
 
 def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:

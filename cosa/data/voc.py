@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cosa.config import nearest
-from cosa.data.dataset import SegmentationDataset, read_mask
+from cosa.data.dataset import Needs, SegmentationDataset, read_mask
 from cosa.structures import IGNORE
 
 VOC_CLASSES = (
@@ -61,12 +61,18 @@ T = TypeVar("T")
 _THREADS = 8  # files are read in parallel: most of the wait is the disk's, and decoding frees the GIL
 
 
-def read_voc(root: Path, split: str, *, masks_required: bool) -> SegmentationDataset:
+def read_voc(root: Path, split: str, *, needs: Needs, verify_masks: bool) -> SegmentationDataset:
     """The images that list `split` names, with their labels.
 
     Image-level labels are those of Annotations/*.xml (every object, difficult ones, too) where the folder
-    is there, else the classes of the masks. Ground truth is SegmentationClassAug's, else
-    SegmentationClass's; a split with annotations may be without, unless `masks_required`.
+    is there, else the classes of the masks. Ground truth is SegmentationClassAug's, else SegmentationClass's.
+
+    Args:
+        root: Folder that holds JPEGImages and ImageSets.
+        split: Name of the list.
+        needs: As in `open_dataset`; `images` looks at neither annotations nor masks.
+        verify_masks: Whether masks that no label comes from are read now, to find a bad one before hours of
+            training; with `needs` = `masks` they always are.
 
     Raises:
         FileNotFoundError: The root, the list, or a file that the list names is missing.
@@ -75,16 +81,18 @@ def read_voc(root: Path, split: str, *, masks_required: bool) -> SegmentationDat
     _check_root(root)
     classes = _read_classes(root / "classes.txt")
     images = _files(root / _IMAGES, (".png", ".jpeg", ".jpg"))
-    masks = {k: v for folder in reversed(_MASKS) for k, v in _files(root / folder, (".png",)).items()}
     names = _list_names(root, split, derive_from_masks=split == "train_aug")
     image_paths = _find(names, images, f"list {split!r} must name images of {root / _IMAGES}")
+    if needs == "images":
+        return SegmentationDataset(classes, names, torch.zeros(len(names), len(classes)), image_paths, ())
+    masks = {k: v for folder in reversed(_MASKS) for k, v in _files(root / folder, (".png",)).items()}
     annotated = (root / _ANNOTATIONS).is_dir()
     mask_paths: tuple[Path, ...] = ()
-    if masks_required or not annotated or any(name in masks for name in names):
+    if needs == "masks" or not annotated or any(name in masks for name in names):
         mask_paths = _find(names, masks, f"every image of list {split!r} must have a mask in {root}")
     present = []
-    if masks_required or not annotated:  # reading them all now finds a bad one before hours of training
-        pairs = list(zip(mask_paths, image_paths, strict=True))
+    if needs == "masks" or verify_masks or not annotated:
+        pairs = list(zip(mask_paths, image_paths, strict=True)) if mask_paths else []
         present = _in_threads(lambda pair: _classes_of_mask(*pair, len(classes)), pairs)
     if annotated:
         annotations = _files(root / _ANNOTATIONS, (".xml",))

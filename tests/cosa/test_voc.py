@@ -72,13 +72,63 @@ def test_training_needs_no_masks_where_there_are_annotations(voc: VocFolder) -> 
     assert present(open_dataset(voc.config(), "train").labels) == [["cow"]]
 
 
-def test_the_split_that_is_evaluated_needs_masks_even_with_annotations(voc: VocFolder) -> None:
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_may_be_without_any_mask_where_there_are_annotations(voc: VocFolder, split: str) -> None:
     voc.image("a")
     voc.annotation("a", ["cow"])
-    voc.split("val", ["a"])
+    voc.split(split, ["a"])
+
+    dataset = open_dataset(voc.config(), split)
+
+    assert present(dataset.labels) == [["cow"]]
+    assert not dataset.has_masks
+
+
+def test_a_split_whose_images_all_have_masks_says_so(voc: VocFolder) -> None:
+    assert open_dataset(voc.fill({"a": [1]}).config(), "train").has_masks
+
+
+def test_a_caller_that_needs_masks_is_told_which_are_missing(voc: VocFolder) -> None:
+    voc.image("a")
+    voc.annotation("a", ["cow"])
+    voc.split("train", ["a"])
 
     with pytest.raises(FileNotFoundError, match=r"must have a mask in .*, got 1 missing of 1, first 'a'"):
-        open_dataset(voc.config(), "val")
+        open_dataset(voc.config(), "train", needs="masks")
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_of_which_only_some_images_have_masks_is_refused(voc: VocFolder, split: str) -> None:
+    voc.fill({"a": [1], "b": [1], "c": [1]}, split=split)
+    for name in "abc":
+        voc.annotation(name, ["cow"])
+    (voc.root / "SegmentationClassAug/b.png").unlink()
+    (voc.root / "SegmentationClassAug/c.png").unlink()
+
+    with pytest.raises(FileNotFoundError, match=r"must have a mask in .*, got 2 missing of 3, first 'b'"):
+        open_dataset(voc.config(), split)
+
+
+def test_masks_that_a_caller_needs_are_verified_on_opening(voc: VocFolder) -> None:
+    voc.fill({"a": [77]})
+    voc.annotation("a", ["cat"])
+
+    with pytest.raises(ValueError, match="got 77"):
+        open_dataset(voc.config(), "train", needs="masks")
+
+
+def test_a_test_split_has_names_and_images_alone(voc: VocFolder) -> None:
+    voc.fill({"a": [1]})
+    voc.image("t")
+    voc.annotation("a", ["cow"])
+    voc.split("test", ["t"])
+
+    dataset = open_dataset(voc.config(), "test", needs="images")
+
+    assert dataset.names == ("t",)
+    assert dataset.image(0).shape == (6, 8, 3)
+    assert not dataset.has_masks
+    assert dataset.labels.tolist() == [[0.0] * 20]
 
 
 def test_augmented_ground_truth_comes_before_the_plain_one(voc: VocFolder) -> None:
