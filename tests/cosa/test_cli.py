@@ -6,6 +6,7 @@ import contextlib
 import errno
 import io
 import json
+import logging
 import math
 import re
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from mlflow import MlflowClient
 
 import cosa.trainer
 from cosa import cli
+from cosa.cli import common
+from cosa.cli import display as displays
 from cosa.config import Config, fields, flatten, override
 from cosa.presets import PRESETS, get_preset
 from cosa.tracking import initialise_store
@@ -37,7 +40,7 @@ def tiny_flags(tiny_config: Config) -> list[str]:
     """A run of a second or so, as flags on the `shapes` preset."""
     preset = flatten(get_preset("shapes"))
     changes = {name: value for name, value in flatten(tiny_config).items() if value != preset[name]}
-    return [f"--{name}={cli._text(value)}" for name, value in changes.items()]
+    return [f"--{name}={common.as_text(value)}" for name, value in changes.items()]
 
 
 def _help(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -221,6 +224,13 @@ def test_a_run_ends_with_its_metrics_its_checkpoint_and_its_tracked_run(
     assert f"mlflow ui --backend-store-uri {store}" in finished
 
 
+def test_a_command_leaves_the_logger_of_its_process_as_it_was(finished: str) -> None:
+    logger = logging.getLogger("cosa")
+
+    assert logger.propagate
+    assert not any(isinstance(handler, displays.Display) for handler in logger.handlers)
+
+
 def test_a_run_shows_its_progress_on_plain_lines(finished: str) -> None:
     steps = [line for line in finished.splitlines() if line.startswith("step ")]
 
@@ -278,9 +288,9 @@ class _Terminal(io.StringIO):
         return True
 
 
-def _display_on(stream: io.StringIO) -> cli._Display:
+def _display_on(stream: io.StringIO) -> displays.Display:
     with contextlib.redirect_stdout(stream):
-        return cli._Display()
+        return displays.Display()
 
 
 def _progress(step: int, **metrics: float) -> Progress:
@@ -340,10 +350,10 @@ def test_a_warning_does_not_run_into_the_line_being_rewritten() -> None:
     ],
 )
 def test_durations_read_well(seconds: float, text: str) -> None:
-    assert cli._duration(seconds) == text
+    assert displays.duration(seconds) == text
 
 
 def test_a_metric_that_a_network_lacks_is_no_zero() -> None:
-    table = cli._metrics_table({"AN": {"seg_miou": 0.5}, "ON": {}})
+    table = displays.metrics_table({"AN": {"seg_miou": 0.5}, "ON": {}})
 
     assert re.search(r"label-free protocol +50\.00 +nan   seg_miou$", table, re.MULTILINE)

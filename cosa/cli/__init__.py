@@ -1,0 +1,30 @@
+"""The commands: `cosa-train PRESET` trains, `cosa-evaluate RUN` judges again what a run left.
+
+Every setting of a Config is a flag, described by the string under its field. Nothing heavy is imported
+before the command line is understood, so that `--help` and a mistyped flag answer at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from cosa.cli import evaluation, training
+from cosa.cli.common import FAILED, INTERRUPTED, MISTAKE, run_command
+
+__all__ = ["FAILED", "INTERRUPTED", "MISTAKE", "evaluate", "train"]
+
+
+def train(arguments: Sequence[str] | None = None) -> int:
+    """`cosa-train`: train one preset, with any of its settings changed; the same command line resumes."""
+    goes_on = "the same command goes on from the last checkpoint"
+    return run_command("cosa-train", training.main, _given(arguments), goes_on=goes_on)
+
+
+def evaluate(arguments: Sequence[str] | None = None) -> int:
+    """`cosa-evaluate`: evaluate a run's assignment network again, perhaps on other data or scales."""
+    return run_command("cosa-evaluate", evaluation.main, _given(arguments))
+
+
+def _given(arguments: Sequence[str] | None) -> Sequence[str]:
+    return sys.argv[1:] if arguments is None else arguments

@@ -1,0 +1,133 @@
+"""What all commands share: exit codes, one line for a mistake, the parser, a flag per setting."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import signal
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NoReturn
+
+from cosa.config import Config, fields, nearest
+from cosa.tracking import TrackingError
+
+MISTAKE, FAILED, INTERRUPTED = 2, 1, 130
+"""Exit codes: what the user can put right, a run that broke, Ctrl-C."""
+
+
+def run_command(
+    name: str, command: Callable[[str, Sequence[str]], int], arguments: Sequence[str], *, goes_on: str = ""
+) -> int:
+    """Run a command; what the user can put right becomes one line, and an exit code that is not 0.
+
+    Args:
+        name: As the command is called.
+        command: Takes that name and the arguments; its value is the exit code.
+        arguments: What stands behind the name on the command line.
+        goes_on: What an interrupted command says of going on.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return command(name, arguments)
+    except KeyboardInterrupt:
+        complain(f"{name}: interrupted" + (f"; {goes_on}" if goes_on else ""))
+        return INTERRUPTED
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        if "--traceback" in arguments:
+            raise
+        text = " ".join(str(error).split()) or type(error).__name__
+        complain(f"{name}: error: {text}")
+        return FAILED if isinstance(error, RuntimeError) and not isinstance(error, TrackingError) else MISTAKE
+
+
+def _terminate(number: int, frame: object) -> NoReturn:  # noqa: ARG001 (the signal's own signature)
+    """End in order when told to: a job that is stopped closes its tracked run."""
+    raise SystemExit(128 + number)
+
+
+def complain(line: str) -> None:
+    """A line on standard error."""
+    print(line, file=sys.stderr)
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a bad command line as every other mistake is reported, without the usage of 80 flags."""
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse."""
+        raise ValueError(f"{message}; see {self.prog} --help")
+
+    def parse_known(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """Parse all arguments; an unknown flag is answered with the nearest known one."""
+        parsed, unknown = self.parse_known_args(arguments)
+        if unknown:
+            known = [flag for action in self._actions for flag in action.option_strings]
+            name = unknown[0].partition("=")[0]
+            hint = nearest(name, known) if name.startswith("-") else ""
+            raise ValueError(
+                f"argument must be one that exists, got {name!r}{hint or f'; see {self.prog} --help'}"
+            )
+        return parsed
+
+
+def add_traceback(parser: argparse.ArgumentParser) -> None:
+    """The flag that has `run_command` show where an error arose."""
+    parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
+
+
+def whole_number(text: str) -> int:
+    """Reads a flag's value; argparse tells the user what was wrong with it."""
+    value = int(text) if text.isdigit() else -1
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number >= 0, got {text!r}")
+    return value
+
+
+def add_settings(
+    parser: argparse.ArgumentParser, base: Config, sections: frozenset[str] | None = None
+) -> None:
+    """A flag per setting, grouped by section, with the defaults of `base`."""
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for name, known in fields().items():
+        section, _, item = name.partition(".")
+        if sections is not None and section not in sections:
+            continue
+        settings = getattr(base, section)
+        if section not in groups:
+            groups[section] = parser.add_argument_group(f"{section}: {first_line(type(settings))}")
+        kind = _kind(known.kind)
+        text = f"{known.doc} [{kind}; default {as_text(getattr(settings, item)) or 'empty'}]"
+        groups[section].add_argument(
+            f"--{name}", dest=name, metavar=kind if "|" in kind else "VALUE", help=text.replace("%", "%%")
+        )
+
+
+def first_line(documented: object) -> str:
+    """The first line of a docstring, without its full stop."""
+    return (inspect.getdoc(documented) or "").partition("\n")[0].rstrip(".")
+
+
+_KINDS = {bool: "true|false", int: "whole number", float: "number", str: "text"}
+
+
+def _kind(kind: Any) -> str:
+    """How `--help` calls the type of a setting."""
+    if typing.get_origin(kind) is Literal:
+        return "|".join(typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        return f"{_KINDS[typing.get_args(kind)[0]]}s with commas between"
+    return _KINDS[kind]
+
+
+def as_text(value: object) -> str:
+    """A setting's value as it is typed on the command line."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def changed_settings(given: argparse.Namespace) -> dict[str, str]:
+    """The settings that were given as flags."""
+    return {name: value for name, value in vars(given).items() if name in fields() and value is not None}

@@ -1,0 +1,132 @@
+"""`cosa-train PRESET`: train one preset, with any of its settings changed."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cosa.cli.common import Parser, add_settings, add_traceback, changed_settings, first_line, whole_number
+from cosa.cli.display import NETWORKS, Display, duration, metrics_table
+from cosa.config import Config, identity, override
+from cosa.presets import PRESETS, get_preset
+from cosa.tracking import TrackingSpec, mask, resolve_uri, ui_hint
+
+if TYPE_CHECKING:
+    from cosa.trainer import Progress, Result
+else:
+    Progress = Result = Any  # the trainer imports torch; tests check annotations as the program runs
+
+
+def main(prog: str, arguments: Sequence[str]) -> int:
+    """What `cosa-train` does; returns the exit code."""
+    preset = next((name for name in arguments if name in PRESETS), None)
+    parser = _training_parser(prog, preset)
+    if not arguments:
+        parser.error("PRESET is missing")
+    given = parser.parse_known(arguments)
+    config = override(get_preset(given.preset), changed_settings(given))
+    out = (given.out or Path("runs") / f"{given.preset}-{identity(config)[:8]}").expanduser().absolute()
+    tracking = _tracking(given, out)
+    display = Display()
+    logger = logging.getLogger("cosa")
+    logger.addHandler(display)
+    propagates, logger.propagate = logger.propagate, False
+    where = "one process" if given.workers == 0 else f"{given.workers} Ray workers"
+    display.line(f"training {given.preset} in {out}: {config.train.iterations} steps, {where}")
+    try:
+        result = _run(config, out, tracking, given.workers, display)
+    finally:
+        display.rest()
+        logger.removeHandler(display)
+        logger.propagate = propagates
+    _print_result(result, config, tracking)
+    return 0
+
+
+def _run(
+    config: Config, out: Path, tracking: TrackingSpec, workers: int, display: Callable[[Progress], None]
+) -> Result:
+    """Train in this process, or on workers of Ray."""
+    if workers == 0:
+        from cosa import trainer
+
+        return trainer.train(config, out=out, tracker=tracking.tracker(), report=display)
+    from cosa import distributed
+
+    address = os.environ.get("RAY_ADDRESS", "local")
+    return distributed.fit(config, out=out, workers=workers, tracking=tracking, show=display, address=address)
+
+
+def _training_parser(prog: str, preset: str | None) -> Parser:
+    presets = "\n".join(f"  {name:10} {first_line(make)}" for name, make in PRESETS.items())
+    shown = f"`{preset}`" if preset else "the paper's setting; name a preset to see its own"
+    parser = Parser(
+        prog=prog,
+        usage=f"{prog} PRESET [options] [--SECTION.SETTING VALUE ...]",
+        description=f"Train CoSA. The same command line resumes a run, and repeats nothing of a finished "
+        f"one.\n\npresets:\n{presets}\n\nDefaults of settings are those of {shown}.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("preset", metavar="PRESET", help="settings to start from")
+    parser.add_argument(
+        "--workers",
+        type=whole_number,
+        default=0,
+        metavar="N",
+        help="data-parallel processes through Ray Train, on a GPU each where there are GPUs (NCCL), else on "
+        "CPUs (gloo); 0 trains in one process without Ray. RAY_ADDRESS names a cluster to join (default 0)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder of the run, for several machines on storage that all reach "
+        "(default runs/PRESET-IDENTITY, the identity being that of the settings)",
+    )
+    parser.add_argument(
+        "--tracking-uri",
+        metavar="URI",
+        help="MLflow store: sqlite:///FILE, http://HOST:PORT, or none "
+        "(default MLFLOW_TRACKING_URI, else mlflow.db beside the run's folder)",
+    )
+    parser.add_argument(
+        "--experiment", default="cosa", metavar="NAME", help="MLflow experiment (default cosa)"
+    )
+    parser.add_argument(
+        "--run-name", default="", metavar="NAME", help="name of the MLflow run (default that of the folder)"
+    )
+    add_traceback(parser)
+    add_settings(parser, get_preset(preset) if preset else Config())
+    return parser
+
+
+def _tracking(given: argparse.Namespace, out: Path) -> TrackingSpec:
+    uri = given.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{out.parent}/mlflow.db"
+    return TrackingSpec(
+        uri="" if uri == "none" else resolve_uri(uri),
+        experiment=given.experiment,
+        run_name=given.run_name,
+        tags={"mlflow.source.name": "cosa-train"},
+    )
+
+
+def _print_result(result: Result, config: Config, tracking: TrackingSpec) -> None:
+    columns = {
+        short: {
+            name.removeprefix(f"val/{network}/"): value
+            for name, value in result.metrics.items()
+            if name.startswith(f"val/{network}/")
+        }
+        for network, short in NETWORKS.items()
+    }
+    print(f"\n{result.step} of {config.train.iterations} steps in {duration(result.seconds)}\n")
+    print(metrics_table(columns))
+    print(f"\ncheckpoint  {result.checkpoint}")
+    if result.run_id and tracking.uri:
+        print(f"MLflow run  {result.run_id} in {mask(tracking.uri)}")
+        print(f"to see it   {ui_hint(tracking.uri)}")
