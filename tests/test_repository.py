@@ -78,8 +78,8 @@ def test_the_lock_holds_every_dependency_in_a_version_that_the_project_accepts()
 
 def test_every_package_that_the_code_imports_is_a_dependency() -> None:
     imported = set().union(*(packages(path) for path in COSA + SWEEPS))
-    # torchvision comes with timm, and is touched for its sake alone.
-    foreign = imported - sys.stdlib_module_names - {"cosa", "sweeps", "torchvision"}
+    # torchvision comes with timm, and is touched for its sake alone; pydensecrf is the extra `crf`.
+    foreign = imported - sys.stdlib_module_names - {"cosa", "sweeps", "torchvision", "pydensecrf"}
     homes = packages_distributions()
     declared = _requirements().keys()
 
