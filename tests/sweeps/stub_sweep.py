@@ -2,8 +2,9 @@
 
     python stub_sweep.py CONTROL ARGUMENTS...
 
-In the folder CONTROL, `hold` has every trial after the first arms wait in its middle, `break` has one arm
-fail. Every start of a trial adds a line to its `starts.txt`: the step it starts from.
+In the folder CONTROL, `hold` names a step: there one arm waits for as long as the file lies there, and adds
+the step to its `held.txt`. `break` has another arm fail. Every start of a trial adds a line to its
+`starts.txt`: the step it starts from.
 """
 
 from __future__ import annotations
@@ -15,9 +16,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTROL = os.environ.setdefault("STUB_CONTROL", sys.argv[1])
-HELD = "no-CSC"
-BROKEN = "no-RAW"
-QUICK = ("full", "no-DT")
 
 
 def train(config, *, out, tracker, fork_from=None, stop_at=None):
@@ -30,6 +28,7 @@ def train(config, *, out, tracker, fork_from=None, stop_at=None):
     from cosa.config import identity, warmup_identity
 
     control = Path(os.environ["STUB_CONTROL"])
+    hold = control / "hold"
     arms = tracker._tags.get("cosa.arm", "")
     checkpoints = out / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
@@ -48,8 +47,11 @@ def train(config, *, out, tracker, fork_from=None, stop_at=None):
         (checkpoints / f"step_{step:08d}.pt").touch()
         with (out / "journal.jsonl").open("a") as file:
             file.write(json.dumps({"step": step}) + "\n")
-        while arms == "no-CSC" and step == 7 and (control / "hold").exists():
-            time.sleep(0.1)
+        if arms == "no-CSC" and hold.exists() and step == int(hold.read_text()):
+            with (out / "held.txt").open("a") as file:
+                file.write(f"{step}\n")
+            while hold.exists():
+                time.sleep(0.1)
         if arms == "no-RAW" and (control / "break").exists():
             tracker.finish("FAILED")
             raise RuntimeError("this arm is broken\nas the test wants it")
