@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from cosa.config import DataConfig
+from cosa.data.files import Complain, read_each, refuse
 from cosa.structures import IGNORE
 
 # ImageNet's mean and deviation per channel, in pixel values.
@@ -96,7 +97,9 @@ class SegmentationDataset:
         return digest.hexdigest()[:16]
 
 
-def open_dataset(data: DataConfig, split: str, *, needs: Needs = "labels") -> SegmentationDataset:
+def open_dataset(
+    data: DataConfig, split: str, *, needs: Needs = "labels", complain: Complain = refuse
+) -> SegmentationDataset:
     """The images of a split; the `shapes` layout is written first where it is not there yet.
 
     Args:
@@ -105,15 +108,27 @@ def open_dataset(data: DataConfig, split: str, *, needs: Needs = "labels") -> Se
         needs: `labels`: image-level labels are there for every image, and masks where every image of the
             split has one. `masks`: every image has both. `images`: names and images alone, as in a test
             split whose annotations nobody publishes; labels are 0 and there are no masks.
+        complain: What to do about files that are missing or bad: by default the first is raised.
 
     Raises:
         FileNotFoundError: The root, the list, or a file that the list names is missing; some images of the
             split have masks and others have none; or none has one and `needs` is `masks`.
         ValueError: A file breaks its format.
     """
+    root, evaluated = Path(data.root).expanduser(), split == data.val_split
+    if data.layout == "coco":
+        from cosa.data.coco import read_coco
+
+        draw = needs == "masks" or evaluated
+        return read_coco(
+            root, split, Path(data.cache).expanduser(), needs=needs, draw=draw, complain=complain
+        )
+    if data.layout == "folder":
+        from cosa.data.folder import read_folder
+
+        return read_folder(root, split, needs=needs, verify_masks=evaluated, complain=complain)
     from cosa.data.voc import read_voc
 
-    root = Path(data.root)
     if data.layout == "shapes" and not (root / "ImageSets").exists():
         from cosa.data.shapes import write_shapes
 
@@ -123,7 +138,7 @@ def open_dataset(data: DataConfig, split: str, *, needs: Needs = "labels") -> Se
             if not (root / "ImageSets").exists():
                 raise
             # another worker was faster: it wrote the very same bytes
-    return read_voc(root, split, needs=needs, verify_masks=split == data.val_split)
+    return read_voc(root, split, needs=needs, verify_masks=evaluated, complain=complain)
 
 
 def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
@@ -165,6 +180,20 @@ def read_mask(path: Path, image_path: Path, classes: int) -> UInt8[np.ndarray, "
             "check the mask, or the class names in classes.txt"
         )
     return mask
+
+
+def classes_of_masks(pairs: Sequence[tuple[Path, Path]], classes: int, complain: Complain) -> list[list[int]]:
+    """Foreground classes, from 0 on, that each of the (mask, image) pairs shows; none where it is bad.
+
+    Raises:
+        ValueError: A mask that `read_mask` refuses.
+    """
+
+    def read(pair: tuple[Path, Path]) -> list[int]:
+        present = np.flatnonzero(np.bincount(read_mask(*pair, classes).ravel()))
+        return [int(value) - 1 for value in present if value not in (0, IGNORE)]
+
+    return read_each(read, pairs, complain)
 
 
 def normalise(images: UInt8[np.ndarray, "b h w 3"]) -> Float[Tensor, "b 3 h w"]:

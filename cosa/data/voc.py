@@ -7,20 +7,24 @@ ImageSets/Segmentation/*.txt. A classes.txt in the root, one name per line, repl
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
 from xml.etree import ElementTree
 
-import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from cosa.config import nearest
-from cosa.data.dataset import Needs, SegmentationDataset, read_mask
-from cosa.structures import IGNORE
+from cosa.data.dataset import Needs, SegmentationDataset, classes_of_masks
+from cosa.data.files import (
+    Complain,
+    files_by_stem,
+    found,
+    one_hot,
+    read_classes,
+    read_each,
+    read_lines,
+    refuse,
+    require_distinct,
+)
 
 VOC_CLASSES = (
     "aeroplane",
@@ -56,12 +60,10 @@ _ENTRY = re.compile(
     rf"(?:\s+/?(?:{'|'.join(_MASKS)})/(?P<mask>[^/\\\s]+)\.png)?"
 )
 
-T = TypeVar("T")
 
-_THREADS = 8  # files are read in parallel: most of the wait is the disk's, and decoding frees the GIL
-
-
-def read_voc(root: Path, split: str, *, needs: Needs, verify_masks: bool) -> SegmentationDataset:
+def read_voc(
+    root: Path, split: str, *, needs: Needs, verify_masks: bool, complain: Complain = refuse
+) -> SegmentationDataset:
     """The images that list `split` names, with their labels.
 
     Image-level labels are those of Annotations/*.xml (every object, difficult ones, too) where the folder
@@ -73,6 +75,7 @@ def read_voc(root: Path, split: str, *, needs: Needs, verify_masks: bool) -> Seg
         needs: As in `open_dataset`; `images` looks at neither annotations nor masks.
         verify_masks: Whether masks that no label comes from are read now, to find a bad one before hours of
             training; with `needs` = `masks` they always are.
+        complain: Is told of files that are missing or bad.
 
     Raises:
         FileNotFoundError: The root, the list, or a file that the list names is missing.
@@ -80,25 +83,34 @@ def read_voc(root: Path, split: str, *, needs: Needs, verify_masks: bool) -> Seg
     """
     _check_root(root)
     classes = _read_classes(root / "classes.txt")
-    images = _files(root / _IMAGES, (".png", ".jpeg", ".jpg"))
+    images = files_by_stem(root / _IMAGES, (".png", ".jpeg", ".jpg"))
     names = _list_names(root, split, derive_from_masks=split == "train_aug")
-    image_paths = _find(names, images, f"list {split!r} must name images of {root / _IMAGES}")
+
+    def keep(files: dict[str, Path], law: str) -> tuple[str, ...]:
+        return found(names, files, law, "add the files or take the names out of the list", complain)
+
+    names = keep(images, f"list {split!r} must name images of {root / _IMAGES}")
     if needs == "images":
-        return SegmentationDataset(classes, names, torch.zeros(len(names), len(classes)), image_paths, ())
-    masks = {k: v for folder in reversed(_MASKS) for k, v in _files(root / folder, (".png",)).items()}
+        paths = tuple(images[name] for name in names)
+        return SegmentationDataset(classes, names, torch.zeros(len(names), len(classes)), paths, ())
+    masks = {k: v for folder in reversed(_MASKS) for k, v in files_by_stem(root / folder, (".png",)).items()}
     annotated = (root / _ANNOTATIONS).is_dir()
-    mask_paths: tuple[Path, ...] = ()
-    if needs == "masks" or not annotated or any(name in masks for name in names):
-        mask_paths = _find(names, masks, f"every image of list {split!r} must have a mask in {root}")
-    present = []
-    if needs == "masks" or verify_masks or not annotated:
-        pairs = list(zip(mask_paths, image_paths, strict=True)) if mask_paths else []
-        present = _in_threads(lambda pair: _classes_of_mask(*pair, len(classes)), pairs)
+    has_masks = needs == "masks" or not annotated or any(name in masks for name in names)
+    if has_masks:
+        names = keep(masks, f"every image of list {split!r} must have a mask in {root}")
+    annotations = files_by_stem(root / _ANNOTATIONS, (".xml",))
     if annotated:
-        annotations = _files(root / _ANNOTATIONS, (".xml",))
-        paths = _find(names, annotations, f"every image of list {split!r} must be in {root / _ANNOTATIONS}")
-        present = _in_threads(lambda path: _annotated_classes(path, classes), paths)
-    return SegmentationDataset(classes, names, _one_hot(present, len(classes)), image_paths, mask_paths)
+        names = keep(annotations, f"every image of list {split!r} must be in {root / _ANNOTATIONS}")
+    image_paths = tuple(images[name] for name in names)
+    mask_paths = tuple(masks[name] for name in names) if has_masks else ()
+    present = []
+    if has_masks and (needs == "masks" or verify_masks or not annotated):
+        pairs = list(zip(mask_paths, image_paths, strict=True))
+        present = classes_of_masks(pairs, len(classes), complain)
+    if annotated:
+        xml = [annotations[name] for name in names]
+        present = read_each(lambda path: _annotated_classes(path, classes), xml, complain)
+    return SegmentationDataset(classes, names, one_hot(present, len(classes)), image_paths, mask_paths)
 
 
 def _check_root(root: Path) -> None:
@@ -124,26 +136,17 @@ def _check_root(root: Path) -> None:
 
 def _read_classes(path: Path) -> tuple[str, ...]:
     """The names in classes.txt, or VOC's where there is no such file."""
-    if not path.is_file():
-        return VOC_CLASSES
-    names = tuple(line.strip() for line in _lines(path))
-    if not 0 < len(names) < IGNORE:
-        raise ValueError(
-            f"classes.txt must name 1 to {IGNORE - 1} classes, got {len(names)} in {path}; "
-            "write one foreground class per line"
-        )
-    _require_distinct(names, path)
-    return names
+    return read_classes(path) if path.is_file() else VOC_CLASSES
 
 
 def _list_names(root: Path, split: str, *, derive_from_masks: bool) -> tuple[str, ...]:
     """The image names of a split; a missing `train_aug` is every augmented mask whose image is not in val."""
     path = root / _LISTS / f"{split}.txt"
     if path.is_file():
-        names = tuple(_entry_name(line, path) for line in _lines(path))
+        names = tuple(_entry_name(line, path) for line in read_lines(path))
     elif derive_from_masks and (root / _MASKS[0]).is_dir():
         held_out = set(_list_names(root, "val", derive_from_masks=False))
-        names = tuple(sorted(set(_files(root / _MASKS[0], (".png",))) - held_out))
+        names = tuple(sorted(set(files_by_stem(root / _MASKS[0], (".png",))) - held_out))
         path = root / _MASKS[0]
     else:
         lists = sorted(p.stem for p in (root / _LISTS).glob("*.txt"))
@@ -153,7 +156,7 @@ def _list_names(root: Path, split: str, *, derive_from_masks: bool) -> tuple[str
         )
     if not names:
         raise ValueError(f"list {split!r} must name at least one image, got none in {path}; fill it")
-    _require_distinct(names, path)
+    require_distinct(names, path)
     return names
 
 
@@ -165,37 +168,6 @@ def _entry_name(line: str, path: Path) -> str:
             "correct that line"
         )
     return match["name"]
-
-
-def _lines(path: Path) -> list[str]:
-    """The lines of a text file that are not blank."""
-    text = path.read_text(encoding="utf-8-sig", errors="replace")
-    return [line for line in text.splitlines() if line.strip()]
-
-
-def _require_distinct(names: Sequence[str], path: Path) -> None:
-    if len(set(names)) < len(names):
-        seen: set[str] = set()
-        again = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise ValueError(f"names must be distinct, got {again!r} twice in {path}; remove one")
-
-
-def _files(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
-    """The files of a folder by stem; a later suffix wins over an earlier one. Empty without the folder."""
-    if not folder.is_dir():
-        return {}
-    paths = sorted(folder.iterdir())  # one listing: a look-up per file takes minutes on a network disk
-    return {path.stem: path for suffix in suffixes for path in paths if path.suffix.lower() == suffix}
-
-
-def _find(names: Sequence[str], files: dict[str, Path], law: str) -> tuple[Path, ...]:
-    missing = [name for name in names if name not in files]
-    if missing:
-        raise FileNotFoundError(
-            f"{law}, got {len(missing)} missing of {len(names)}, first {missing[0]!r}; "
-            "add the files or take the names out of the list"
-        )
-    return tuple(files[name] for name in names)
 
 
 def _annotated_classes(path: Path, classes: tuple[str, ...]) -> list[int]:
@@ -211,20 +183,3 @@ def _annotated_classes(path: Path, classes: tuple[str, ...]) -> list[int]:
             f"annotation must name known classes, got {unknown[0]!r} in {path}{nearest(unknown[0], classes)}"
         )
     return sorted({classes.index(name) for name in objects})
-
-
-def _classes_of_mask(mask_path: Path, image_path: Path, classes: int) -> list[int]:
-    mask = read_mask(mask_path, image_path, classes)
-    return [int(value) - 1 for value in np.flatnonzero(np.bincount(mask.ravel())) if value not in (0, IGNORE)]
-
-
-def _in_threads(function: Callable[[T], list[int]], items: Sequence[T]) -> list[list[int]]:
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return list(pool.map(function, items))
-
-
-def _one_hot(present: Sequence[Sequence[int]], classes: int) -> Float[Tensor, "n c"]:
-    labels = torch.zeros(len(present), classes)
-    for row, indices in zip(labels, present, strict=True):
-        row[list(indices)] = 1
-    return labels

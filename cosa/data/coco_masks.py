@@ -1,0 +1,161 @@
+"""COCO's polygons and run lengths drawn as masks, once, into the cache.
+
+Smaller objects are painted over larger ones, by their pixels in the image, ties by annotation id: a cup on a
+table stays a cup. A crowd region is one rough outline around many objects and what shows between them, so no
+pixel of it is surely its class: it is IGNORE, except where a single object covers it. Its class still counts
+among the image's labels. (COCO's own metrics leave crowds uncounted, too.)
+
+A mask is written whole or not at all, and the file `complete` follows the last one: drawing that was ended
+half-way goes on with the masks that are missing. One process draws for a cache, others wait for it.
+"""
+
+from __future__ import annotations
+
+import logging
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+from PIL import Image
+
+from cosa.data.files import Complain, locked, write_whole
+from cosa.data.processes import chunks, in_processes
+from cosa.structures import IGNORE
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """One annotation: where one object is, or a crowd of them."""
+
+    id: int
+    """The annotation's own id."""
+    label: int
+    """Class, in [1, 80]."""
+    crowd: bool
+    """Whether it outlines many objects at once."""
+    segmentation: list[array[float]] | dict[str, Any]
+    """Polygons x, y, x, y, ... in pixels, or run lengths in COCO's format, columns first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What is annotated in one image."""
+
+    height: int
+    """Rows of the image, as annotated."""
+    width: int
+    """Columns of the image, as annotated."""
+    regions: tuple[Region, ...]
+    """Its annotations, in the file's order."""
+
+
+def draw_masks(
+    store: Path,
+    images: Mapping[str, Path],
+    total: int,
+    parsed: Callable[[], Mapping[str, Scene]],
+    complain: Complain,
+) -> dict[str, Path]:
+    """Paths of the masks of `images`, by file name, all drawn; without those that could not be drawn.
+
+    Args:
+        store: Folder of the cache for one annotation file.
+        images: Image files by file name.
+        total: Images in the annotation file: with fewer in `images`, nothing is complete.
+        parsed: Reads the annotations; called only where something is to be drawn.
+        complain: Is told of images in another size than annotated, and of regions that cannot be drawn.
+
+    Raises:
+        OSError: The cache cannot be written.
+    """
+    masks = {name: store / "masks" / f"{Path(name).stem}.png" for name in images}
+    if (store / "complete").is_file():
+        return masks
+    with locked(store):
+        if (store / "complete").is_file():  # another process drew them while we waited
+            return masks
+        (store / "masks").mkdir(exist_ok=True)
+        there = {path.name for path in (store / "masks").iterdir()}
+        missing = [name for name in images if masks[name].name not in there]
+        if missing:
+            _log.warning("drawing the masks of %d images, once, into %s", len(missing), store)
+            scenes = parsed()
+            jobs = [(scenes[name], images[name], masks[name]) for name in missing]
+            for failures in in_processes(_draw, chunks(jobs)):
+                for name, problem in failures:
+                    complain(ValueError(problem))
+                    del masks[name]
+        if len(masks) == total:
+            write_whole(store / "complete", b"")
+    return masks
+
+
+def _draw(jobs: Sequence[tuple[Scene, Path, Path]]) -> list[tuple[str, str]]:
+    """Draw some masks; returns the image's file name and what is wrong, of each that cannot be drawn."""
+    failures = []
+    for scene, image, target in jobs:
+        try:
+            _check_size(scene, image)
+            content = BytesIO()
+            Image.fromarray(paint(scene)).save(content, "PNG")
+        except ValueError as error:
+            failures.append((image.name, str(error)))
+        else:
+            write_whole(target, content.getvalue())
+    return failures
+
+
+def _check_size(scene: Scene, path: Path) -> None:
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"image must be a readable JPEG or PNG, got {path} ({error}); replace it") from error
+    if (scene.width, scene.height) != (width, height):
+        raise ValueError(
+            f"image must have the size its annotations say, {scene.width}x{scene.height} pixels, "
+            f"got {width}x{height} in {path}; replace one of the two"
+        )
+
+
+def paint(scene: Scene) -> UInt8[np.ndarray, "h w"]:
+    """The mask of a scene: crowds first, as IGNORE, then objects from the largest to the smallest.
+
+    Raises:
+        ValueError: Run lengths of another size than the image, or a region in no known format.
+    """
+    drawn = [(region, _rasterise(region, scene)) for region in scene.regions]
+    drawn.sort(key=lambda pair: (not pair[0].crowd, -int(pair[1].sum()), pair[0].id))
+    mask = np.zeros((scene.height, scene.width), np.uint8)
+    for region, inside in drawn:
+        mask[inside] = IGNORE if region.crowd else region.label
+    return mask
+
+
+def _rasterise(region: Region, scene: Scene) -> Bool[np.ndarray, "h w"]:
+    from pycocotools import mask as run_lengths  # training on labels does without
+
+    shape, found = (scene.height, scene.width), region.segmentation
+    if isinstance(found, list):
+        # Two points have no area, and pycocotools takes four numbers for a box.
+        polygons = [list(polygon) for polygon in found if len(polygon) >= 6]
+        if not polygons:
+            return np.zeros(shape, bool)
+        runs = run_lengths.merge(run_lengths.frPyObjects(polygons, *shape))
+    else:
+        if tuple(found.get("size", ())) != shape or "counts" not in found:
+            raise ValueError(
+                f"run lengths must have the size of their image, {scene.width}x{scene.height} pixels, got "
+                f"size {found.get('size')} (rows, columns) in annotation {region.id}; replace the annotations"
+            )
+        whole = isinstance(found["counts"], list)  # else they are compressed already
+        runs = run_lengths.frPyObjects(found, *shape) if whole else found
+    inside: Bool[np.ndarray, "h w"] = run_lengths.decode(runs).astype(bool)
+    return inside

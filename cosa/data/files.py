@@ -1,0 +1,142 @@
+"""What the layouts share: finding files by name, reading many at a time, and telling all that is wrong.
+
+Bad data is told to a `Complain`. Training passes `refuse`, which raises the first thing; a check of a whole
+data set collects them, and reading goes on without the image.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cosa.structures import IGNORE
+
+_THREADS = 8  # files are read in parallel: most of the wait is the disk's, and decoding frees the GIL
+
+T = TypeVar("T")
+
+Complain = Callable[[Exception], None]
+"""Is told each thing that is wrong with a data set. Where it returns, reading goes on without that image."""
+
+
+def refuse(error: Exception) -> None:
+    """Raise the first thing that is wrong: the way to read data that is to be used."""
+    raise error
+
+
+def found(
+    names: Sequence[str], files: Mapping[str, Path], law: str, remedy: str, complain: Complain
+) -> tuple[str, ...]:
+    """The names that have a file; a complaint about the others counts them and carries one note for each."""
+    missing = [name for name in names if name not in files]
+    if missing:
+        error = FileNotFoundError(
+            f"{law}, got {len(missing)} missing of {len(names)}, first {missing[0]!r}; {remedy}"
+        )
+        for name in missing:
+            error.add_note(f"{law}, got none for {name!r}; {remedy}")
+        complain(error)
+    return tuple(name for name in names if name in files)
+
+
+def files_by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
+    """The files of a folder by stem; a later suffix wins over an earlier one. Empty without the folder."""
+    if not folder.is_dir():
+        return {}
+    paths = sorted(folder.iterdir())  # one listing: a look-up per file takes minutes on a network disk
+    return {path.stem: path for suffix in suffixes for path in paths if path.suffix.lower() == suffix}
+
+
+def read_each(function: Callable[[T], list[int]], items: Sequence[T], complain: Complain) -> list[list[int]]:
+    """`function` of every file, several at a time, in order; an empty list where it is bad."""
+
+    def guarded(item: T) -> list[int] | Exception:
+        try:
+            return function(item)
+        except (OSError, ValueError) as error:
+            return error
+
+    results: list[list[int]] = []
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for result in pool.map(guarded, items):
+            if isinstance(result, Exception):
+                complain(result)
+            results.append([] if isinstance(result, Exception) else result)
+    return results
+
+
+def one_hot(present: Sequence[Sequence[int]], classes: int) -> Float[Tensor, "n c"]:
+    """Labels of images, given the positions of the classes in each."""
+    labels = torch.zeros(len(present), classes)
+    for row, indices in zip(labels, present, strict=True):
+        row[list(indices)] = 1
+    return labels
+
+
+def read_classes(path: Path) -> tuple[str, ...]:
+    """The names in a classes.txt: one foreground class per line, in the order of the masks' values.
+
+    Raises:
+        ValueError: No names, too many for a mask, or one twice.
+    """
+    names = tuple(line.strip() for line in read_lines(path))
+    if not 0 < len(names) < IGNORE:
+        raise ValueError(
+            f"classes.txt must name 1 to {IGNORE - 1} classes, got {len(names)} in {path}; "
+            "write one foreground class per line"
+        )
+    require_distinct(names, path)
+    return names
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that are not blank."""
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def require_distinct(names: Sequence[str], path: Path) -> None:
+    """Raise a ValueError that shows a name which `path` holds twice."""
+    if len(set(names)) < len(names):
+        again = next(name for name, count in Counter(names).items() if count > 1)
+        raise ValueError(f"names must be distinct, got {again!r} twice in {path}; remove one")
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Makes `folder` and holds it alone among processes; the system lets go of it when a process dies.
+
+    Raises:
+        OSError: The folder cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("w")
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        message = f"data.cache must be a folder that can be written, got {str(folder)!r} ({reason}); "
+        raise OSError(error.errno, message + "set --data.cache to another") from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that is never seen half-written."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        draft.write_bytes(content)
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
