@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
+import cosa
 from cosa import config as configs
 from cosa.config import Config
 from cosa.provenance import environment_tags, identity_tags, source_tags
@@ -339,6 +340,65 @@ def initialise_store(uri: str, experiment: str) -> str:
     resolved = resolve_uri(uri)
     with _explained(resolved):
         return _experiment_id(_connect(resolved), resolved, experiment)
+
+
+def download_model(uri: str, run_id: str, folder: Path) -> Path:
+    """Fetch the model that a finished run keeps as the artifact folder `model`.
+
+    Args:
+        uri: Tracking URI, see `resolve_uri`.
+        run_id: The run's id.
+        folder: Where the copy goes.
+
+    Returns:
+        The copy's folder.
+
+    Raises:
+        TrackingError: The store does not answer, knows no such run, or the run has no model.
+    """
+    resolved = resolve_uri(uri)
+    if resolved.startswith("sqlite") and not _sqlite_path(resolved).is_file():  # or MLflow would make one
+        raise TrackingError(
+            f"tracking store must exist, got {mask(resolved)}; set --tracking-uri to the one of the run"
+        )
+    with _explained(resolved):
+        client = _connect(resolved)
+        if not _is_active(client, run_id):
+            raise TrackingError(
+                f"run id must be one of {mask(resolved)}, got {run_id!r}; "
+                "set --tracking-uri to the store of the run"
+            )
+        if not any(item.is_dir and item.path == "model" for item in client.list_artifacts(run_id)):
+            raise TrackingError(
+                f"run {run_id} must hold the artifact folder `model`, got none in {mask(resolved)}; "
+                "it is written when training ends: name a checkpoint until then"
+            )
+        with _environment(MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false"):
+            return Path(client.download_artifacts(run_id, "model", str(folder)))
+
+
+def save_pyfunc(model: Path, out: Path) -> None:
+    """Make a model's folder an MLflow model that loads through `cosa.pyfunc`; nothing is pickled.
+
+    Args:
+        model: Copied into `out`.
+        out: A folder that does not exist yet.
+
+    Raises:
+        TrackingError: MLflow is not installed.
+        OSError: The folder cannot be written.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    try:
+        from mlflow import pyfunc
+    except ImportError as error:
+        raise TrackingError(f"an MLflow model must find mlflow, got {error}; install it") from None
+    pyfunc.save_model(
+        out,
+        loader_module="cosa.pyfunc",
+        data_path=str(model),
+        pip_requirements=[f"cosa-wsss=={cosa.__version__}"],
+    )
 
 
 def _connect(uri: str) -> MlflowClient:

@@ -20,12 +20,13 @@ EQUATION_ROOMS = frozenset({"cam", "pseudo_labels", "reliability", "threshold", 
 # also import each other.
 FLOORS = (
     frozenset({"", "_torchvision", "config", "structures"}),
-    EQUATION_ROOMS | {"presets", "provenance", "ranks"},
+    EQUATION_ROOMS | {"crf", "presets", "provenance", "ranks"},
     frozenset({"networks", "data"}),
     frozenset({"inference"}),
     frozenset({"swap", "evaluation", "panels", "optim", "checkpoint", "tracking"}),
-    frozenset({"step"}),
-    frozenset({"trainer"}),
+    frozenset({"step", "model"}),
+    frozenset({"judging"}),
+    frozenset({"trainer", "prediction", "pyfunc"}),
     frozenset({"distributed"}),
     frozenset({"cli"}),
 )
@@ -63,7 +64,13 @@ def test_an_equation_room_needs_nothing_but_torch(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("package", "only"),
-    [("mlflow", {"cosa.tracking"}), ("ray", {"cosa.distributed"}), ("optuna", set()), ("sweeps", set())],
+    [
+        ("mlflow", {"cosa.tracking"}),
+        ("ray", {"cosa.distributed"}),
+        ("pydensecrf", {"cosa.crf"}),
+        ("optuna", set()),
+        ("sweeps", set()),
+    ],
 )
 def test_one_room_alone_knows_a_service(package: str, only: set[str]) -> None:
     assert {module_name(path) for path in COSA if package in packages(path)} <= only
