@@ -185,7 +185,7 @@ def _shrink(item: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _scenes(content: dict[str, Any], path: Path) -> dict[str, Scene]:
+def _scenes(content: Any, path: Path) -> dict[str, Scene]:
     _check_categories(content["categories"], path)
     labels = {category: position + 1 for position, category in enumerate(COCO_CATEGORIES)}
     regions: dict[int, list[Region]] = {image["id"]: [] for image in content["images"]}
@@ -213,7 +213,7 @@ def _scenes(content: dict[str, Any], path: Path) -> dict[str, Scene]:
     }
 
 
-def _check_categories(categories: list[dict[str, Any]], path: Path) -> None:
+def _check_categories(categories: Any, path: Path) -> None:
     ours = dict(zip(COCO_CATEGORIES, COCO_CLASSES, strict=True))
     theirs = {category["id"]: category["name"] for category in categories}
     if theirs != ours:
