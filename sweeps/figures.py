@@ -1,0 +1,478 @@
+"""The paper's figures from a sweep's own runs: what they saw of themselves while they trained.
+
+A figure is drawn where its arms and its data exist, and says which of its arms are missing. One that
+compares an arm with the full model is drawn only in a sweep that was to train that arm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from numpy.typing import NDArray
+
+from sweeps import panel_tiles
+from sweeps.drawing import (
+    AUX_COLOUR,
+    BLACK,
+    BLUE,
+    COLOURS,
+    GREY,
+    Canvas,
+    Drawing,
+    Part,
+    draw_lines,
+    label_axes,
+    over_iterations,
+    picture,
+    styled,
+    thousands,
+)
+from sweeps.recordings import Bins, Recording, Recordings, Series
+from sweeps.tables.table import without
+
+ARMS: Mapping[str, Mapping[str, Any]] = {
+    "full": {},
+    "Base": without("GC", "SA", "RAW", "CSC", "DT"),
+    "no-SA": without("SA"),
+    "no-RAW": without("RAW"),
+    "no-CSC": without("CSC"),
+    "GT (oracle)": {"s2c.source": "gt"},
+    "SPL": {},
+    "NO": {"s2c.source": "none"},
+    "NS": {"s2c.source": "noise"},
+}
+"""Arms that figures show, by what they change."""
+
+_MOST_STEPS = 12
+"""Rows of the heat map; of more evaluations some are left out, evenly."""
+_WHISKERS = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+Arms = dict[str, Series]
+
+
+def draw_figures(recordings: Recordings) -> Iterator[Drawing]:
+    """All figures that there is data for, in the paper's order."""
+    for figure in (_figure_1, _figure_3, _figure_4, _figure_6, _figure_7, _figure_8, _figure_9, _figure_10):
+        with styled():
+            drawing = figure(recordings)
+        if drawing is not None and drawing.parts:
+            yield drawing
+
+
+def _arms(recordings: Recordings, *names: str) -> Arms:
+    return {name: recordings.series(ARMS[name]) for name in names}
+
+
+def _drawing(
+    recordings: Recordings, number: str, title: str, seen: str, parts: Sequence[Part], arms: Arms
+) -> Drawing:
+    """A figure with its caption: what one sees, of which data, and which of the paper's it answers to."""
+    data = f"{recordings.preset}, {recordings.base.data.val_split} split"
+    return Drawing(
+        title=f"Figure {number}: {title}",
+        caption=f"{seen} Answers to the paper's Fig. {number}; ours, {data}, AN unless it says ON.",
+        notes=tuple(_missing(recordings, arms)),
+        parts=tuple(parts),
+    )
+
+
+def _missing(recordings: Recordings, arms: Arms) -> Iterator[str]:
+    for name, series in arms.items():
+        seeds = len(series.recordings)
+        if not series.planned:
+            yield f"{name} is not in this sweep"
+        elif seeds < len(recordings.seeds):
+            yield f"{name}: {seeds} of {len(recordings.seeds)} seeds are finished"
+
+
+def _lines(
+    recordings: Recordings,
+    name: str,
+    title: str,
+    lines: Sequence[tuple[str, list[dict[int, float]], str, bool]],
+    y: str,
+    scale: float = 100,
+) -> Iterator[Part]:
+    """One picture of lines over iterations: (label, histories, colour, dashed) each; none where none has."""
+    if any(histories for _, histories, _, _ in lines):
+        canvas = Canvas()
+        for label, histories, colour, dashed in lines:
+            draw_lines(canvas.axes, label, histories, colour, dashed=dashed, scale=scale)
+        over_iterations(canvas.axes, y, recordings.base.train.warmup)
+        canvas.legend()
+        yield canvas.part(name, title)
+
+
+def _figure_1(recordings: Recordings) -> Drawing | None:
+    arms = _arms(recordings, "GT (oracle)", "SPL", "NO", "NS")
+    if not (arms["GT (oracle)"].planned or arms["NS"].planned):
+        return None
+
+    def lines(key: str) -> list[tuple[str, list[dict[int, float]], str, bool]]:
+        return [
+            (name, series.histories(f"val/assignment/{key}"), COLOURS[name], False)
+            for name, series in arms.items()
+        ]
+
+    parts = [
+        *_lines(recordings, "fig1a", "(a) classification", lines("cls_precision"), "precision, %"),
+        *_lines(recordings, "fig1b", "(b) CPL", lines("cpl_miou"), "CPL mIoU, %"),
+        *_panels(arms, "fig1c", "(c) CAMs", ("M",)),
+    ]
+    seen = (
+        "Classification and CAMs where the CAMs are guided by the ground truth (GT, an oracle that weak "
+        "supervision does not have), by segmentation pseudo-labels (SPL, CoSA itself), by nothing (NO), or "
+        f"by random masks (NS). (a) micro-average at a probability of 0.5; (b) CPL at a threshold of "
+        f"{_xi(recordings)}. (c) {_rule(recordings)}{_bands(recordings)}"
+    )
+    return _drawing(recordings, "1", "guidance of the CAMs", seen, parts, arms)
+
+
+def _bands(recordings: Recordings) -> str:
+    """How lines over iterations show several seeds."""
+    return " Lines are means over seeds, bands one sample deviation." if len(recordings.seeds) > 1 else ""
+
+
+def _xi(recordings: Recordings) -> str:
+    return f"{recordings.base.evaluation.xi:g}"
+
+
+def _figure_3(recordings: Recordings) -> Drawing | None:
+    arms = _arms(recordings, "full")
+    found = next((r for r in arms["full"].recordings if r.steps()), None)
+    if found is None:
+        return None
+    files = [found.analysis(step) for step in _spread(found.steps(), _MOST_STEPS)]
+    parts = [_confidence_map(files), _accuracy_lines(files), _confidences(files[-1])]
+    seen = (
+        "How often CPL of M are right (a) by confidence, the largest activation of a pixel, with the "
+        "training's threshold at each step (black line), and (c) by perplexity; bins without a pixel are "
+        "blank. (e) How confidences are distributed after the last step, split by the threshold."
+        f"{_before_search(recordings, files)} Seed {found.seed}."
+    )
+    return _drawing(recordings, "3", "accuracy of CPL by confidence and perplexity", seen, parts, arms)
+
+
+def _before_search(recordings: Recordings, files: Sequence[Mapping[str, Any]]) -> str:
+    """What the first rows' threshold is, where there are rows of the warm-up."""
+    warmup, threshold = recordings.base.train.warmup, recordings.base.threshold
+    if files[0]["step"] > warmup or threshold.mode == "fixed":
+        return ""
+    return f" Up to step {warmup}, the warm-up, the threshold is the value it starts from."
+
+
+def _spread(steps: Sequence[int], most: int) -> list[int]:
+    """At most so many of `steps`, evenly, the first and the last among them."""
+    places = np.linspace(0, len(steps) - 1, min(len(steps), most)).round().astype(int)
+    return [steps[place] for place in places]
+
+
+def _bins(content: Mapping[str, Any], kind: str) -> Bins:
+    """A histogram of M of AN in an analysis file: of `confidence` or `perplexity`."""
+    return Bins.read(content["networks"]["assignment"]["cam"][kind])
+
+
+def accuracy_rows(files: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
+    """Accuracy in percent by analysis file and bin of confidence; NaN where a bin is empty."""
+    return np.stack([100 * _bins(content, "confidence").accuracy for content in files])
+
+
+def _confidence_map(files: Sequence[Mapping[str, Any]]) -> Part:
+    canvas = Canvas()
+    axes = canvas.axes
+    axes.grid(visible=False)
+    edges = _bins(files[0], "confidence").edges
+    rows = np.arange(len(files) + 1) - 0.5
+    values = np.ma.masked_invalid(accuracy_rows(files))
+    mesh = axes.pcolormesh(
+        edges, rows, values, cmap="cividis", vmin=0, vmax=100, edgecolors="face", linewidth=0.3
+    )
+    xis = [content["xi"] for content in files]
+    for colour, width in (("white", 3.6), (BLACK, 1.5)):
+        axes.vlines(xis, rows[:-1], rows[1:], color=colour, linewidth=width)
+    axes.set_yticks(range(len(files)), [thousands(content["step"]) for content in files])
+    label_axes(axes, "confidence (line: threshold ξ)", "iteration")
+    canvas.colour_bar(mesh, "accuracy of CPL, %")
+    return canvas.part("fig3a", "(a) accuracy by confidence")
+
+
+def _accuracy_lines(files: Sequence[Mapping[str, Any]]) -> Part:
+    canvas = Canvas()
+    axes = canvas.axes
+    shown = _spread(range(len(files)), 5)
+    colours = ListedColormap(mpl.colormaps["cividis"](np.linspace(0, 0.85, len(shown))))
+    for place, index in enumerate(shown):
+        bins = _bins(files[index], "perplexity")
+        x = _middles(bins.edges)
+        label = f"{'step ' if place == 0 else ''}{thousands(files[index]['step'])}"
+        axes.plot(x, 100 * bins.accuracy, color=colours(place), label=label, marker="o")
+    x = _middles(_bins(files[0], "perplexity").edges)
+    last = float(_bins(files[0], "perplexity").edges[-2])
+    ticks = [*range(int(last)), float(x[-1])]
+    axes.set_xticks(ticks, [*(f"{tick:g}" for tick in ticks[:-1]), f"≥{last:g}"])
+    label_axes(axes, "perplexity", "accuracy of CPL, %")
+    canvas.legend()
+    return canvas.part("fig3c", "(c) accuracy by perplexity")
+
+
+def _middles(edges: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Middles of the bins; an open last one as if it were as wide as the one before."""
+    closed = edges.copy()
+    if np.isinf(closed[-1]):
+        closed[-1] = 2 * closed[-2] - closed[-3]
+    middles: NDArray[np.float64] = (closed[1:] + closed[:-1]) / 2
+    return middles
+
+
+def _confidences(content: Mapping[str, Any]) -> Part:
+    canvas = Canvas()
+    axes = canvas.axes
+    bins, xi = _bins(content, "confidence"), content["xi"]
+    shares = 100 * bins.counts / max(bins.counts.sum(), 1)
+    for label, colour, low, high in (("background", GREY, 0.0, xi), ("foreground", BLUE, xi, 1.0)):
+        left, right = np.clip(bins.edges[:-1], low, high), np.clip(bins.edges[1:], low, high)
+        own = right > left  # a bin that the threshold cuts is drawn in both colours
+        axes.bar(
+            left[own], shares[own], (right - left)[own], align="edge", color=colour, label=label, linewidth=0
+        )
+    axes.axvline(xi, color=BLACK, linewidth=1.2, linestyle="--", label=f"threshold ξ = {xi:.2f}")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    label_axes(axes, "confidence", "share of pixels, % (log)")
+    canvas.legend()
+    return canvas.part("fig3e", f"(e) confidences after {thousands(content['step'])} iterations")
+
+
+def _figure_4(recordings: Recordings) -> Drawing | None:
+    arms = _arms(recordings, "full")
+
+    def lines(suffix: str) -> list[tuple[str, list[dict[int, float]], str, bool]]:
+        return [
+            ("M", arms["full"].histories(f"val/assignment/cpl_miou{suffix}"), COLOURS["full"], False),
+            ("M†", arms["full"].histories(f"val/assignment/aux_cpl_miou{suffix}"), AUX_COLOUR, True),
+        ]
+
+    parts = [
+        *_lines(recordings, "fig4a", "(a) all pixels", lines(""), "CPL mIoU, %"),
+        *_lines(recordings, "fig4b", "(b) low perplexity", lines("_sure"), "CPL mIoU, %"),
+    ]
+    seen = (
+        f"CPL of M, from the last block, and of M†, from an earlier one: (a) at a threshold of "
+        f"{_xi(recordings)}; (b) at their own thresholds, on pixels with a perplexity of at most "
+        f"{recordings.base.csc.epsilon:g} alone.{_bands(recordings)}"
+    )
+    return _drawing(recordings, "4", "M and M†", seen, parts, arms)
+
+
+def _figure_6(recordings: Recordings) -> Drawing | None:
+    arms = _arms(recordings, "full", "no-SA")
+    if not arms["no-SA"].planned:
+        return None
+    warmup = recordings.base.train.warmup
+
+    def lines(key: str, after: int) -> list[tuple[str, list[dict[int, float]], str, bool]]:
+        return [
+            (
+                f"{short}, {name}",
+                series.histories(f"val/{network}/{key}", after=after),
+                COLOURS[name],
+                short == "ON",
+            )
+            for name, series in arms.items()
+            for short, network in (("AN", "assignment"), ("ON", "online"))
+        ]
+
+    parts = [
+        *_lines(recordings, "fig6-spl", "SPL", lines("seg_miou_labelled", warmup), "SPL mIoU, %"),
+        *_lines(recordings, "fig6-cpl", "CPL", lines("cpl_miou", warmup), "CPL mIoU, %"),
+    ]
+    seen = (
+        "Pseudo-labels of the online (ON) and the assignment network (AN), where ON learns from AN's (full) "
+        f"and where it learns from its own (no-SA), since co-training began. SPL: labelled protocol; CPL at "
+        f"a threshold of {_xi(recordings)}.{_bands(recordings)}"
+    )
+    return _drawing(recordings, "6", "swapping assignments", seen, parts, arms)
+
+
+def _figure_7(recordings: Recordings) -> Drawing | None:
+    arms = _arms(recordings, "full", "no-RAW")
+    if not arms["no-RAW"].planned:
+        return None
+    histories = [
+        (name, series.histories("val/assignment/cpl_perplexity"), COLOURS[name], False)
+        for name, series in arms.items()
+    ]
+    parts = [
+        *_boxes(arms),
+        *_lines(recordings, "fig7-right", "over iterations", histories, "mean perplexity", scale=1),
+    ]
+    seen = (
+        "CPL with reliability-based adaptive weighting (full) and without (no-RAW). Left: of single images "
+        "after the last step, seeds together; the box holds the middle half, the whiskers 90 %, the line is "
+        f"the median. Right: mean over all pixels.{_bands(recordings)}"
+    )
+    return _drawing(recordings, "7", "reliability-based adaptive weighting", seen, parts, arms)
+
+
+def _boxes(arms: Arms) -> Iterator[Part]:
+    """Box plots of single images: mIoU, mean perplexity, and distance to (1, 0), the perfect CPL."""
+    images = {name: _images(series.recordings) for name, series in arms.items()}
+    images = {name: found for name, found in images.items() if found}
+    if not images:
+        return
+    canvas = Canvas(columns=3)
+    titles = {"iou": ("CPL mIoU, %", 100), "perplexity": ("perplexity", 1), "distance": ("MAE to (1, 0)", 1)}
+    for axes, (kind, (title, scale)) in zip(canvas.all_axes, titles.items(), strict=True):
+        _draw_boxes(axes, {name: Bins.total(found[kind]) for name, found in images.items()}, scale)
+        axes.set_title(title, fontsize=9)
+    yield canvas.part("fig7-left", "over images")
+
+
+def _images(recordings: Sequence[Recording]) -> dict[str, list[Bins]]:
+    """Histograms over single images at the last step, of every seed that has them."""
+    found: dict[str, list[Bins]] = {}
+    for recording in recordings:
+        steps = recording.steps()
+        if steps:
+            contents = recording.analysis(steps[-1])["networks"]["assignment"]["images"]
+            for kind, content in contents.items():
+                found.setdefault(kind, []).append(Bins.read(content))
+    return found
+
+
+def _draw_boxes(axes: Axes, bins: Mapping[str, Bins], scale: float) -> None:
+    axes.grid(visible=False, axis="x")
+    names = ("whislo", "q1", "med", "q3", "whishi")
+    for place, (name, histogram) in enumerate(bins.items()):
+        values = [scale * histogram.quantile(share) for share in _WHISKERS]
+        (statistics,) = [dict(zip(names, values, strict=True))]
+        axes.bxp(
+            [statistics],
+            positions=[place],
+            widths=0.6,
+            showfliers=False,
+            patch_artist=True,
+            boxprops={"facecolor": COLOURS[name], "alpha": 0.35, "edgecolor": COLOURS[name]},
+            medianprops={"color": BLACK, "linewidth": 1.6},
+            whiskerprops={"color": COLOURS[name]},
+            capprops={"color": COLOURS[name]},
+        )
+    axes.set_xticks(range(len(bins)), list(bins))
+
+
+def _figure_8(recordings: Recordings) -> Drawing | None:
+    arms = _arms(recordings, "no-CSC", "full")
+    if not arms["no-CSC"].planned:
+        return None
+    parts = list(_panels(arms, "fig8", "class activation", ("M", "CPL")))
+    seen = (
+        "CAMs and the CPL made from them, without contrastive separation (no-CSC) and with it (full). "
+        + _rule(recordings)
+    )
+    return _drawing(recordings, "8", "coexistence and contrastive separation", seen, parts, arms)
+
+
+def _figure_9(recordings: Recordings) -> Drawing | None:
+    arms = _arms(recordings, "full")
+    parts = [*_threshold_lines(recordings, arms["full"]), *_threshold_sweep(recordings, arms["full"])]
+    seen = (
+        "The dynamic threshold of M and of M† during training, a line per seed"
+        + (
+            "; right: segmentation, labelled protocol, with fixed thresholds and with the dynamic one, "
+            "with one sample deviation"
+            if len(parts) > 1
+            else ""
+        )
+        + "."
+    )
+    return _drawing(recordings, "9", "thresholds", seen, parts, arms)
+
+
+def _threshold_lines(recordings: Recordings, full: Series) -> Iterator[Part]:
+    canvas = Canvas()
+    heads = (("M", "train/threshold", BLUE, "-"), ("M†", "train/aux_threshold", AUX_COLOUR, "--"))
+    found = False
+    for label, key, colour, dashes in heads:
+        for index, history in enumerate(full.histories(key)):
+            found = True
+            canvas.axes.plot(
+                list(history),
+                list(history.values()),
+                color=colour,
+                linestyle=dashes,
+                linewidth=1.1,
+                label=label if index == 0 else None,
+            )
+    if found:
+        over_iterations(canvas.axes, "threshold ξ", recordings.base.train.warmup)
+        canvas.legend()
+        yield canvas.part("fig9-left", "dynamic threshold")
+
+
+def _threshold_sweep(recordings: Recordings, full: Series) -> Iterator[Part]:
+    key = "val/assignment/seg_miou_labelled"
+    arms = recordings.fixed_thresholds()
+    fixed = {xi: values for xi, series in arms.items() if (values := series.last(key))}
+    if len(fixed) < 2:
+        return
+    canvas = Canvas()
+    axes = canvas.axes
+    means = [100 * float(np.mean(values)) for values in fixed.values()]
+    deviations = [100 * float(np.std(v, ddof=1)) if len(v) > 1 else 0.0 for v in fixed.values()]
+    axes.errorbar(list(fixed), means, deviations, color=GREY, marker="o", capsize=2.5, label="fixed")
+    dynamic = full.last(key)
+    if dynamic:
+        mean = 100 * float(np.mean(dynamic))
+        axes.axhline(mean, color=BLUE, label="dynamic")
+        if len(dynamic) > 1:
+            deviation = 100 * float(np.std(dynamic, ddof=1))
+            axes.axhspan(mean - deviation, mean + deviation, color=BLUE, alpha=0.16, linewidth=0)
+    label_axes(axes, "fixed threshold ξ", "labelled mIoU, %")
+    canvas.legend()
+    yield canvas.part("fig9-right", "fixed thresholds and the dynamic one")
+
+
+def _figure_10(recordings: Recordings) -> Drawing | None:
+    arms = _arms(recordings, "Base", "full")
+    if not arms["Base"].planned:
+        arms = _arms(recordings, "full")
+    parts = list(_panels(arms, "fig10", "CAMs and predictions", ("M", "prediction")))
+    seen = "CAMs and label-free predictions. " + _rule(recordings)
+    return _drawing(recordings, "10", "what the networks see", seen, parts, arms)
+
+
+def _panels(arms: Arms, name: str, title: str, columns: Sequence[str]) -> Iterator[Part]:
+    """The same images as several arms see them, each arm at its last step and first finished seed."""
+    panels = {
+        arm: panel
+        for arm, series in arms.items()
+        if series.recordings and (panel := series.recordings[0].panel()) is not None
+    }
+    image = panel_tiles.compose(panels, columns)
+    if image is not None:
+        yield picture(image, name, title)
+
+
+def _rule(recordings: Recordings) -> str:
+    """Which images a panel shows, and that nobody picked them."""
+    settings = recordings.base.evaluation
+    rules = {
+        "random": f"drawn at random with seed {settings.panel_seed}",
+        "coexistence": (
+            f"drawn with seed {settings.panel_seed} among those with {_listed(settings.coexistence)}"
+        ),
+        "first": "the first of the split",
+    }
+    return (
+        f"Images: {rules[settings.panel_choice]}, the same for every arm, none picked by hand; the last "
+        "evaluation of the first seed."
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " or ".join(([", ".join(names[:-1])] if names[1:] else []) + [names[-1]]) if names else "nothing"

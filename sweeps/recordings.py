@@ -1,0 +1,242 @@
+"""What MLflow keeps of a sweep's trials over their iterations: metric histories, analysis files, panels.
+
+A trial is found by what its arm changes, whatever table it stands in and whatever it is called there. One
+that forked from a shared warm-up begins with the warm-up's own history. Nothing is read before it is asked
+for, and nothing is kept but what was asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+import statistics
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cosa.config import Config, EvaluationConfig, from_json, identity, override
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+    from PIL.Image import Image
+
+ANALYSIS = "analysis"
+PANELS = "panels"
+
+
+@dataclass(frozen=True)
+class Bins:
+    """A histogram; where it judges pixels, also how many of each bin were right."""
+
+    edges: NDArray[np.float64]
+    """One more than there are bins, rising; the last may be infinite."""
+    counts: NDArray[np.int64]
+    correct: NDArray[np.int64]
+    """As many as `counts`; zeros where nothing was judged."""
+
+    @classmethod
+    def read(cls, content: Mapping[str, Any]) -> Bins:
+        """A histogram of an analysis file: of pixels, with how many are correct, or of images."""
+        edges = [math.inf if edge is None else edge for edge in content["edges"]]
+        counts = np.array(content.get("pixels", content.get("count")), dtype=np.int64)
+        correct = np.array(content.get("correct", np.zeros_like(counts)), dtype=np.int64)
+        return cls(np.array(edges, dtype=np.float64), counts, correct)
+
+    @classmethod
+    def total(cls, parts: Sequence[Bins]) -> Bins:
+        """One histogram of what several with the same edges counted."""
+        return cls(
+            parts[0].edges,
+            np.sum([part.counts for part in parts], axis=0),
+            np.sum([part.correct for part in parts], axis=0),
+        )
+
+    @property
+    def accuracy(self) -> NDArray[np.float64]:
+        """Of each bin, a fraction; NaN where it is empty."""
+        empty = self.counts == 0
+        return np.where(empty, np.nan, self.correct / np.where(empty, 1, self.counts))
+
+    def quantile(self, share: float) -> float:
+        """The value below which `share` of the count lies, evenly spread within a bin.
+
+        NaN of nothing; in an open last bin its lower edge, all that is known.
+        """
+        sums = np.concatenate([[0], np.cumsum(self.counts)])
+        if sums[-1] == 0:
+            return math.nan
+        place = share * sums[-1]
+        first = int(np.flatnonzero(self.counts)[0])  # which share 0 lies in
+        bin_ = max(int(np.searchsorted(sums, place)) - 1, first)
+        low, high = float(self.edges[bin_]), float(self.edges[bin_ + 1])
+        if math.isinf(high):
+            return low
+        return low + (high - low) * float((place - sums[bin_]) / self.counts[bin_])
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One finished trial."""
+
+    seed: int
+    config: Config
+    """Its settings; those that only say where and how often may be its sweep's."""
+    client: MlflowClient
+    run_ids: tuple[str, ...]
+    """Its run, after that of its shared warm-up if it has one."""
+
+    def history(self, key: str, *, after: int = -1) -> dict[int, float]:
+        """A metric by the step it was taken at, of steps beyond `after`; rising."""
+        found = [
+            (int(point.step), float(point.value))
+            for run_id in self.run_ids
+            for point in self.client.get_metric_history(run_id, key)
+        ]
+        return {step: value for step, value in sorted(found) if step > after}
+
+    def steps(self) -> list[int]:
+        """Steps that have an analysis file, rising."""
+        return sorted(self._files(ANALYSIS))
+
+    def analysis(self, step: int) -> dict[str, Any]:
+        """The analysis file of one of `steps`."""
+        run_id, path = self._files(ANALYSIS)[step]
+        content: dict[str, Any] = json.loads(self._download(run_id, path))
+        return content
+
+    def panel(self) -> Image | None:
+        """The picture panel of the last evaluation, if there is one."""
+        from PIL import Image
+
+        files = self._files(PANELS)
+        if not files:
+            return None
+        return Image.open(io.BytesIO(self._download(*files[max(files)]))).convert("RGB")
+
+    def _files(self, folder: str) -> dict[int, tuple[str, str]]:
+        """By step the run and the path of the artifacts `step_00000400.*`; the trial's own win."""
+        return {
+            int(Path(item.path).stem.removeprefix("step_")): (run_id, item.path)
+            for run_id in self.run_ids
+            for item in self.client.list_artifacts(run_id, folder)
+        }
+
+    def _download(self, run_id: str, path: str) -> bytes:
+        with tempfile.TemporaryDirectory() as folder:
+            return Path(self.client.download_artifacts(run_id, path, folder)).read_bytes()
+
+
+@dataclass(frozen=True)
+class Series:
+    """What a sweep has of one arm."""
+
+    planned: bool
+    """Whether the sweep was to train it at all."""
+    recordings: tuple[Recording, ...]
+    """Its finished trials, a seed each, rising."""
+
+    def histories(self, key: str, *, after: int = -1) -> list[dict[int, float]]:
+        """A metric's history of every seed that has it."""
+        found = (recording.history(key, after=after) for recording in self.recordings)
+        return [history for history in found if history]
+
+    def last(self, key: str) -> list[float]:
+        """A metric's last value of every seed that has it."""
+        return [history[max(history)] for history in self.histories(key)]
+
+
+class Recordings:
+    """The trials of one sweep, by what their arms change."""
+
+    def __init__(
+        self, client: MlflowClient, plan: Mapping[str, Any], runs: Iterable[Run], preset: str
+    ) -> None:
+        """Sort the runs by the plan's trials.
+
+        Args:
+            client: Of the store that holds the runs.
+            plan: What the sweep planned, as `plan.to_json` writes it.
+            runs: All runs of the sweep, warm-ups too; of equals the last one counts.
+            preset: Name of the preset, for captions.
+
+        Raises:
+            ValueError, TypeError: The plan holds settings that this version does not know.
+        """
+        self.base = from_json(json.dumps(plan["config"]))
+        self.preset = preset
+        self.seeds: tuple[int, ...] = tuple(plan["seeds"])
+        self._found: dict[str, dict[int, Recording]] = {}
+        self._configs: dict[str, Config] = {}
+        changes = {
+            f"{table['name']}/{arm['name']}": arm["changes"]
+            for table in plan["tables"]
+            for arm in table["arms"]
+        }
+        finished: dict[tuple[str, str], str] = {}
+        for run in runs:
+            kind = run.data.tags.get("cosa.kind", "")
+            tag = "cosa.warmup_identity" if kind == "warmup" else "cosa.identity"
+            if run.info.status == "FINISHED":
+                finished[kind, run.data.tags.get(tag, "")] = run.info.run_id
+        warmups = {trial["name"]: trial["identity"] for trial in plan["trials"] if trial["kind"] == "warmup"}
+        for trial in plan["trials"]:
+            if trial["kind"] != "trial":
+                continue
+            config = override(self.base, changes[trial["arms"][0]])
+            arm = self._found.setdefault(_essence(config), {})
+            self._configs.setdefault(_essence(config), config)
+            run_id = finished.get(("trial", trial["identity"]))
+            if run_id is None:
+                continue
+            warmup_id = finished.get(("warmup", warmups.get(trial["warmup"], "")))
+            run_ids = (warmup_id, run_id) if warmup_id else (run_id,)
+            arm.setdefault(trial["seed"], Recording(trial["seed"], config, client, run_ids))
+
+    def series(self, changes: Mapping[str, Any]) -> Series:
+        """What there is of the arm that changes these settings, evaluation's aside."""
+        essence = _essence(override(self.base, changes))
+        found = self._found.get(essence, {})
+        return Series(essence in self._found, tuple(found[seed] for seed in sorted(found)))
+
+    def fixed_thresholds(self) -> dict[float, Series]:
+        """Arms that change nothing but the threshold to a fixed one, by its value, rising."""
+        values = sorted({config.threshold.xi for config in self._configs.values()})
+        arms = {xi: self.series({"threshold.mode": "fixed", "threshold.xi": xi}) for xi in values}
+        return {xi: series for xi, series in arms.items() if series.planned}
+
+
+def _essence(config: Config) -> str:
+    """Equal of configs that train the same but for the seed; evaluation never changes what is trained."""
+    train = dataclasses.replace(config.train, seed=0)
+    return identity(dataclasses.replace(config, train=train, evaluation=EvaluationConfig()))
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A metric over steps, over seeds."""
+
+    steps: list[int]
+    """Those that every seed has."""
+    values: list[float]
+    deviations: list[float] | None
+    """Sample standard deviation; None of a single seed."""
+
+
+def over_seeds(histories: Sequence[Mapping[int, float]]) -> Mean:
+    """Mean and deviation at the steps that all of one or more histories have."""
+    steps = sorted(set(histories[0]).intersection(*histories[1:]))
+    columns = [[history[step] for history in histories] for step in steps]
+    several = len(histories) > 1
+    return Mean(
+        steps,
+        [statistics.fmean(column) for column in columns],
+        [statistics.stdev(column) for column in columns] if several else None,
+    )
