@@ -24,10 +24,10 @@ FLOORS = (
     frozenset({"networks", "data"}),
     frozenset({"inference"}),
     frozenset({"swap", "evaluation", "panels", "optim", "checkpoint", "tracking"}),
-    frozenset({"step", "model"}),
-    frozenset({"judging"}),
+    frozenset({"step", "model_files"}),
+    frozenset({"judging", "model"}),
     frozenset({"trainer", "prediction", "pyfunc"}),
-    frozenset({"distributed"}),
+    frozenset({"distributed", "submission"}),
     frozenset({"cli"}),
 )
 

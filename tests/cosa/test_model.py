@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from cosa import checkpoint
+from cosa import model as models
 from cosa.config import Config, override
 from cosa.data.dataset import open_dataset
 from cosa.data.loader import evaluation_batches
@@ -174,15 +175,30 @@ def test_probabilities_sum_to_one_and_labels_set_the_others_to_zero(model: Model
     assert (labelled[[1, 3]] == 0).all()
 
 
-def test_activations_reach_from_zero_to_one_for_each_class(model: Model) -> None:
+@pytest.mark.parametrize("aux", [False, True])
+def test_an_activation_reaches_from_zero_to_one(model: Model, aux: bool) -> None:
     output = model.outputs([picture()])[0]
+    cam = output.fused.aux_cam if aux else output.fused.cam
+    cam[:, 1] = torch.linspace(-1, 2, 32)
 
-    for activation in (output.activation(), output.activation(aux=True)):
-        assert activation.shape == (3, 40, 56)
-        assert activation.min() == 0
-        ranges = activation.max((1, 2))
-        assert ((ranges == 1) | (ranges == 0)).all()
-    assert (output.activation(model.label_vector(["cat"]))[1:] == 0).all()
+    activation = output.activation(1, aux=aux)
+
+    assert activation.shape == (40, 56)
+    assert (activation.min(), activation.max()) == (0, 1)
+    assert (activation[:, :10] == 0).all()
+
+
+def test_a_huge_image_is_compared_in_parts_with_the_same_result(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = model.outputs([picture()])[0]
+    labels = model.label_vector(["dog", "bird"])
+    whole, whole_labelled = output.classes(), output.classes(labels)
+
+    monkeypatch.setattr(models, "_MAX_ELEMENTS", 40 * 56)
+
+    np.testing.assert_array_equal(output.classes(), whole)
+    np.testing.assert_array_equal(output.classes(labels), whole_labelled)
 
 
 @pytest.mark.parametrize(
