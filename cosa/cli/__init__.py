@@ -9,10 +9,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from cosa.cli import data as data_sets
 from cosa.cli import evaluation, training
 from cosa.cli.common import FAILED, INTERRUPTED, MISTAKE, run_command
 
-__all__ = ["FAILED", "INTERRUPTED", "MISTAKE", "evaluate", "train"]
+__all__ = ["FAILED", "INTERRUPTED", "MISTAKE", "data", "evaluate", "train"]
 
 
 def train(arguments: Sequence[str] | None = None) -> int:
@@ -24,6 +25,11 @@ def train(arguments: Sequence[str] | None = None) -> int:
 def evaluate(arguments: Sequence[str] | None = None) -> int:
     """`cosa-evaluate`: evaluate a run's assignment network again, perhaps on other data or scales."""
     return run_command("cosa-evaluate", evaluation.main, _given(arguments))
+
+
+def data(arguments: Sequence[str] | None = None) -> int:
+    """`cosa-data`: check a whole data set, or draw some of it."""
+    return run_command("cosa-data", data_sets.main, _given(arguments))
 
 
 def _given(arguments: Sequence[str] | None) -> Sequence[str]:

@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
 
 CHUNK = 256
-"""Items that make up for the seconds a process takes to start."""
+"""Items that make up for the seconds a process takes to start, where an item takes milliseconds."""
 _MOST = 16
 
 T = TypeVar("T")

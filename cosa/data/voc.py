@@ -113,6 +113,13 @@ def read_voc(
     return SegmentationDataset(classes, names, one_hot(present, len(classes)), image_paths, mask_paths)
 
 
+def voc_splits(root: Path) -> list[str]:
+    """Splits that have a list, and `train_aug` where it can be derived."""
+    lists = {path.stem for path in (root / _LISTS).glob("*.txt")}
+    derived = {"train_aug"} if (root / _MASKS[0]).is_dir() and "val" in lists else set()
+    return sorted(lists | derived)
+
+
 def _check_root(root: Path) -> None:
     remedy = "set --data.root to the folder that holds JPEGImages and ImageSets"
     if not root.is_dir():

@@ -1,0 +1,196 @@
+"""`cosa-data check ROOT` reads a whole data set; `cosa-data show ROOT` draws some of it."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cosa.cli.common import FAILED, Parser, add_traceback, whole_number
+from cosa.cli.display import duration
+from cosa.config import DataConfig, nearest
+
+if TYPE_CHECKING:
+    from cosa.data.check import SplitSummary
+else:
+    SplitSummary = Any  # the data package imports torch; tests check annotations as the program runs
+
+
+def main(prog: str, arguments: Sequence[str]) -> int:
+    """What `cosa-data` does; returns the exit code."""
+    parser = Parser(prog=prog, description="Look at a data set before it is used.", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    check = commands.add_parser(
+        "check",
+        help="read every file, list all that is wrong, count images and pixels per class",
+        description="Read every file of a data set and list everything that is wrong with it. Exit code 1 "
+        "when something is. COCO's masks are drawn into the cache on the way, ready for training.",
+        allow_abbrev=False,
+    )
+    show = commands.add_parser(
+        "show",
+        help="draw a sample of images with their masks laid over them",
+        description="Draw a sample of images with their masks laid over them and the classes they are "
+        "labelled with.",
+        allow_abbrev=False,
+    )
+    for command in (check, show):
+        _add_data(command)
+    check.add_argument(
+        "--split", action="append", metavar="NAME", help="check this split alone; may be repeated"
+    )
+    show.add_argument("--split", metavar="NAME", help="which split (default one called val, else the first)")
+    show.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="picture to write, such as a.png"
+    )
+    show.add_argument("--images", type=whole_number, default=12, metavar="N", help="how many (default 12)")
+    show.add_argument("--seed", type=whole_number, default=0, metavar="N", help="which ones (default 0)")
+    given = parser.parse_known(arguments)
+    return _check(given) if given.command == "check" else _show(given)
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("root", type=Path, metavar="ROOT", help="folder of the data set")
+    parser.add_argument(
+        "--layout",
+        choices=("voc", "coco", "folder", "shapes"),
+        help="its layout (default: told by its files)",
+    )
+    parser.add_argument(
+        "--cache",
+        default=DataConfig().cache,
+        metavar="DIR",
+        help=f"where COCO's masks are kept (default {DataConfig().cache})",
+    )
+    add_traceback(parser)
+
+
+def _data(given: argparse.Namespace) -> DataConfig:
+    from cosa.data.check import detect_layout
+
+    root = given.root.expanduser().absolute()
+    # `shapes` is the VOC layout on disk; read as such, a mistyped folder is not filled with images.
+    layout = {"shapes": "voc"}.get(given.layout, given.layout) or detect_layout(root)
+    return DataConfig(layout=layout, root=str(root), cache=given.cache)
+
+
+def _check(given: argparse.Namespace) -> int:
+    from cosa.data.check import check, splits_of
+
+    data = _data(given)
+    splits = splits_of(data)
+    for split in given.split or ():
+        _require_split(split, splits)
+    progress = _Bar()
+    summary = check(data, given.split or splits, progress)
+    progress.rest()
+    print(f"\n{data.root}, layout {data.layout}\n")
+    if summary.splits:
+        print(table(summary.splits))
+    print()
+    for problem in summary.problems:
+        print(problem)
+    count = len(summary.problems)
+    print(f"{count} thing{'s' * (count > 1)} wrong" if count else "nothing is wrong")
+    return FAILED if count else 0
+
+
+def _show(given: argparse.Namespace) -> int:
+    from cosa.cli.gallery import draw_gallery
+    from cosa.data.check import open_split, splits_of
+
+    data = _data(given)
+    splits = splits_of(data)
+    split = given.split or next((name for name in splits if name.startswith("val")), splits[0])
+    _require_split(split, splits)
+    out: Path = given.out
+    if out.suffix.lower() not in {".png", ".jpg"}:
+        raise ValueError(f"--out must end in .png or .jpg, got {str(out)!r}")
+    dataset = open_split(data, split)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draw_gallery(dataset, given.images, given.seed).save(out)
+    print(f"{out}: {min(given.images, len(dataset))} of {len(dataset)} images of {split}")
+    return 0
+
+
+def _require_split(split: str, splits: Sequence[str]) -> None:
+    if split not in splits:
+        raise ValueError(
+            f"--split must be one of the data set, got {split!r}; there are: {', '.join(splits)}"
+            f"{nearest(split, splits)}"
+        )
+
+
+def table(splits: Sequence[SplitSummary]) -> str:
+    """Images, and percent of pixels where there are masks, per class and split."""
+    classes = splits[0].classes
+    rows = [["", *(cell for split in splits for cell in (split.name, ""))]]
+    rows += [["", *(cell for _ in splits for cell in ("images", "pixels %"))]]
+    rows += [["all", *(cell for s in splits for cell in (str(s.images), ""))]]
+    rows += [["without objects", *(cell for s in splits for cell in (str(s.without_objects), ""))]]
+    rows += [["background", *(cell for s in splits for cell in ("", _percent(s, 0)))]]
+    rows += [
+        [name, *(cell for s in splits for cell in (str(s.images_per_class[i]), _percent(s, i + 1)))]
+        for i, name in enumerate(classes)
+    ]
+    rows += [["not counted", *(cell for s in splits for cell in ("", _percent(s, -1)))]]
+    if any(s.unlabelled_masks for s in splits):
+        cells = (cell for s in splits for cell in (str(s.unlabelled_masks), ""))
+        rows += [["mask shows more than labels", *cells]]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        (
+            row[0].ljust(widths[0]) + "".join(f"  {c:>{w}}" for c, w in zip(row[1:], widths[1:], strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def _percent(split: SplitSummary, place: int) -> str:
+    if not split.pixels:
+        return "-"
+    return f"{100 * split.pixels[place] / max(1, sum(split.pixels)):.2f}"
+
+
+class _Bar:
+    """How far reading is: a bar that is rewritten on a terminal, a line per tenth elsewhere."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stdout.isatty()
+        self._split, self._tenth, self._begun = "", 0, 0.0
+
+    def __call__(self, split: str, done: int, total: int) -> None:
+        """Show that `done` of the `total` images of a split are read; 0 of 0 while it is opened."""
+        if split != self._split:
+            self.rest()
+            self._split, self._tenth = split, 0
+        if not total:
+            self._write(f"{split}: opening")
+            self._begun = time.monotonic()
+            return
+        left = (time.monotonic() - self._begun) / max(done, 1) * (total - done) if done else math.inf
+        text = f"{done}/{total} images, {duration(left)} left"
+        tenth = 10 * done // total
+        if self._terminal:
+            filled = 30 * done // total
+            self._write(f"{split} [{'#' * filled}{'.' * (30 - filled)}] {text}")
+        elif tenth > self._tenth:
+            self._tenth = tenth
+            self._write(f"{split}: {text}")
+
+    def _write(self, text: str) -> None:
+        if self._terminal:
+            sys.stdout.write("\r\x1b[2K" + text[: shutil.get_terminal_size().columns - 1])
+        else:
+            sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+
+    def rest(self) -> None:
+        """Leave the line that was being rewritten."""
+        if self._terminal and self._split:
+            sys.stdout.write("\n")
