@@ -51,13 +51,24 @@ def test_the_sizes_of_a_preset_fit_each_other(name: str) -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_coexistence_classes_of_a_preset_are_classes_of_its_data(name: str) -> None:
     preset = get_preset(name)
-    classes = CLASSES if preset.data.layout == "shapes" else VOC_CLASSES
+    classes = {"shapes": CLASSES, "voc": VOC_CLASSES}.get(preset.data.layout, ())  # the others name none
 
-    assert coexistence_indices(preset.evaluation, classes)
+    assert bool(coexistence_indices(preset.evaluation, classes)) == bool(classes)
 
 
 def test_the_voc_preset_is_the_paper_setting() -> None:
     assert get_preset("voc") == Config()
+
+
+def test_the_coco_preset_is_the_paper_setting_for_two_gpus_with_four_images_each() -> None:
+    preset = get_preset("coco")
+
+    assert (preset.train.iterations, preset.train.warmup, preset.train.batch_size) == (40_000, 10_000, 2 * 4)
+    assert (preset.data.layout, preset.data.train_split, preset.data.val_split) == (
+        "coco",
+        "train2014",
+        "val2014",
+    )
 
 
 def test_an_unknown_preset_names_the_nearest_one() -> None:
