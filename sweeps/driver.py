@@ -22,7 +22,7 @@ from sweeps import folders
 from sweeps.console import LiveLine, complain, duration, say
 from sweeps.plan import Plan, Trial, draw_tree, make_plan
 from sweeps.ray_session import Request
-from sweeps.tables import TABLES, get_table
+from sweeps.tables import get_tables
 
 if TYPE_CHECKING:
     from sweeps.store import Sweep
@@ -81,7 +81,7 @@ def main(
     try:
         order = read_order(name, description, tables, sys.argv[1:] if arguments is None else arguments)
         if order.dry_run:
-            say(draw_tree(order.plan, _finished(order)))
+            _show_plan(order)
             return 0
         with folders.locked(order.root):
             return _run(order, train)
@@ -113,7 +113,7 @@ def read_order(name: str, description: str, tables: Sequence[str], arguments: Se
     if base.network.weights:
         base = override(base, {"network.weights": str(_absolute(home, base.network.weights))})
     first = base.train.seed
-    plan = make_plan(base, [get_table(table) for table in found.tables], range(first, first + found.seeds))
+    plan = make_plan(base, get_tables(found.tables), range(first, first + found.seeds))
     uri = (
         found.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'runs/mlflow.db'}"
     )
@@ -143,7 +143,10 @@ def _parser(name: str, description: str, tables: Sequence[str]) -> argparse.Argu
         nargs="+",
         default=list(tables),
         metavar="TABLE",
-        help=f"tables to fill, of {', '.join(TABLES)} (default: {' '.join(tables)})",
+        help=(
+            f"tables to fill: names such as {', '.join(tables)}, all, or files such as my_table.py "
+            f"(default: {' '.join(tables)})"
+        ),
     )
     add("--seeds", type=int, default=1, help="seeds of every arm, counted up from train.seed (default: 1)")
     add(
@@ -209,12 +212,22 @@ def _finished(order: Order) -> dict[str, Mapping[str, Any]]:
     return {name: result for name, result in results.items() if result is not None}
 
 
+def _show_plan(order: Order) -> None:
+    say(draw_tree(order.plan, _finished(order)))
+    asking = [table.name for table in order.plan.tables if any(m.startswith("train/") for m in table.metrics)]
+    if asking and not order.base.evaluation.train_split:
+        say(
+            f"table {', '.join(asking)} shows CPL of training images: its cells stay empty without "
+            f"--set evaluation.train_split={order.base.data.train_split}"
+        )
+
+
 def _run(order: Order, train: Train | None) -> int:
     """Run what remains, mend what a killed process left behind, report."""
     from sweeps import report, store  # mlflow and all that comes with it
 
     plan, root = order.plan, order.root
-    say(draw_tree(plan, _finished(order)))
+    _show_plan(order)
     say(f"outputs: {root}")
     _check_data(order)
     sweep = store.open_sweep(order.uri, order.experiment, root, order.base, plan, _tags(order))

@@ -13,8 +13,9 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from cosa import config as configs
 from cosa.config import COTRAINING_SECTIONS, Config, identity, override, warmup_identity
-from sweeps.tables import Table
+from sweeps.tables import Arm, Table
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,10 @@ class Trial:
 class Plan:
     """All trials of a sweep; each comes after the one it forks from."""
 
+    base: Config
+    """Settings of every arm, before the arm's own changes."""
     tables: tuple[Table, ...]
+    """Their relative values worked out for `base`."""
     seeds: tuple[int, ...]
     trials: tuple[Trial, ...]
     rows: int
@@ -102,8 +106,9 @@ def make_plan(base: Config, tables: Sequence[Table], seeds: Sequence[int]) -> Pl
         seeds: Values of `train.seed`.
 
     Raises:
-        ValueError: An arm changes a setting that does not exist, or breaks its law.
+        ValueError, TypeError: An arm gives a setting a value against its law.
     """
+    tables = tuple(table.resolved(base) for table in tables)
     trials: list[Trial] = []
     rows = row_iterations = 0
     for seed in seeds:
@@ -112,13 +117,20 @@ def make_plan(base: Config, tables: Sequence[Table], seeds: Sequence[int]) -> Pl
         configs: dict[str, Config] = {}
         for table in tables:
             for arm in table.arms:
-                config = override(seeded, arm.changes)
+                config = _config_of(table, arm, seeded)
                 configs[identity(config)] = config
                 arms.setdefault(identity(config), []).append(f"{table.name}/{arm.name}")
                 rows += 1
                 row_iterations += config.train.iterations
         trials += _trials_of_seed(seed, configs, arms)
-    return Plan(tuple(tables), tuple(seeds), tuple(trials), rows, row_iterations)
+    return Plan(base, tables, tuple(seeds), tuple(trials), rows, row_iterations)
+
+
+def _config_of(table: Table, arm: Arm, base: Config) -> Config:
+    try:
+        return override(base, arm.changes)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"arm {table.name}/{arm.name}: {error}") from None
 
 
 def _trials_of_seed(seed: int, configs: dict[str, Config], arms: dict[str, list[str]]) -> Iterator[Trial]:
@@ -179,6 +191,7 @@ def _count(number: int, noun: str) -> str:
 def _tree_line(trial: Trial, branch: str, finished: Collection[str]) -> str:
     steps = trial.last_step - trial.first_step
     rows = "" if trial.kind == "warmup" else "  " + " ".join(trial.arms)
+    rows += "  (oracle: trains on ground-truth masks)" if trial.config.oracle else ""
     mark = "  finished" if trial.name in finished else ""
     return f"{branch}{trial.label}".ljust(36) + f"{steps:>9,} iterations{rows}{mark}"
 
@@ -192,9 +205,10 @@ def _savings(plan: Plan) -> str:
 
 
 def to_json(plan: Plan) -> str:
-    """What a report must know of the plan to tell a missing trial from one that was never asked for."""
+    """What a report must know of the plan: its tables, yours among them, and which trial fills which row."""
     content = {
-        "tables": [table.name for table in plan.tables],
+        "config": json.loads(configs.to_json(plan.base)),
+        "tables": [table.to_dict() for table in plan.tables],
         "seeds": plan.seeds,
         "trials": [
             {

@@ -3,7 +3,8 @@
     python sweeps/report.py --sweep ablation-shapes
 
 One set of numbers, four forms: plain text for the terminal, Markdown, CSV, and one HTML page that needs no
-other file. Ours are percent with the mean and the sample standard deviation over seeds.
+other file. Ours are percent with the mean and the sample standard deviation over seeds. A row whose training
+saw ground-truth masks is called an oracle in each form, and never the best.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ import io
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,100 +24,11 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # imports start at the house
 
 from cosa.tracking import TrackingError, resolve_uri, ui_hint
+from sweeps.beside import comparisons
 from sweeps.console import complain, say
-from sweeps.results import METRICS, ONLINE_METRICS, Cell, FilledTable, Results, Row, read_results
-
-_ABSENT = "–"
-_WITH_DIFFERENCE = frozenset(METRICS[i].key for i in (0, 1))
-"""Metrics whose difference to the reference arm has a column of its own."""
-
-
-def percent(value: float, *, signed: bool = False) -> str:
-    """A fraction as percent with one decimal, a dash where there is none."""
-    if math.isnan(value):
-        return _ABSENT
-    text = f"{100 * value:{'+' if signed else ''}.1f}"
-    return "0.0" if float(text) == 0 else text.replace("-", "−")
-
-
-def spread(cell: Cell) -> str:
-    """Mean and deviation over seeds, `37.3 ± 1.2`; the mean alone of one seed."""
-    if math.isnan(cell.deviation):
-        return percent(cell.mean)
-    return f"{percent(cell.mean)} ± {percent(cell.deviation)}"
-
-
-def published(value: float | None, *, signed: bool = False) -> str:
-    """A published value in percent, as printed."""
-    return _ABSENT if value is None else f"{value:{'+' if signed else ''}.2f}".replace("-", "−")
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of a printed table."""
-
-    title: str
-    group: str
-    """`ours`, `published`, or empty."""
-    kind: str
-    """`arm`, `mark`, `value` or `difference`: how it is set."""
-    first: bool = False
-    """Whether its group begins with it."""
-    lone: bool = False
-    """Whether it is a value without a difference beside it."""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A filled table as text: what the terminal, Markdown and HTML show alike."""
-
-    title: str
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[str, ...], ...]
-    marked: tuple[str, ...]
-    """For each row the components it has, in words."""
-    notes: tuple[str, ...]
-    """Why values are missing, a line each."""
-
-
-def grid(filled: FilledTable, seeds: int) -> Grid:
-    """`filled` as text; an arm that lacks some of its `seeds` says how many it has."""
-    table = filled.table
-    to_reference = f"Δ {table.reference}"
-    columns = [Column("", "", "arm"), *(Column(name, "", "mark") for name in table.components)]
-    for metric in METRICS:
-        lone = metric.key not in _WITH_DIFFERENCE
-        columns.append(Column(metric.title, "ours", "value", first=metric is METRICS[0], lone=lone))
-        if not lone:
-            columns.append(Column(to_reference, "ours", "difference"))
-    for name in table.columns:
-        columns.append(Column(name, "published", "value", first=name == table.columns[0]))
-        columns.append(Column(to_reference, "published", "difference"))
-    return Grid(
-        title=f"Table {table.name}: {table.title}",
-        columns=tuple(columns),
-        rows=tuple(tuple(_cells(filled, row, seeds)) for row in filled.rows),
-        marked=tuple(_marked(filled, row) for row in filled.rows),
-        notes=tuple(f"{row.arm.name}, {gap}" for row in filled.rows for gap in row.gaps),
-    )
-
-
-def _cells(filled: FilledTable, row: Row, seeds: int) -> Iterator[str]:
-    is_reference = row.arm.name == filled.table.reference
-    yield row.arm.name + (f" (n = {row.seeds})" if 0 < row.seeds < seeds else "")
-    yield from ("✓" if mark else "" for mark in row.marks)
-    for metric in METRICS:
-        yield spread(row.cells[metric.key])
-        if metric.key in _WITH_DIFFERENCE:
-            yield "" if is_reference else percent(row.differences[metric.key].mean, signed=True)
-    for name in filled.table.columns:
-        yield published(row.published.get(name))
-        yield "" if is_reference else published(row.published_differences.get(name), signed=True)
-
-
-def _marked(filled: FilledTable, row: Row) -> str:
-    names = [name for name, mark in zip(filled.table.components, row.marks, strict=True) if mark]
-    return ", ".join(names) or "no component"
+from sweeps.grid import ABSENT, DIFFERENCES, Column, Grid, grid, name_of, percent, setting, shown, titles
+from sweeps.results import FilledTable, Results, Row, read_results, shown_and_online
+from sweeps.tables.metrics import FREE, METRICS
 
 
 def terminal(results: Results) -> str:
@@ -129,7 +40,7 @@ def terminal(results: Results) -> str:
 def _legend(results: Results) -> str:
     seeds = len(results.seeds)
     over = f"mean ± sample deviation over {seeds} seeds" if seeds > 1 else "one seed"
-    return f"Percent; ours on {results.preset}, AN, {over}; published: VOC and COCO val, labelled protocol"
+    return f"Percent; ours on {results.preset}, AN, {over}"
 
 
 def _plain(table: Grid) -> str:
@@ -138,7 +49,9 @@ def _plain(table: Grid) -> str:
     widths = [max(len(row[i]) for row in cells) for i in range(len(table.columns))]
     groups = _group_line(table.columns, widths)
     lines = ["  ".join(_aligned(row, table.columns, widths)).rstrip() for row in cells]
-    return "\n".join([table.title, groups, *lines[:2], "─" * len(groups), *lines[2:], *table.notes])
+    return "\n".join(
+        [table.title, groups, *lines[:2], "─" * len(groups), *lines[2:], *table.remarks, *table.notes]
+    )
 
 
 def _two_lines(title: str) -> tuple[str, str]:
@@ -148,7 +61,7 @@ def _two_lines(title: str) -> tuple[str, str]:
 
 
 def _aligned(row: Sequence[str], columns: Sequence[Column], widths: Sequence[int]) -> list[str]:
-    align = {"arm": str.ljust, "mark": str.center}
+    align = {"arm": str.ljust, "mark": str.center, "setting": str.center}
     return [
         align.get(column.kind, str.rjust)(text, width)
         for text, column, width in zip(row, columns, widths, strict=True)
@@ -165,15 +78,18 @@ def _group_line(columns: Sequence[Column], widths: Sequence[int]) -> str:
     return line
 
 
+_RULES = {"arm": ":--", "mark": ":-:", "setting": ":-:"}
+
+
 def markdown(results: Results) -> str:
-    """The tables as Markdown."""
+    """The sweep's tables as Markdown, short enough to head its page in MLflow."""
     parts = []
     for filled in results.tables:
         table = grid(filled, len(results.seeds))
         titles = [f"{c.title}, {c.group}" if c.group == "published" else c.title for c in table.columns]
-        rules = [":--" if c.kind == "arm" else ":-:" if c.kind == "mark" else "--:" for c in table.columns]
+        rules = [_RULES.get(c.kind, "--:") for c in table.columns]
         lines = ["| " + " | ".join(row) + " |" for row in (titles, rules, *table.rows)]
-        notes = [f"- {note}" for note in table.notes]
+        notes = [f"- {note}" for note in (*table.remarks, *table.notes)]
         parts.append("\n".join([f"### {table.title}", "", *lines, *([""] if notes else []), *notes]))
     facts = "\n".join(f"- {name}: {value}" for name, value in results.provenance.items() if value)
     return "\n\n".join([*parts, _legend(results), facts]) + "\n"
@@ -193,23 +109,63 @@ def as_csv(results: Results) -> str:
 def _record(filled: FilledTable, row: Row) -> dict[str, str]:
     table = filled.table
     record = {"table": table.name, "arm": row.arm.name}
+    record |= {"oracle": str(int(row.oracle)), "best": str(int(row is filled.best))}
     record |= {name: str(int(mark)) for name, mark in zip(table.components, row.marks, strict=True)}
-    for metric in METRICS + ONLINE_METRICS:
-        name = metric.key.removeprefix("val/").removeprefix("assignment/").replace("/", "_")
-        cell, difference = row.cells[metric.key], row.differences[metric.key]
+    record |= {name: _plain_setting(v) for name, v in zip(table.settings, row.values, strict=True)}
+    for key in shown_and_online(table):
+        name = key.removeprefix("val/").removeprefix("assignment/").replace("/", "_")
+        scale = 100 if METRICS[key].percent else 1
+        cell, gap = row.cells[key], row.differences[key]
         record |= {
             f"{name}_n": str(len(cell.values)),
-            f"{name}_mean": _number(cell.mean),
-            f"{name}_deviation": _number(cell.deviation),
-            f"{name}_minus_{table.reference}": _number(difference.mean),
-            f"{name}_minus_{table.reference}_deviation": _number(difference.deviation),
+            f"{name}_mean": _number(cell.mean, scale),
+            f"{name}_deviation": _number(cell.deviation, scale),
+            f"{name}_minus_{table.reference}": _number(gap.mean, scale),
+            f"{name}_minus_{table.reference}_deviation": _number(gap.deviation, scale),
         }
     record |= {f"published_{name}": f"{value:.2f}" for name, value in row.published.items()}
     return record | {"missing": "; ".join(row.gaps)}
 
 
-def _number(value: float) -> str:
-    return "" if math.isnan(value) else f"{100 * value:.4f}"
+def _plain_setting(value: Any) -> str:
+    return setting(value).replace("∞", "inf")
+
+
+def _number(value: float, scale: float) -> str:
+    return "" if math.isnan(value) else f"{scale * value:.4f}"
+
+
+def comparison_markdown(results: Results) -> str:
+    """The full model among the paper's published rows, as Markdown."""
+    parts = []
+    for table in comparisons(results.full):
+        rules = [":--", *["--:"] * (len(table.columns) - 1)]
+        head = [
+            f"**{title}**" if place in table.our_columns else title
+            for place, title in enumerate(table.columns)
+        ]
+        rows = [
+            [f"**{cell}**" if cell and (line.ours or line.heading) else cell for cell in line.cells]
+            for line in table.lines
+        ]
+        lines = ["| " + " | ".join(row) + " |" for row in (head, rules, *rows)]
+        notes = [f"- {note}" for note in table.notes]
+        parts.append("\n".join([f"### {table.title}", "", table.protocol, "", *lines, "", *notes]).rstrip())
+    return "\n\n".join(parts) + "\n"
+
+
+def comparison_csv(results: Results) -> str:
+    """A line for each number of the same: table, row, column, whose it is, and the text of its cell."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("table", "row", "column", "source", "value"))
+    for table in comparisons(results.full):
+        for line in table.lines:
+            for place, (title, cell) in enumerate(zip(table.columns, line.cells, strict=True)):
+                if place and cell not in {"", ABSENT}:
+                    source = "ours" if line.ours or place in table.our_columns else "published"
+                    writer.writerow((table.title, line.cells[0], title, source, cell))
+    return text.getvalue()
 
 
 _LEFT, _RIGHT, _LINE, _TOP = 118, 12, 24, 8  # pixels around and between the lines of a chart
@@ -238,7 +194,7 @@ def chart(filled: FilledTable, key: str) -> dict[str, Any] | None:
         mean = x(cell.mean) if cell.values else None
         y = _TOP + index * _LINE + _LINE // 2
         dots = [x(value) for value in cell.values.values()]
-        lines.append({"name": row.arm.name, "y": y, "dots": dots, "mean": mean})
+        lines.append({"name": name_of(row), "y": y, "dots": dots, "mean": mean})
     bottom = _TOP + len(lines) * _LINE
     ticks = [(x(i * step), percent(i * step).removesuffix(".0")) for i in range(first, last + 1)]
     size = {"width": _CHART_WIDTH, "height": bottom + 24, "bottom": bottom, "left": _LEFT}
@@ -253,25 +209,37 @@ def html(results: Results, mlflow_command: str) -> str:
     environment = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    shown = [metric for metric in METRICS if metric.key.endswith(("/seg_miou", "/cpl_cmiou"))]
     tables = [
         {
             "grid": grid(filled, len(results.seeds)),
             "reference": filled.table.reference,
-            "charts": [(m.title, drawn) for m in shown if (drawn := chart(filled, m.key))],
+            "reference_line": [row.arm.name for row in filled.rows].index(filled.table.reference),
+            "oracles": [row.oracle for row in filled.rows],
+            "charts": [
+                (titles(filled)[key], drawn) for key in _charted(filled) if (drawn := chart(filled, key))
+            ],
         }
         for filled in results.tables
     ]
+    keys = dict.fromkeys(key for filled in results.tables for key in filled.table.metrics)
     panels = [(panel.title, base64.b64encode(panel.png).decode()) for panel in results.panels]
     return environment.get_template("report.html.j2").render(
         results=results,
         tables=tables,
         legend=_legend(results),
         lead=lead(results),
-        metrics=METRICS,
+        metrics=[METRICS[key] for key in keys],
+        comparisons=comparisons(results.full),
+        beside_paper=results.full is not None and results.full.layout in {"voc", "coco"},
         panels=panels,
         mlflow_command=mlflow_command,
     )
+
+
+def _charted(filled: FilledTable) -> list[str]:
+    """The metrics that are drawn: label-free segmentation and C-mIoU, else the table's first two."""
+    keys = [key for key in filled.table.metrics if METRICS[key].percent]
+    return [key for key in keys if key in {FREE, "val/assignment/cpl_cmiou"}] or keys[:DIFFERENCES]
 
 
 def lead(results: Results) -> str:
@@ -281,22 +249,28 @@ def lead(results: Results) -> str:
     filled = results.tables[0]
     rows = {row.arm.name: row for row in filled.rows}
     reference = rows.pop(filled.table.reference)
-    first = next(iter(rows.values()))
-    key = METRICS[1].key
+    first = next(iter(rows.values()), reference)
+    key = FREE if FREE in filled.table.metrics else filled.table.metrics[0]
     if math.isnan(reference.cells[key].mean) or math.isnan(first.cells[key].mean):
         return "Not all of it is trained yet."
-    both = ", ".join(f"{row.arm.name} {spread(row.cells[key])} %" for row in (reference, first))
-    return f"{METRICS[1].title}: {both}"
+    unit = " %" if METRICS[key].percent else ""
+    both = ", ".join(f"{name_of(row)} {shown(key, row.cells[key])}{unit}" for row in (reference, first))
+    return f"{titles(filled)[key]}: {both}"
 
 
 def write(results: Results, folder: Path, mlflow_command: str) -> list[Path]:
-    """Write all four forms into `folder`; the page's path comes first."""
+    """Write all four forms and the comparison with the paper's rows; the page's path comes first."""
     files = {
         "report.html": html(results, mlflow_command),
         "tables.md": markdown(results),
         "tables.csv": as_csv(results),
         "tables.txt": terminal(results) + "\n",
     }
+    if comparisons(results.full):
+        files |= {
+            "comparison.md": comparison_markdown(results),
+            "comparison.csv": comparison_csv(results),
+        }
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")

@@ -5,83 +5,26 @@ Runs are found by their tags. Metrics are fractions here; percent is made where 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import json
 import math
 import os
-import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweeps.tables import TABLES, Arm, Table
+from cosa.config import Config, flatten, override
+from sweeps.cells import Cell
+from sweeps.full_model import FullModel, read_full_model
+from sweeps.runs import FAILURES, ORACLE_TAG, PLAN, REASON_TAG, base_of, children_of, is_trial, read_json
+from sweeps.tables.metrics import METRICS
+from sweeps.tables.table import Arm, Table, from_dict
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
-
-PLAN = "plan.json"
-FAILURES = "failures.json"
-REASON_TAG = "cosa.failure"
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A column of ours."""
-
-    key: str
-    """Its name in MLflow."""
-    title: str
-    meaning: str
-
-
-METRICS = (
-    Metric(
-        "val/assignment/seg_miou_labelled",
-        "labelled mIoU",
-        "segmentation of AN, with classes that the image-level labels exclude removed: the paper's protocol "
-        "on val, to be held against the published values",
-    ),
-    Metric(
-        "val/assignment/seg_miou",
-        "label-free mIoU",
-        "segmentation of AN by the usual protocol, which knows no labels",
-    ),
-    Metric("val/assignment/cpl_miou", "CPL mIoU", "CAM pseudo-labels of AN, image-level labels known"),
-    Metric(
-        "val/assignment/cpl_cmiou", "CPL C-mIoU", "the same over the classes that suffer from coexistence"
-    ),
-)
-
-ONLINE_METRICS = (
-    Metric("val/online/seg_miou_labelled", "ON: labelled mIoU", "the same of ON"),
-    Metric("val/online/seg_miou", "ON: label-free mIoU", "the same of ON"),
-)
-"""Kept in the CSV beside METRICS: every row is judged on AN."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One metric of one arm over its seeds."""
-
-    values: Mapping[int, float]
-    """By seed; fractions, or differences of fractions."""
-
-    @property
-    def mean(self) -> float:
-        """Over seeds; NaN without any."""
-        return statistics.fmean(self.values.values()) if self.values else math.nan
-
-    @property
-    def deviation(self) -> float:
-        """Sample standard deviation over seeds; NaN below two."""
-        return statistics.stdev(self.values.values()) if len(self.values) > 1 else math.nan
-
-    def minus(self, other: Cell) -> Cell:
-        """Differences seed by seed, where both have one."""
-        return Cell({seed: v - other.values[seed] for seed, v in self.values.items() if seed in other.values})
 
 
 @dataclass(frozen=True)
@@ -91,6 +34,10 @@ class Row:
     arm: Arm
     marks: tuple[bool, ...]
     """Under each of the table's components."""
+    values: tuple[Any, ...]
+    """What it was trained with, under each of the table's settings."""
+    oracle: bool
+    """Whether its training saw ground-truth masks: it then bounds the others and is never the best."""
     cells: Mapping[str, Cell]
     """By the metric's key."""
     differences: Mapping[str, Cell]
@@ -115,6 +62,20 @@ class FilledTable:
     table: Table
     rows: tuple[Row, ...]
 
+    @property
+    def best(self) -> Row | None:
+        """The row of the highest mean of the table's first metric, oracles and rows that lack a seed apart.
+
+        None where fewer than two rows can be compared, or where higher is not better.
+        """
+        key = self.table.metrics[0]
+        judged = [row for row in self.rows if not row.oracle and row.cells[key].values]
+        most = max((len(row.cells[key].values) for row in judged), default=0)
+        judged = [row for row in judged if len(row.cells[key].values) == most]
+        if len(judged) < 2 or not METRICS[key].percent:
+            return None
+        return max(judged, key=lambda row: row.cells[key].mean)
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -132,6 +93,8 @@ class Results:
     preset: str
     seeds: tuple[int, ...]
     tables: tuple[FilledTable, ...]
+    full: FullModel | None
+    """The preset unchanged; None where no table holds it or it has not finished yet."""
     panels: tuple[Panel, ...]
     provenance: Mapping[str, str]
 
@@ -148,55 +111,28 @@ def read_results(uri: str, run_id: str) -> Results:
 
     client = MlflowClient(uri)
     parent = client.get_run(run_id)
-    plan = _read_json(client, run_id, PLAN)
+    plan = read_json(client, run_id, PLAN)
     if parent.data.tags.get("cosa.kind") != "sweep" or not plan:
         raise ValueError(f"run must be a sweep, got {run_id!r} without {PLAN}; name another with --sweep")
-    runs = {run.data.tags["cosa.identity"]: run for run in _children(client, parent) if _is_trial(run)}
-    failures = _read_json(client, run_id, FAILURES)
-    tables = tuple(fill(TABLES[name], plan, runs, failures) for name in plan["tables"])
+    if "config" not in plan:
+        raise ValueError(
+            f"sweep must be planned by this version of cosa, got {run_id!r} of an earlier one; "
+            f"its own report is among its artifacts"
+        )
+    children = list(children_of(client, parent))
+    runs = {run.data.tags["cosa.identity"]: run for run in children if is_trial(run)}
+    failures = read_json(client, run_id, FAILURES)
+    tables = tuple(fill(from_dict(table), plan, runs, failures) for table in plan["tables"])
     tags = parent.data.tags
     return Results(
         sweep=tags.get("cosa.sweep", run_id),
         preset=tags.get("cosa.preset", ""),
         seeds=tuple(plan["seeds"]),
         tables=tables,
+        full=read_full_model(client, tags.get("cosa.preset", ""), plan, children),
         panels=tuple(_panels(client, plan, runs, tables)),
         provenance=_provenance(parent, plan, list(runs.values())),
     )
-
-
-def _is_trial(run: Run) -> bool:
-    return run.data.tags.get("cosa.kind") == "trial" and "cosa.identity" in run.data.tags
-
-
-def _children(client: MlflowClient, parent: Run) -> Iterator[Run]:
-    """Runs nested under `parent`, finished ones last and newer after older: of equals the last one counts."""
-    found: list[Run] = []
-    token: str | None = None
-    while True:
-        page = client.search_runs(
-            [parent.info.experiment_id],
-            f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'",
-            page_token=token,
-        )
-        found += page
-        token = page.token
-        if not token:
-            break
-    return iter(sorted(found, key=lambda run: (run.info.status == "FINISHED", run.info.start_time)))
-
-
-def _read_json(client: MlflowClient, run_id: str, name: str) -> dict[str, Any]:
-    """A small artifact of a run; empty where there is none."""
-    from mlflow.exceptions import MlflowException
-
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            path = client.download_artifacts(run_id, name, folder)
-        except (MlflowException, OSError):
-            return {}
-        content: dict[str, Any] = json.loads(Path(path).read_text())
-    return content
 
 
 def fill(
@@ -216,15 +152,19 @@ def fill(
         if trial["kind"] == "trial"
         for arm in trial["arms"]
     }
+    keys = shown_and_online(table)
     cells: dict[str, dict[str, Cell]] = {}
     gaps: dict[str, tuple[str, ...]] = {}
+    oracles: set[str] = set()
     for arm in table.arms:
-        found: dict[str, dict[int, float]] = {metric.key: {} for metric in METRICS + ONLINE_METRICS}
+        found: dict[str, dict[int, float]] = {key: {} for key in keys}
         missing = []
         for seed in plan["seeds"]:
             trial = trials.get((f"{table.name}/{arm.name}", seed), {})
             run = runs.get(trial.get("identity", ""))
             gap = _gap(trial, run, failures)
+            if run is not None and ORACLE_TAG in run.data.tags:
+                oracles.add(arm.name)
             if gap:
                 missing.append(f"seed {seed}: {gap}")
             elif run is not None:
@@ -233,7 +173,18 @@ def fill(
                         values[seed] = run.data.metrics[key]
         cells[arm.name] = {key: Cell(values) for key, values in found.items()}
         gaps[arm.name] = tuple(missing)
-    return FilledTable(table, tuple(_row(table, arm, cells, gaps[arm.name]) for arm in table.arms))
+    base = base_of(plan)
+    rows = (_row(table, arm, override(base, arm.changes), cells, gaps[arm.name]) for arm in table.arms)
+    return FilledTable(
+        table,
+        tuple(dataclasses.replace(row, oracle=row.oracle or row.arm.name in oracles) for row in rows),
+    )
+
+
+def shown_and_online(table: Table) -> tuple[str, ...]:
+    """The table's metrics, then ON's own, which the CSV keeps beside AN's: every row is judged on AN."""
+    online = (key.replace("val/assignment/", "val/online/") for key in table.metrics)
+    return tuple(dict.fromkeys([*table.metrics, *online]))
 
 
 def _gap(trial: Mapping[str, Any], run: Run | None, failures: Mapping[str, str]) -> str:
@@ -252,12 +203,17 @@ def _gap(trial: Mapping[str, Any], run: Run | None, failures: Mapping[str, str])
     )
 
 
-def _row(table: Table, arm: Arm, cells: Mapping[str, Mapping[str, Cell]], gaps: tuple[str, ...]) -> Row:
+def _row(
+    table: Table, arm: Arm, config: Config, cells: Mapping[str, Mapping[str, Cell]], gaps: tuple[str, ...]
+) -> Row:
     reference = table.arm(table.reference)
+    settings = flatten(config)
     own = cells[arm.name]
     return Row(
         arm=arm,
         marks=tuple(arm.has(component) for component in table.components),
+        values=tuple(settings[name] for name in table.settings),
+        oracle=config.oracle,
         cells=own,
         differences={key: cell.minus(cells[reference.name][key]) for key, cell in own.items()},
         published=arm.paper,

@@ -28,7 +28,8 @@ from cosa.tracking import (
 from sweeps import folders
 from sweeps import plan as planning
 from sweeps.plan import Plan, Trial
-from sweeps.results import FAILURES, PLAN, REASON_TAG, Results, read_results
+from sweeps.results import Results, read_results
+from sweeps.runs import FAILURES, PLAN, REASON_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

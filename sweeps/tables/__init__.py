@@ -1,19 +1,38 @@
-"""The paper's tables by name; a new table is a new file here and one more name in TABLES."""
+"""The tables by name: every file `table_*.py` or `figure_*.py` here holds one, and so may a file of yours."""
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import pkgutil
+import re
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
 
 from cosa.config import nearest
-from sweeps.tables import table_3a, table_3b
-from sweeps.tables.table import Arm, Table
+from sweeps.tables.table import Arm, Table, memory_times, plus, times, without
 
-TABLES: Mapping[str, Table] = types.MappingProxyType(
-    {table.name: table for table in (table_3a.TABLE, table_3b.TABLE)}
-)
+__all__ = ["Arm", "Table", "get_table", "get_tables", "memory_times", "plus", "tables", "times", "without"]
 
-__all__ = ["TABLES", "Arm", "Table", "get_table"]
+_NO_TABLES = frozenset({"metrics", "table"})
+"""Modules of this package that hold no table."""
+
+
+@functools.cache
+def tables() -> Mapping[str, Table]:
+    """Every table of this folder by name, in the names' order.
+
+    Raises:
+        ValueError: A file holds no valid table, or two hold one of the same name.
+    """
+    files = [
+        Path(found.module_finder.path) / f"{found.name}.py"
+        for found in pkgutil.iter_modules(__path__)
+        if isinstance(found.module_finder, importlib.machinery.FileFinder) and found.name not in _NO_TABLES
+    ]
+    return types.MappingProxyType(_by_name(sorted(map(read_table, files), key=lambda table: table.name)))
 
 
 def get_table(name: str) -> Table:
@@ -22,6 +41,75 @@ def get_table(name: str) -> Table:
     Raises:
         ValueError: There is none of that name; the nearest one is suggested.
     """
-    if name not in TABLES:
-        raise ValueError(f"table must be one of {', '.join(TABLES)}, got {name!r}{nearest(name, TABLES)}")
-    return TABLES[name]
+    if name not in tables():
+        raise ValueError(
+            f"table must be one of {', '.join(tables())}, all, or a file of your own such as my_table.py, "
+            f"got {name!r}{nearest(name, [*tables(), 'all'])}"
+        )
+    return tables()[name]
+
+
+def get_tables(names: Sequence[str]) -> list[Table]:
+    """Tables by name, by file (`my_table.py`), or `all` of this folder; each once, in this order.
+
+    Raises:
+        ValueError: An unknown name, a file without a valid table, or two tables of one name.
+        FileNotFoundError: A file that is not there.
+    """
+    return list(_by_name(list(_each(names))).values())
+
+
+def _each(names: Sequence[str]) -> Iterator[Table]:
+    for name in dict.fromkeys(names):
+        if name == "all":
+            yield from tables().values()
+        elif name.endswith(".py"):
+            yield read_table(Path(name))
+        else:
+            yield get_table(name)
+
+
+def _by_name(found: Sequence[Table]) -> dict[str, Table]:
+    named: dict[str, Table] = {}
+    for table in found:
+        if named.setdefault(table.name, table) != table:
+            raise ValueError(
+                f"tables must have names of their own, got two called {table.name!r}; rename one"
+            )
+    return named
+
+
+def read_table(path: Path) -> Table:
+    """The TABLE of a Python file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It does not run, or holds no valid table.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"table file must exist, got {str(path)!r}")
+    return _run(path.resolve())
+
+
+@functools.cache
+def _run(path: Path) -> Table:
+    """Once for each file, so that a table is the same one however often it is named."""
+    content: dict[str, object] = {"__name__": path.stem, "__file__": str(path)}
+    try:
+        exec(compile(path.read_bytes(), path, "exec", dont_inherit=True), content)  # noqa: S102 (the user's own file)
+    except Exception as error:
+        raise ValueError(f"table file must run, got {_explained(error)} in {str(path)!r}") from error
+    table = content.get("TABLE")
+    if not isinstance(table, Table):
+        raise ValueError(
+            f"table file must hold TABLE = Table(...), got {type(table).__name__} in {str(path)!r}"
+        )
+    return table
+
+
+def _explained(error: Exception) -> str:
+    """What is wrong in one line; a keyword that Table does not have is told the nearest one."""
+    word = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    known = [*(item.name for item in fields(Table)), *(item.name for item in fields(Arm))]
+    hint = nearest(word[1], known) if word and "Did you mean" not in str(error) else ""
+    return f"{type(error).__name__}: {error}{hint}"

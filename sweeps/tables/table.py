@@ -1,19 +1,24 @@
-"""What a table of the paper is: arms, each a handful of changed settings, with their published values.
+"""What a table is: arms, each a handful of changed settings, and the metrics to show beside published values.
 
 Published values are percent, exactly as printed; a cell that cannot be read in the paper is left out.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import types
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
+
+from cosa.config import Config, fields, flatten, nearest
+from sweeps.tables.metrics import METRICS, STANDARD
 
 WITHOUT: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
     {
-        "GC": {"s2c.weight": 0.0},
+        "GC": {"s2c.source": "none"},
         "SA": {"cam.source": "online"},
         "RAW": {"raw.enabled": False},
         "CSC": {"csc.weight": 0.0},
@@ -33,14 +38,45 @@ def without(*components: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+class Relative:
+    """A value that an arm takes from the preset's own, so that its row makes sense on every preset."""
+
+    of: Callable[[float], float]
+
+
+def times(factor: float) -> Relative:
+    """The preset's own value times `factor`."""
+    return Relative(lambda value: _tidy(value * factor))
+
+
+def plus(amount: float) -> Relative:
+    """The preset's own value plus `amount`."""
+    return Relative(lambda value: _tidy(value + amount))
+
+
+def memory_times(factor: float) -> Relative:
+    """The momentum whose average reaches `factor` times as far back as the preset's own.
+
+    An exponential moving average of momentum m reaches back about 1 / (1 - m) steps, so what a momentum does
+    depends on how long a run is; the factor does not. An infinite one freezes the average: m = 1.
+    """
+    return Relative(lambda value: _tidy(1 - (1 - value) / factor))
+
+
+def _tidy(value: float) -> float:
+    """0.3, where the sum of 0.45 and -0.15 is 0.30000000000000004."""
+    return round(value, 9) if math.isfinite(value) else value
+
+
+@dataclass(frozen=True)
 class Arm:
     """One row: the full model with some settings changed."""
 
     name: str
     """Short name without spaces; unique in its table."""
-    changes: Mapping[str, Any]
-    """Settings by dotted name; they win over the preset and over `--set`."""
-    paper: Mapping[str, float]
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Settings by dotted name, their values plain or relative; they win over the preset and over `--set`."""
+    paper: Mapping[str, float] = field(default_factory=dict)
     """Published values in percent, by column."""
 
     def has(self, component: str) -> bool:
@@ -48,43 +84,100 @@ class Arm:
         return any(self.changes.get(name) != value for name, value in WITHOUT[component].items())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Table:
-    """One table of the paper, its rows in the paper's order."""
+    """One table or figure, its rows in the paper's order."""
 
     name: str
-    """The paper's number, `3a`."""
+    """The paper's number, `3a` or `fig1`, or a name of your own."""
     title: str
     """What the table shows."""
-    metric: str
-    """The metric that the published values are to be held against."""
-    columns: tuple[str, ...]
-    """Columns of published values."""
-    components: tuple[str, ...]
-    """Columns of check marks; keys of WITHOUT."""
-    reference: str
-    """The arm that differences are taken to."""
     arms: tuple[Arm, ...]
+    reference: str = "full"
+    """The arm that differences are taken to."""
+    metrics: tuple[str, ...] = STANDARD
+    """Metrics of ours, by key; the first two have their difference to the reference beside them."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Columns of published values, each with the metric of ours that it is to be held against."""
+    protocol: str = ""
+    """What the published values were measured on, and how."""
+    components: tuple[str, ...] = ()
+    """Columns of check marks; keys of WITHOUT."""
+    settings: tuple[str, ...] = ()
+    """Settings whose values are columns: what each row was trained with."""
+    note: str = ""
+    """What a reader must know about the rows, such as one that is illegible in the paper."""
 
     def __post_init__(self) -> None:
         counts = Counter(arm.name for arm in self.arms)
         twice = [name for name, count in counts.items() if count > 1]
         if twice:
             raise ValueError(f"table {self.name} must name each arm once, got {twice[0]!r} twice; rename one")
-        spaced = [name for name in counts if not name or any(c in name for c in " /")]
-        if spaced:
-            raise ValueError(
-                f"arm of table {self.name} must have a name without ' ' and '/', got {spaced[0]!r}"
-            )
+        for what, names in (("table", [self.name]), (f"arm of table {self.name}", counts)):
+            spaced = [name for name in names if not name or any(c in name for c in " /")]
+            if spaced:
+                raise ValueError(f"{what} must have a name without ' ' and '/', got {spaced[0]!r}")
         if self.reference not in counts:
             raise ValueError(f"table {self.name} must hold its reference arm, got {self.reference!r}; add it")
+        if not self.metrics:
+            raise ValueError(f"table {self.name} must show a metric, got none; {STANDARD[0]!r} is one")
+        self._require_known("metric", self.metrics, METRICS)
+        self._require_known("component", self.components, WITHOUT)
+        self._require_known("setting", self.settings, fields())
+        self._require_known("metric of a published column", self.columns.values(), self.metrics)
         for arm in self.arms:
+            self._require_known(f"setting of arm {arm.name}", arm.changes, fields())
             extra = set(arm.paper) - set(self.columns)
             if extra:
                 raise ValueError(
-                    f"published values of {self.name}/{arm.name} must stand under {self.columns}, got {extra}"
+                    f"published values of {self.name}/{arm.name} must stand under {tuple(self.columns)}, "
+                    f"got {extra}"
                 )
+
+    def _require_known(self, what: str, names: Collection[str], known: Collection[str]) -> None:
+        for name in names:
+            if name not in known:
+                raise ValueError(
+                    f"{what} in table {self.name} must be one that exists, got {name!r}{nearest(name, known)}"
+                )
+
+    @property
+    def heading(self) -> str:
+        """`Table 3a: ...` or `Fig. 9: ...`."""
+        figure = self.name.removeprefix("fig")
+        number = f"Fig. {figure}" if figure != self.name and figure.isdigit() else f"Table {self.name}"
+        return f"{number}: {self.title}"
 
     def arm(self, name: str) -> Arm:
         """The arm called `name`."""
         return next(arm for arm in self.arms if arm.name == name)
+
+    def resolved(self, base: Config) -> Table:
+        """The table with every relative value worked out for `base`."""
+        own = flatten(base)
+        arms = tuple(
+            dataclasses.replace(
+                arm,
+                changes={
+                    name: value.of(own[name]) if isinstance(value, Relative) else value
+                    for name, value in arm.changes.items()
+                },
+            )
+            for arm in self.arms
+        )
+        return dataclasses.replace(self, arms=arms)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A resolved table as what JSON can hold; `from_dict` reads it back."""
+        content = dataclasses.asdict(self)
+        for arm in content["arms"]:  # JSON has no infinity; settings are parsed from text as well
+            arm["changes"] = {
+                name: str(value) if value == math.inf else value for name, value in arm["changes"].items()
+            }
+        return content
+
+
+def from_dict(content: Mapping[str, Any]) -> Table:
+    """The table that `to_dict` wrote."""
+    tuples = {name: tuple(content[name]) for name in ("metrics", "components", "settings")}
+    return Table(**{**content, **tuples, "arms": tuple(Arm(**arm) for arm in content["arms"])})

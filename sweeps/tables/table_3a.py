@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from sweeps.tables.metrics import LABELLED
 from sweeps.tables.table import Arm, Table, without
 
 TABLE = Table(
     name="3a",
     title="Components added to the baseline",
-    metric="val/assignment/seg_miou_labelled",
-    columns=("VOC", "COCO"),
+    columns={"VOC": LABELLED, "COCO": LABELLED},
+    protocol="PASCAL VOC and COCO val, labelled protocol",
     components=("GC", "SA", "RAW", "CSC", "DT"),
-    reference="full",
     arms=(
         Arm("Base", without("GC", "SA", "RAW", "CSC", "DT"), {"VOC": 55.96, "COCO": 37.32}),
         Arm("GC", without("SA", "RAW", "CSC", "DT"), {"VOC": 63.09, "COCO": 42.55}),

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from sweeps.tables.metrics import LABELLED
 from sweeps.tables.table import Arm, Table, without
 
 TABLE = Table(
     name="3b",
     title="Components taken out of the full model",
-    metric="val/assignment/seg_miou_labelled",
-    columns=("VOC", "COCO"),
+    columns={"VOC": LABELLED, "COCO": LABELLED},
+    protocol="PASCAL VOC and COCO val, labelled protocol",
     components=("GC", "SA", "RAW", "CSC", "DT"),
-    reference="full",
     arms=(
         Arm("full", {}, {"VOC": 76.19, "COCO": 51.00}),
         Arm("no-DT", without("DT"), {"VOC": 75.54, "COCO": 49.67}),

@@ -13,7 +13,7 @@ from cosa.config import identity, warmup_identity
 from cosa.presets import PRESETS
 from sweeps import folders
 from sweeps.driver import main, read_order
-from sweeps.tables import TABLES as ALL_TABLES
+from sweeps.tables import tables
 
 ROOT = Path(__file__).parents[2]
 TABLES = ("3a", "3b")
@@ -42,11 +42,16 @@ def no_store_of_the_users(monkeypatch, tmp_path):
         ),
         (
             ["--tables", "3a", "3aa"],
-            f"table must be one of {', '.join(ALL_TABLES)}, got '3aa'; did you mean '3a'?",
+            f"table must be one of {', '.join(tables())}, all, or a file of your own such as my_table.py",
         ),
         (
             ["--set", "csc.wieght=1"],
             "setting must be one that exists, got 'csc.wieght'; did you mean 'csc.weight'?",
+        ),
+        (["--tables", "3a", "mine.py"], "table file must exist, got 'mine.py'"),
+        (
+            ["--tables", "fig9", "--set", "threshold.xi=0.1"],
+            "arm fig9/xi-0.15: threshold.xi must lie in (0, 1), got -0.05",
         ),
         (["--set", "csc.weight=-1"], "csc.weight must be finite and >= 0, got -1.0"),
         (["--set", "csc.weight=much"], "csc.weight must be a number, got 'much'"),
@@ -73,6 +78,27 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(capsys, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_all_tables_of_every_preset_cost_at_most_60_percent_of_their_rows(preset):
+    plan = order("--preset", preset, "--tables", "all").plan
+    assert len(plan.tables) == len(tables())
+    assert plan.iterations <= 0.6 * plan.row_iterations
+
+
+def test_a_table_that_asks_for_training_images_says_what_it_needs(capsys):
+    arguments = ["--preset", "voc", "--dry-run", "--set", "evaluation.train_split="]
+    assert run(*arguments, "--tables", "3a", "4a") == 0
+    assert "table 4a shows CPL of training images: its cells stay empty" in capsys.readouterr().out
+    assert run(*arguments[:-1], "evaluation.train_split=train", "--tables", "4a") == 0
+    assert "stay empty" not in capsys.readouterr().out
+
+
+def test_the_plan_names_its_oracles(capsys):
+    assert run("--dry-run", "--tables", "4a") == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "oracle" in line]
+    assert [line.split()[2] for line in lines] == ["GT,"]
+
+
 def test_a_dry_run_marks_what_is_finished(capsys, tmp_path):
     trial = order().plan.trials[1]
     folder = folders.trial_folder(tmp_path / "sweep", trial.name)
@@ -95,7 +121,7 @@ def test_a_dry_run_waits_for_no_heavy_import():
     assert not {"torch", "ray", "mlflow", "numpy"} & set(done.stdout.split())
 
 
-@pytest.mark.parametrize("script", ["ablation.py", "report.py"])
+@pytest.mark.parametrize("script", ["ablation.py", "hyperparameters.py", "report.py"])
 def test_the_scripts_run_from_anywhere(script, tmp_path):
     command = [sys.executable, str(ROOT / "sweeps" / script), "--help"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)

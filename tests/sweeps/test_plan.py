@@ -15,8 +15,8 @@ BASE = Config(train=TrainConfig(iterations=10, warmup=4))
 
 
 def table_of(*changes, name="t"):
-    arms = tuple(Arm(f"arm{i}", change, {}) for i, change in enumerate(changes))
-    return Table(name, "", "val/assignment/seg_miou", (), (), "arm0", arms)
+    arms = tuple(Arm(f"arm{i}", change) for i, change in enumerate(changes))
+    return Table(name=name, title="", reference="arm0", arms=arms)
 
 
 def test_table_3_over_three_seeds_is_33_trials_and_3_warmups():

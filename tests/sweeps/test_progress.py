@@ -16,7 +16,7 @@ from sweeps.schedule import Schedule
 from sweeps.tables import Arm, Table
 
 BASE = Config(train=TrainConfig(iterations=200, warmup=100))
-TABLE = Table("t", "", "", (), (), "a", (Arm("a", {}, {}), Arm("b", {"csc.weight": 0.0}, {})))
+TABLE = Table(name="t", title="", reference="a", arms=(Arm("a"), Arm("b", {"csc.weight": 0.0})))
 
 
 class Sweep:

@@ -10,23 +10,23 @@ from types import SimpleNamespace
 import pytest
 
 from cosa.config import Config, TrainConfig
+from sweeps import grid, report
 from sweeps import plan as planning
-from sweeps import report
+from sweeps.cells import Cell
 from sweeps.plan import make_plan
-from sweeps.results import METRICS, Cell, Panel, Results, fill
+from sweeps.results import Panel, Results, fill
 from sweeps.tables import Arm, Table
+from sweeps.tables.metrics import STANDARD
 
-KEYS = [metric.key for metric in METRICS]
-LABELLED, FREE = KEYS[:2]
+LABELLED, FREE = STANDARD[:2]
 TABLE = Table(
     name="9z",
     title="A small one",
-    metric=LABELLED,
-    columns=("VOC", "COCO"),
+    columns={"VOC": LABELLED, "COCO": LABELLED},
+    protocol="VOC and COCO val",
     components=("GC", "CSC"),
-    reference="full",
     arms=(
-        Arm("none", {"s2c.weight": 0.0, "csc.weight": 0.0}, {"VOC": 60.0, "COCO": 40.0}),
+        Arm("none", {"s2c.source": "none", "csc.weight": 0.0}, {"VOC": 60.0, "COCO": 40.0}),
         Arm("no-CSC", {"csc.weight": 0.0}, {"VOC": 70.5}),
         Arm("full", {}, {"VOC": 76.25, "COCO": 51.0}),
     ),
@@ -35,7 +35,7 @@ PLAN = make_plan(Config(train=TrainConfig(iterations=10, warmup=4)), [TABLE], [0
 
 
 def run_of(status="FINISHED", tags=None, **metrics):
-    values = {key: metrics.get(key.rpartition("/")[2], 0.5) for key in KEYS}
+    values = {key: metrics.get(key.rpartition("/")[2], 0.5) for key in STANDARD}
     return SimpleNamespace(
         info=SimpleNamespace(status=status), data=SimpleNamespace(metrics=values, tags=tags or {})
     )
@@ -71,6 +71,7 @@ def results(filled):
         preset="shapes",
         seeds=(0, 1),
         tables=(filled,),
+        full=None,
         panels=(Panel("full, seed 0", b"\x89PNG"),),
         provenance={"trials": "4 of 6 finished", "training": "1 hour", "commit": "abc & def"},
     )
@@ -89,11 +90,11 @@ def test_a_cell_is_the_mean_and_sample_deviation_over_seeds(filled):
 def test_one_seed_has_a_mean_and_no_deviation():
     cell = Cell({0: 0.3})
     assert (cell.mean, math.isnan(cell.deviation)) == (0.3, True)
-    assert report.spread(cell) == "30.0"
+    assert grid.spread(cell) == "30.0"
 
 
 def test_no_seed_has_neither():
-    assert report.spread(Cell({})) == "–"
+    assert grid.spread(Cell({})) == "–"
 
 
 def test_differences_are_taken_seed_by_seed(filled):
@@ -134,7 +135,7 @@ def test_an_unfinished_run_is_a_gap_and_never_a_number(run, gap):
 
 
 def test_a_row_prints_ours_and_the_published_values(filled):
-    table = report.grid(filled, seeds=2)
+    table = grid.grid(filled, seeds=2)
     assert [column.title for column in table.columns] == [
         *("", "GC", "CSC", "labelled mIoU", "Δ full", "label-free mIoU", "Δ full", "CPL mIoU", "CPL C-mIoU"),
         *("VOC", "Δ full", "COCO", "Δ full"),
@@ -149,7 +150,7 @@ def test_a_row_prints_ours_and_the_published_values(filled):
 
 def test_an_arm_with_fewer_seeds_says_so():
     runs = {trial_of("full", 1).identity: run_of()}
-    table = report.grid(fill(TABLE, plan_content(), runs, {}), seeds=2)
+    table = grid.grid(fill(TABLE, plan_content(), runs, {}), seeds=2)
     assert table.rows[2][0] == "full (n = 1)"
 
 
@@ -221,7 +222,7 @@ def test_a_chart_of_nothing_is_not_drawn():
     ("value", "text"), [(0.1234, "+12.3"), (-0.1234, "−12.3"), (-0.0001, "0.0"), (math.nan, "–")]
 )
 def test_signed_percent_has_one_decimal_and_no_negative_zero(value, text):
-    assert report.percent(value, signed=True) == text
+    assert grid.percent(value, signed=True) == text
 
 
 def test_all_four_forms_are_written(results, tmp_path):

@@ -15,7 +15,9 @@ BASE = Config(train=TrainConfig(iterations=10, warmup=4))
 
 def plan_of(arms, seeds):
     changes = [{"csc.weight": 0.1 * (i + 1)} for i in range(arms)]
-    table = Table("t", "", "", (), (), "a0", tuple(Arm(f"a{i}", c, {}) for i, c in enumerate(changes)))
+    table = Table(
+        name="t", title="", reference="a0", arms=tuple(Arm(f"a{i}", c) for i, c in enumerate(changes))
+    )
     return make_plan(BASE, [table], range(seeds))
 
 

@@ -14,8 +14,8 @@ from sweeps.plan import make_plan
 from sweeps.tables import Arm, Table, get_table
 
 BASE = Config(train=TrainConfig(iterations=10, warmup=4))
-FULL, OTHER = Arm("full", {}, {}), Arm("no-CSC", {"csc.weight": 0.0}, {})
-TABLE = Table("3b", "", "", (), (), "full", (FULL, OTHER))
+FULL, OTHER = Arm("full"), Arm("no-CSC", {"csc.weight": 0.0})
+TABLE = Table(name="3b", title="", arms=(FULL, OTHER))
 PLAN = make_plan(BASE, [TABLE], [0])
 WARMUP, TRIAL, FAILING = PLAN.trials
 METRICS = dict.fromkeys(("val/assignment/seg_miou", "val/assignment/cpl_miou"), 0.5)

@@ -14,7 +14,7 @@ from sweeps.plan import make_plan
 from sweeps.tables import Arm, Table
 
 BASE = Config(train=TrainConfig(iterations=10, warmup=4))
-TABLE = Table("t", "", "", (), (), "a", (Arm("a", {}, {}), Arm("b", {"csc.weight": 0.0}, {})))
+TABLE = Table(name="t", title="", reference="a", arms=(Arm("a"), Arm("b", {"csc.weight": 0.0})))
 WARMUP, ARM, _ = make_plan(BASE, [TABLE], [0]).trials
 
 

@@ -1,0 +1,82 @@
+"""The metrics that a table may show, by the name that a run keeps them under in MLflow."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that every finished run has."""
+
+    key: str
+    """Its name in MLflow."""
+    title: str
+    """What stands at the head of its column."""
+    meaning: str
+    percent: bool = True
+    """Whether it is a fraction, to be printed as percent."""
+
+
+_SEGMENTATION = {
+    "seg_miou_labelled": (
+        "labelled mIoU",
+        "segmentation without the classes that the image-level labels exclude: the paper's protocol on val",
+    ),
+    "seg_miou": ("label-free mIoU", "segmentation by the usual protocol, which knows no labels"),
+    "seg_cmiou_labelled": ("labelled C-mIoU", "labelled mIoU over the classes that suffer from coexistence"),
+    "seg_cmiou": ("label-free C-mIoU", "label-free mIoU over the classes that suffer from coexistence"),
+    "seg_miou_labelled_crf": ("labelled mIoU, CRF", "labelled mIoU after a dense CRF"),
+    "seg_miou_crf": ("label-free mIoU, CRF", "label-free mIoU after a dense CRF"),
+}
+_CPL = {
+    "cpl_miou": ("CPL mIoU", "CAM pseudo-labels of M at evaluation.xi, image-level labels known"),
+    "cpl_cmiou": ("CPL C-mIoU", "CPL mIoU over the classes that suffer from coexistence"),
+    "cpl_miou_own": ("own-ξ CPL mIoU", "CPL mIoU at the training's own threshold"),
+    "cpl_cmiou_own": ("own-ξ CPL C-mIoU", "CPL C-mIoU at the training's own threshold"),
+    "cpl_best_miou": ("best-ξ CPL mIoU", "CPL mIoU at the threshold that suits the ground truth best"),
+    "cpl_miou_sure": ("sure CPL mIoU", "CPL mIoU at the own threshold where perplexity <= csc.epsilon"),
+    "cpl_best_xi": ("best ξ", "the threshold of the best CPL mIoU"),
+    "cpl_perplexity": ("CPL perplexity", "mean perplexity of the CPL over pixels"),
+}
+_ENSEMBLE = {
+    "ensemble_cpl_miou": ("ensemble CPL mIoU", "CPL of M and M† together, at evaluation.xi"),
+    "ensemble_cpl_cmiou": ("ensemble CPL C-mIoU", "the same over the classes that suffer from coexistence"),
+}
+_CLASSIFICATION = {
+    "cls_map": ("mAP", "mean average precision of the classification"),
+    "cls_precision": ("precision", "classification precision over all images and classes at probability 0.5"),
+    "cls_recall": ("recall", "classification recall over all images and classes at probability 0.5"),
+}
+_PLAIN = frozenset({"cpl_best_xi", "cpl_perplexity"})
+
+
+def _metrics() -> Iterator[Metric]:
+    of_m = _CPL | _CLASSIFICATION
+    of_both = of_m | _ENSEMBLE
+    of_both |= {
+        f"aux_{name}": (f"M† {title}", f"{meaning}; of M†") for name, (title, meaning) in of_m.items()
+    }
+    for split, network, names in (
+        ("val", "assignment", _SEGMENTATION | of_both),
+        ("val", "online", _SEGMENTATION | of_both),
+        ("train", "assignment", of_both),
+    ):
+        for name, (title, meaning) in names.items():
+            whose = "ON: " if network == "online" else ""
+            where = "train " if split == "train" else ""
+            more = "; of ON" * bool(whose) + "; on the training images" * bool(where)
+            plain = name.removeprefix("aux_") in _PLAIN
+            yield Metric(
+                f"{split}/{network}/{name}", whose + where + title, meaning + more, percent=not plain
+            )
+
+
+METRICS: Mapping[str, Metric] = types.MappingProxyType({metric.key: metric for metric in _metrics()})
+"""By key; those of AN without a prefix in their titles, since every row is judged on AN."""
+
+LABELLED, FREE = "val/assignment/seg_miou_labelled", "val/assignment/seg_miou"
+STANDARD = (LABELLED, FREE, "val/assignment/cpl_miou", "val/assignment/cpl_cmiou")
+"""What a table shows that names no metrics of its own."""
