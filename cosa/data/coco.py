@@ -73,10 +73,10 @@ def read_coco(
         OSError: The cache cannot be written.
     """
     _check_root(root, split)
-    images = {p.name: p for p in sorted((root / split).iterdir()) if p.suffix.lower() in _SUFFIXES}
+    images = {p.name: p for p in (root / split).iterdir() if p.suffix.lower() in _SUFFIXES}
     if needs == "images":
-        names = tuple(path.stem for path in images.values())
-        paths = tuple(images.values())
+        paths = tuple(images[name] for name in sorted(images))
+        names = tuple(path.stem for path in paths)
         return SegmentationDataset(COCO_CLASSES, names, torch.zeros(len(names), len(COCO_CLASSES)), paths, ())
     path = _annotations(root, split)
     digest = _digest(path)
@@ -93,7 +93,7 @@ def read_coco(
         mask_paths = tuple(kept[name] for name in files)
     return SegmentationDataset(
         COCO_CLASSES,
-        tuple(Path(name).stem for name in files),
+        tuple(name.rpartition(".")[0] for name in files),
         one_hot([index[name] for name in files], len(COCO_CLASSES)),
         tuple(images[name] for name in files),
         mask_paths,

@@ -77,9 +77,9 @@ def read_each(function: Callable[[T], list[int]], items: Sequence[T], complain: 
 
 def one_hot(present: Sequence[Sequence[int]], classes: int) -> Float[Tensor, "n c"]:
     """Labels of images, given the positions of the classes in each."""
+    rows = [row for row, positions in enumerate(present) for _ in positions]
     labels = torch.zeros(len(present), classes)
-    for row, indices in zip(labels, present, strict=True):
-        row[list(indices)] = 1
+    labels[rows, [position for positions in present for position in positions]] = 1
     return labels
 
 
