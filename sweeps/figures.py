@@ -53,6 +53,8 @@ _MOST_STEPS = 12
 _WHISKERS = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 Arms = dict[str, Series]
+Line = tuple[str, list[dict[int, float]], str, bool]
+"""Label, a history for each seed, colour, whether it is dashed."""
 
 
 def draw_figures(recordings: Recordings) -> Iterator[Drawing]:
@@ -94,11 +96,11 @@ def _lines(
     recordings: Recordings,
     name: str,
     title: str,
-    lines: Sequence[tuple[str, list[dict[int, float]], str, bool]],
+    lines: Sequence[Line],
     y: str,
     scale: float = 100,
 ) -> Iterator[Part]:
-    """One picture of lines over iterations: (label, histories, colour, dashed) each; none where none has."""
+    """One picture of lines over iterations; none where none has a history."""
     if any(histories for _, histories, _, _ in lines):
         canvas = Canvas()
         for label, histories, colour, dashed in lines:
@@ -113,7 +115,7 @@ def _figure_1(recordings: Recordings) -> Drawing | None:
     if not (arms["GT (oracle)"].planned or arms["NS"].planned):
         return None
 
-    def lines(key: str) -> list[tuple[str, list[dict[int, float]], str, bool]]:
+    def lines(key: str) -> list[Line]:
         return [
             (name, series.histories(f"val/assignment/{key}"), COLOURS[name], False)
             for name, series in arms.items()
@@ -143,27 +145,21 @@ def _xi(recordings: Recordings) -> str:
 
 
 def _figure_3(recordings: Recordings) -> Drawing | None:
-    arms = _arms(recordings, "full")
-    found = next((r for r in arms["full"].recordings if r.steps()), None)
+    arms, warmup = _arms(recordings, "full"), recordings.base.train.warmup
+    # in the warm-up no threshold is searched, and a shared one knows its trials' settings of it not even
+    found = next((r for r in arms["full"].recordings if r.steps()[-1:] > [warmup]), None)
     if found is None:
         return None
-    files = [found.analysis(step) for step in _spread(found.steps(), _MOST_STEPS)]
+    steps = [step for step in found.steps() if step > warmup]
+    files = [found.analysis(step) for step in _spread(steps, _MOST_STEPS)]
     parts = [_confidence_map(files), _accuracy_lines(files), _confidences(files[-1])]
     seen = (
         "How often CPL of M are right (a) by confidence, the largest activation of a pixel, with the "
         "training's threshold at each step (black line), and (c) by perplexity; bins without a pixel are "
         "blank. (e) How confidences are distributed after the last step, split by the threshold."
-        f"{_before_search(recordings, files)} Seed {found.seed}."
+        f" Since co-training began; seed {found.seed}."
     )
     return _drawing(recordings, "3", "accuracy of CPL by confidence and perplexity", seen, parts, arms)
-
-
-def _before_search(recordings: Recordings, files: Sequence[Mapping[str, Any]]) -> str:
-    """What the first rows' threshold is, where there are rows of the warm-up."""
-    warmup, threshold = recordings.base.train.warmup, recordings.base.threshold
-    if files[0]["step"] > warmup or threshold.mode == "fixed":
-        return ""
-    return f" Up to step {warmup}, the warm-up, the threshold is the value it starts from."
 
 
 def _spread(steps: Sequence[int], most: int) -> list[int]:
@@ -249,17 +245,19 @@ def _confidences(content: Mapping[str, Any]) -> Part:
 
 
 def _figure_4(recordings: Recordings) -> Drawing | None:
-    arms = _arms(recordings, "full")
+    arms, warmup = _arms(recordings, "full"), recordings.base.train.warmup
 
-    def lines(suffix: str) -> list[tuple[str, list[dict[int, float]], str, bool]]:
+    def lines(key: str, after: int = -1) -> list[Line]:
+        m, aux = (f"val/assignment/{head}{key}" for head in ("", "aux_"))
         return [
-            ("M", arms["full"].histories(f"val/assignment/cpl_miou{suffix}"), COLOURS["full"], False),
-            ("M†", arms["full"].histories(f"val/assignment/aux_cpl_miou{suffix}"), AUX_COLOUR, True),
+            ("M", arms["full"].histories(m, after=after), COLOURS["full"], False),
+            ("M†", arms["full"].histories(aux, after=after), AUX_COLOUR, True),
         ]
 
+    sure = lines("cpl_miou_sure", after=warmup)  # by thresholds that the warm-up does not search
     parts = [
-        *_lines(recordings, "fig4a", "(a) all pixels", lines(""), "CPL mIoU, %"),
-        *_lines(recordings, "fig4b", "(b) low perplexity", lines("_sure"), "CPL mIoU, %"),
+        *_lines(recordings, "fig4a", "(a) all pixels", lines("cpl_miou"), "CPL mIoU, %"),
+        *_lines(recordings, "fig4b", "(b) low perplexity", sure, "CPL mIoU, %"),
     ]
     seen = (
         f"CPL of M, from the last block, and of M†, from an earlier one: (a) at a threshold of "
@@ -275,7 +273,7 @@ def _figure_6(recordings: Recordings) -> Drawing | None:
         return None
     warmup = recordings.base.train.warmup
 
-    def lines(key: str, after: int) -> list[tuple[str, list[dict[int, float]], str, bool]]:
+    def lines(key: str, after: int) -> list[Line]:
         return [
             (
                 f"{short}, {name}",
@@ -303,9 +301,9 @@ def _figure_7(recordings: Recordings) -> Drawing | None:
     arms = _arms(recordings, "full", "no-RAW")
     if not arms["no-RAW"].planned:
         return None
+    key, warmup = "val/assignment/cpl_perplexity", recordings.base.train.warmup
     histories = [
-        (name, series.histories("val/assignment/cpl_perplexity"), COLOURS[name], False)
-        for name, series in arms.items()
+        (name, series.histories(key, after=warmup), COLOURS[name], False) for name, series in arms.items()
     ]
     parts = [
         *_boxes(arms),
@@ -314,7 +312,7 @@ def _figure_7(recordings: Recordings) -> Drawing | None:
     seen = (
         "CPL with reliability-based adaptive weighting (full) and without (no-RAW). Left: of single images "
         "after the last step, seeds together; the box holds the middle half, the whiskers 90 %, the line is "
-        f"the median. Right: mean over all pixels.{_bands(recordings)}"
+        f"the median. Right: mean over all pixels, since co-training began.{_bands(recordings)}"
     )
     return _drawing(recordings, "7", "reliability-based adaptive weighting", seen, parts, arms)
 
