@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from PIL import Image
 
+from cosa.config import TrainConfig
 from sweeps.recordings import over_seeds
 
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, GREY, BLACK = (
@@ -109,8 +110,8 @@ class Drawing:
 
     title: str
     caption: str
-    notes: tuple[str, ...]
-    """What is missing of it, a line each."""
+    note: str
+    """What is missing of it, or nothing."""
     parts: tuple[Part, ...]
 
 
@@ -191,13 +192,15 @@ def label_axes(axes: Axes, x: str, y: str) -> None:
     axes.set_ylabel(y)
 
 
-def over_iterations(axes: Axes, y: str, warmup: int) -> None:
-    """Set up the axes of lines over iterations, with a mark where the warm-up ends."""
+def over_iterations(axes: Axes, y: str, train: TrainConfig, *, first: int) -> None:
+    """Set up the axes of lines from iteration `first` to the last, with a mark where the warm-up ends."""
     label_axes(axes, "iteration", y)
     axes.xaxis.set_major_formatter(FuncFormatter(thousands))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    left, right = axes.get_xlim()
-    if left < warmup < right:
+    margin = 0.03 * (train.iterations - first)
+    axes.set_xlim(first - margin, train.iterations + margin)
+    warmup = train.warmup
+    if first < warmup < train.iterations:
         axes.axvline(warmup, color=GREY, linewidth=0.9, linestyle=":", label="end of warm-up")
 
 

@@ -9,16 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
-from numpy.typing import NDArray
 
 from sweeps import panel_tiles
+from sweeps.analysis_plots import accuracy_lines, boxes, confidence_map, confidences, spread
 from sweeps.drawing import (
     AUX_COLOUR,
-    BLACK,
     BLUE,
     COLOURS,
     GREY,
@@ -30,9 +26,8 @@ from sweeps.drawing import (
     over_iterations,
     picture,
     styled,
-    thousands,
 )
-from sweeps.recordings import Bins, Recording, Recordings, Series
+from sweeps.recordings import Recordings, Series
 from sweeps.tables.table import without
 
 ARMS: Mapping[str, Mapping[str, Any]] = {
@@ -50,7 +45,6 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
 
 _MOST_STEPS = 12
 """Rows of the heat map; of more evaluations some are left out, evenly."""
-_WHISKERS = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 Arms = dict[str, Series]
 Line = tuple[str, list[dict[int, float]], str, bool]
@@ -78,7 +72,7 @@ def _drawing(
     return Drawing(
         title=f"Figure {number}: {title}",
         caption=f"{seen} Answers to the paper's Fig. {number}; ours, {data}, AN unless it says ON.",
-        notes=tuple(_missing(recordings, arms)),
+        note="; ".join(_missing(recordings, arms)),
         parts=tuple(parts),
     )
 
@@ -89,7 +83,7 @@ def _missing(recordings: Recordings, arms: Arms) -> Iterator[str]:
         if not series.planned:
             yield f"{name} is not in this sweep"
         elif seeds < len(recordings.seeds):
-            yield f"{name}: {seeds} of {len(recordings.seeds)} seeds are finished"
+            yield f"{name} has {seeds} of {len(recordings.seeds)} seeds"
 
 
 def _lines(
@@ -98,14 +92,16 @@ def _lines(
     title: str,
     lines: Sequence[Line],
     y: str,
+    *,
     scale: float = 100,
+    first: int = 0,
 ) -> Iterator[Part]:
     """One picture of lines over iterations; none where none has a history."""
     if any(histories for _, histories, _, _ in lines):
         canvas = Canvas()
         for label, histories, colour, dashed in lines:
             draw_lines(canvas.axes, label, histories, colour, dashed=dashed, scale=scale)
-        over_iterations(canvas.axes, y, recordings.base.train.warmup)
+        over_iterations(canvas.axes, y, recordings.base.train, first=first)
         canvas.legend()
         yield canvas.part(name, title)
 
@@ -151,97 +147,15 @@ def _figure_3(recordings: Recordings) -> Drawing | None:
     if found is None:
         return None
     steps = [step for step in found.steps() if step > warmup]
-    files = [found.analysis(step) for step in _spread(steps, _MOST_STEPS)]
-    parts = [_confidence_map(files), _accuracy_lines(files), _confidences(files[-1])]
+    files = [found.analysis(step) for step in spread(steps, _MOST_STEPS)]
+    parts = [confidence_map(files), accuracy_lines(files), confidences(files[-1])]
     seen = (
         "How often CPL of M are right (a) by confidence, the largest activation of a pixel, with the "
-        "training's threshold at each step (black line), and (c) by perplexity; bins without a pixel are "
-        "blank. (e) How confidences are distributed after the last step, split by the threshold."
-        f" Since co-training began; seed {found.seed}."
+        "training's threshold at each step (black line), and (c) by perplexity, in dots that grow with the "
+        "bin's share of pixels; bins without a pixel are blank. (e) How confidences are distributed after "
+        f"the last step, split by the threshold. Since co-training began; seed {found.seed}."
     )
     return _drawing(recordings, "3", "accuracy of CPL by confidence and perplexity", seen, parts, arms)
-
-
-def _spread(steps: Sequence[int], most: int) -> list[int]:
-    """At most so many of `steps`, evenly, the first and the last among them."""
-    places = np.linspace(0, len(steps) - 1, min(len(steps), most)).round().astype(int)
-    return [steps[place] for place in places]
-
-
-def _bins(content: Mapping[str, Any], kind: str) -> Bins:
-    """A histogram of M of AN in an analysis file: of `confidence` or `perplexity`."""
-    return Bins.read(content["networks"]["assignment"]["cam"][kind])
-
-
-def accuracy_rows(files: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
-    """Accuracy in percent by analysis file and bin of confidence; NaN where a bin is empty."""
-    return np.stack([100 * _bins(content, "confidence").accuracy for content in files])
-
-
-def _confidence_map(files: Sequence[Mapping[str, Any]]) -> Part:
-    canvas = Canvas()
-    axes = canvas.axes
-    axes.grid(visible=False)
-    edges = _bins(files[0], "confidence").edges
-    rows = np.arange(len(files) + 1) - 0.5
-    values = np.ma.masked_invalid(accuracy_rows(files))
-    mesh = axes.pcolormesh(
-        edges, rows, values, cmap="cividis", vmin=0, vmax=100, edgecolors="face", linewidth=0.3
-    )
-    xis = [content["xi"] for content in files]
-    for colour, width in (("white", 3.6), (BLACK, 1.5)):
-        axes.vlines(xis, rows[:-1], rows[1:], color=colour, linewidth=width)
-    axes.set_yticks(range(len(files)), [thousands(content["step"]) for content in files])
-    label_axes(axes, "confidence (line: threshold ξ)", "iteration")
-    canvas.colour_bar(mesh, "accuracy of CPL, %")
-    return canvas.part("fig3a", "(a) accuracy by confidence")
-
-
-def _accuracy_lines(files: Sequence[Mapping[str, Any]]) -> Part:
-    canvas = Canvas()
-    axes = canvas.axes
-    shown = _spread(range(len(files)), 5)
-    colours = ListedColormap(mpl.colormaps["cividis"](np.linspace(0, 0.85, len(shown))))
-    for place, index in enumerate(shown):
-        bins = _bins(files[index], "perplexity")
-        x = _middles(bins.edges)
-        label = f"{'step ' if place == 0 else ''}{thousands(files[index]['step'])}"
-        axes.plot(x, 100 * bins.accuracy, color=colours(place), label=label, marker="o")
-    x = _middles(_bins(files[0], "perplexity").edges)
-    last = float(_bins(files[0], "perplexity").edges[-2])
-    ticks = [*range(int(last)), float(x[-1])]
-    axes.set_xticks(ticks, [*(f"{tick:g}" for tick in ticks[:-1]), f"≥{last:g}"])
-    label_axes(axes, "perplexity", "accuracy of CPL, %")
-    canvas.legend()
-    return canvas.part("fig3c", "(c) accuracy by perplexity")
-
-
-def _middles(edges: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Middles of the bins; an open last one as if it were as wide as the one before."""
-    closed = edges.copy()
-    if np.isinf(closed[-1]):
-        closed[-1] = 2 * closed[-2] - closed[-3]
-    middles: NDArray[np.float64] = (closed[1:] + closed[:-1]) / 2
-    return middles
-
-
-def _confidences(content: Mapping[str, Any]) -> Part:
-    canvas = Canvas()
-    axes = canvas.axes
-    bins, xi = _bins(content, "confidence"), content["xi"]
-    shares = 100 * bins.counts / max(bins.counts.sum(), 1)
-    for label, colour, low, high in (("background", GREY, 0.0, xi), ("foreground", BLUE, xi, 1.0)):
-        left, right = np.clip(bins.edges[:-1], low, high), np.clip(bins.edges[1:], low, high)
-        own = right > left  # a bin that the threshold cuts is drawn in both colours
-        axes.bar(
-            left[own], shares[own], (right - left)[own], align="edge", color=colour, label=label, linewidth=0
-        )
-    axes.axvline(xi, color=BLACK, linewidth=1.2, linestyle="--", label=f"threshold ξ = {xi:.2f}")
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")
-    label_axes(axes, "confidence", "share of pixels, % (log)")
-    canvas.legend()
-    return canvas.part("fig3e", f"(e) confidences after {thousands(content['step'])} iterations")
 
 
 def _figure_4(recordings: Recordings) -> Drawing | None:
@@ -257,7 +171,7 @@ def _figure_4(recordings: Recordings) -> Drawing | None:
     sure = lines("cpl_miou_sure", after=warmup)  # by thresholds that the warm-up does not search
     parts = [
         *_lines(recordings, "fig4a", "(a) all pixels", lines("cpl_miou"), "CPL mIoU, %"),
-        *_lines(recordings, "fig4b", "(b) low perplexity", sure, "CPL mIoU, %"),
+        *_lines(recordings, "fig4b", "(b) low perplexity", sure, "CPL mIoU, %", first=warmup),
     ]
     seen = (
         f"CPL of M, from the last block, and of M†, from an earlier one: (a) at a threshold of "
@@ -286,8 +200,10 @@ def _figure_6(recordings: Recordings) -> Drawing | None:
         ]
 
     parts = [
-        *_lines(recordings, "fig6-spl", "SPL", lines("seg_miou_labelled", warmup), "SPL mIoU, %"),
-        *_lines(recordings, "fig6-cpl", "CPL", lines("cpl_miou", warmup), "CPL mIoU, %"),
+        *_lines(
+            recordings, "fig6-spl", "SPL", lines("seg_miou_labelled", warmup), "SPL mIoU, %", first=warmup
+        ),
+        *_lines(recordings, "fig6-cpl", "CPL", lines("cpl_miou", warmup), "CPL mIoU, %", first=warmup),
     ]
     seen = (
         "Pseudo-labels of the online (ON) and the assignment network (AN), where ON learns from AN's (full) "
@@ -306,8 +222,10 @@ def _figure_7(recordings: Recordings) -> Drawing | None:
         (name, series.histories(key, after=warmup), COLOURS[name], False) for name, series in arms.items()
     ]
     parts = [
-        *_boxes(arms),
-        *_lines(recordings, "fig7-right", "over iterations", histories, "mean perplexity", scale=1),
+        *boxes({name: [*_last_files(series)] for name, series in arms.items()}),
+        *_lines(
+            recordings, "fig7-right", "over iterations", histories, "mean perplexity", scale=1, first=warmup
+        ),
     ]
     seen = (
         "CPL with reliability-based adaptive weighting (full) and without (no-RAW). Left: of single images "
@@ -317,50 +235,11 @@ def _figure_7(recordings: Recordings) -> Drawing | None:
     return _drawing(recordings, "7", "reliability-based adaptive weighting", seen, parts, arms)
 
 
-def _boxes(arms: Arms) -> Iterator[Part]:
-    """Box plots of single images: mIoU, mean perplexity, and distance to (1, 0), the perfect CPL."""
-    images = {name: _images(series.recordings) for name, series in arms.items()}
-    images = {name: found for name, found in images.items() if found}
-    if not images:
-        return
-    canvas = Canvas(columns=3)
-    titles = {"iou": ("CPL mIoU, %", 100), "perplexity": ("perplexity", 1), "distance": ("MAE to (1, 0)", 1)}
-    for axes, (kind, (title, scale)) in zip(canvas.all_axes, titles.items(), strict=True):
-        _draw_boxes(axes, {name: Bins.total(found[kind]) for name, found in images.items()}, scale)
-        axes.set_title(title, fontsize=9)
-    yield canvas.part("fig7-left", "over images")
-
-
-def _images(recordings: Sequence[Recording]) -> dict[str, list[Bins]]:
-    """Histograms over single images at the last step, of every seed that has them."""
-    found: dict[str, list[Bins]] = {}
-    for recording in recordings:
-        steps = recording.steps()
-        if steps:
-            contents = recording.analysis(steps[-1])["networks"]["assignment"]["images"]
-            for kind, content in contents.items():
-                found.setdefault(kind, []).append(Bins.read(content))
-    return found
-
-
-def _draw_boxes(axes: Axes, bins: Mapping[str, Bins], scale: float) -> None:
-    axes.grid(visible=False, axis="x")
-    names = ("whislo", "q1", "med", "q3", "whishi")
-    for place, (name, histogram) in enumerate(bins.items()):
-        values = [scale * histogram.quantile(share) for share in _WHISKERS]
-        (statistics,) = [dict(zip(names, values, strict=True))]
-        axes.bxp(
-            [statistics],
-            positions=[place],
-            widths=0.6,
-            showfliers=False,
-            patch_artist=True,
-            boxprops={"facecolor": COLOURS[name], "alpha": 0.35, "edgecolor": COLOURS[name]},
-            medianprops={"color": BLACK, "linewidth": 1.6},
-            whiskerprops={"color": COLOURS[name]},
-            capprops={"color": COLOURS[name]},
-        )
-    axes.set_xticks(range(len(bins)), list(bins))
+def _last_files(series: Series) -> Iterator[dict[str, Any]]:
+    """The analysis file after the last step, of every seed that has one."""
+    for recording in series.recordings:
+        if steps := recording.steps():
+            yield recording.analysis(steps[-1])
 
 
 def _figure_8(recordings: Recordings) -> Drawing | None:
@@ -407,7 +286,8 @@ def _threshold_lines(recordings: Recordings, full: Series) -> Iterator[Part]:
                 label=label if index == 0 else None,
             )
     if found:
-        over_iterations(canvas.axes, "threshold ξ", recordings.base.train.warmup)
+        train = recordings.base.train
+        over_iterations(canvas.axes, "threshold ξ", train, first=train.warmup)
         canvas.legend()
         yield canvas.part("fig9-left", "dynamic threshold")
 

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cosa.config import Config, EvaluationConfig, from_json, identity, override
+from cosa.config import Config, EvaluationConfig, identity, override
+from sweeps.runs import base_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -170,7 +171,7 @@ class Recordings:
         Raises:
             ValueError, TypeError: The plan holds settings that this version does not know.
         """
-        self.base = from_json(json.dumps(plan["config"]))
+        self.base = base_of(plan)
         self.preset = preset
         self.seeds: tuple[int, ...] = tuple(plan["seeds"])
         self._found: dict[str, dict[int, Recording]] = {}

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from sweeps import figures, panel_tiles
+from sweeps import analysis_plots, figures, panel_tiles
 from sweeps.drawing import Canvas, draw_lines, styled
 from sweeps.recordings import Bins, over_seeds
 from sweeps.tables import get_tables
@@ -80,7 +80,7 @@ def test_histograms_of_several_seeds_add_up():
 def test_the_heat_map_is_correct_over_pixels_and_blank_where_there_are_none():
     content = {"edges": [0, 0.5, 0.75, 1], "pixels": [8, 0, 4], "correct": [2, 0, 0]}
     file = {"networks": {"assignment": {"cam": {"confidence": content}}}}
-    row = figures.accuracy_rows([file])[0]
+    row = analysis_plots.accuracy_rows([file])[0]
     assert (row[0], row[2]) == (25.0, 0.0)
     assert math.isnan(row[1])
 
@@ -121,7 +121,7 @@ def test_every_figure_is_drawn_in_the_papers_order(drawn):
         "9": ["fig9-left.svg", "fig9-right.svg"],
         "10": ["fig10.png"],
     }
-    assert not any(drawing.notes for drawing in drawn.values())
+    assert not any(drawing.note for drawing in drawn.values())
 
 
 def test_the_same_data_gives_the_same_bytes(recordings, drawn):
@@ -163,8 +163,8 @@ def test_a_sweep_without_an_arm_has_no_figure_of_it():
 
 def test_an_arm_without_a_result_is_named_and_the_rest_is_drawn():
     drawn = draw(made_up(get_tables(["3b"]), missing={"no-SA"}, running={"no-RAW"})[1])
-    assert drawn["6"].notes == ("no-SA: 0 of 2 seeds are finished",)
-    assert drawn["7"].notes == ("no-RAW: 0 of 2 seeds are finished",)
+    assert drawn["6"].note == "no-SA has 0 of 2 seeds"
+    assert drawn["7"].note == "no-RAW has 0 of 2 seeds"
     assert len(drawn["6"].parts) == len(drawn["7"].parts) == 2
 
 
@@ -210,7 +210,8 @@ def test_many_evaluations_are_thinned_before_they_are_downloaded():
     draw(recordings)
     analyses = [path for _, path in store.downloads if path.startswith("analysis/")]
     assert len(analyses) == 12
-    assert {analyses[0], analyses[-1]} == {"analysis/step_00000200.json", "analysis/step_00002000.json"}
+    # the warm-up, whose threshold is not searched, is left out
+    assert (analyses[0], analyses[-1]) == ("analysis/step_00000410.json", "analysis/step_00002000.json")
 
 
 def test_one_evaluation_alone_still_makes_a_heat_map():
@@ -256,4 +257,4 @@ def test_a_picture_that_is_no_panel_is_not_cut_up():
 def test_perplexities_end_in_an_open_bin():
     read = Bins.read({"edges": [*PERPLEXITY, None], "count": [1] * 26})
     assert math.isinf(read.edges[-1])
-    assert math.isfinite(figures._middles(read.edges)[-1])
+    assert math.isfinite(analysis_plots._middles(read.edges)[-1])
