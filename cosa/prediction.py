@@ -31,7 +31,7 @@ SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 _BATCHES_AHEAD = 2
 _INK, _PAPER, _LINE = (32, 32, 32), (255, 255, 255), (255, 255, 255)
-_COLOUR_SHARE = 0.6  # of a class's colour in an overlay
+_COLOUR_SHARE = 0.5  # of a class's colour in an overlay
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +82,7 @@ def output_names(paths: Sequence[Path]) -> list[str]:
     depths = [1] * len(paths)
     while True:
         names = ["/".join(p[-depth:]) for p, depth in zip(parts, depths, strict=True)]
-        again = Counter(names)
+        again = Counter(name for name, _ in set(zip(names, parts, strict=True)))
         longer = [
             min(depth + 1, len(p)) if again[name] > 1 else depth
             for name, p, depth in zip(names, parts, depths, strict=True)
@@ -222,11 +222,13 @@ def overlay(
 
 def _with_legend(picture: Image.Image, present: Sequence[int], names: Sequence[str]) -> Image.Image:
     """The picture over lines that name the classes present, as many lines as they need."""
-    size = max(12, picture.width // 40)
+    if not present:
+        return picture
+    size = max(14, picture.width // 32)
     font = ImageFont.load_default(size)
     draw = ImageDraw.Draw(picture)
     places: list[tuple[int, int, int]] = []
-    x, y = size // 2, size // 2
+    x = y = size // 2
     for index in present:
         width = 2 * size + int(draw.textlength(names[index - 1], font=font))
         if x > size // 2 and x + width > picture.width:

@@ -1,4 +1,4 @@
-"""The commands: `cosa-train PRESET` trains, `cosa-evaluate RUN` judges again what a run left.
+"""The commands: `cosa-train` trains, `cosa-evaluate` judges, `cosa-predict` predicts, `cosa-export` exports.
 
 Every setting of a Config is a flag, described by the string under its field. Nothing heavy is imported
 before the command line is understood, so that `--help` and a mistyped flag answer at once.
@@ -10,10 +10,10 @@ import sys
 from collections.abc import Sequence
 
 from cosa.cli import data as data_sets
-from cosa.cli import evaluation, training
+from cosa.cli import evaluation, exporting, prediction, training
 from cosa.cli.common import FAILED, INTERRUPTED, MISTAKE, run_command
 
-__all__ = ["FAILED", "INTERRUPTED", "MISTAKE", "data", "evaluate", "train"]
+__all__ = ["FAILED", "INTERRUPTED", "MISTAKE", "data", "evaluate", "export", "predict", "train"]
 
 
 def train(arguments: Sequence[str] | None = None) -> int:
@@ -23,8 +23,18 @@ def train(arguments: Sequence[str] | None = None) -> int:
 
 
 def evaluate(arguments: Sequence[str] | None = None) -> int:
-    """`cosa-evaluate`: evaluate a run's assignment network again, perhaps on other data or scales."""
+    """`cosa-evaluate`: judge a trained network, perhaps on other data or scales; or submit it to VOC."""
     return run_command("cosa-evaluate", evaluation.main, _given(arguments))
+
+
+def predict(arguments: Sequence[str] | None = None) -> int:
+    """`cosa-predict`: class maps, overlays and heat maps of any images."""
+    return run_command("cosa-predict", prediction.main, _given(arguments))
+
+
+def export(arguments: Sequence[str] | None = None) -> int:
+    """`cosa-export`: a trained network as a folder of its own, also for MLflow."""
+    return run_command("cosa-export", exporting.main, _given(arguments))
 
 
 def data(arguments: Sequence[str] | None = None) -> int:

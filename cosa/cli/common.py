@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import os
 import signal
 import sys
 import typing
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from cosa.config import Config, fields, nearest
 from cosa.tracking import TrackingError
+
+if TYPE_CHECKING:
+    from cosa.model_files import NetworkName, StoredModel
+else:
+    NetworkName, StoredModel = str, Any  # they import torch; tests check annotations as the program runs
 
 MISTAKE, FAILED, INTERRUPTED = 2, 1, 130
 """Exit codes: what the user can put right, a run that broke, Ctrl-C."""
@@ -85,14 +91,34 @@ def whole_number(text: str) -> int:
     return value
 
 
-def add_settings(
-    parser: argparse.ArgumentParser, base: Config, sections: frozenset[str] | None = None
-) -> None:
-    """A flag per setting, grouped by section, with the defaults of `base`."""
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """The trained network a command works with."""
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a run's folder, a checkpoint, an exported model's folder, or an MLflow run id",
+    )
+    parser.add_argument(
+        "--tracking-uri",
+        metavar="URI",
+        help="MLflow store of a run id (default MLFLOW_TRACKING_URI, else runs/mlflow.db)",
+    )
+
+
+def find_model(given: argparse.Namespace, network: NetworkName) -> StoredModel:
+    """What `add_source` lets the user name."""
+    from cosa.model_files import resolve_model
+
+    uri = given.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///runs/mlflow.db"
+    return resolve_model(given.source, network=network, tracking_uri=uri)
+
+
+def add_settings(parser: argparse.ArgumentParser, base: Config, only: Sequence[str] = ()) -> None:
+    """A flag per setting, grouped by section, with the defaults of `base`; `only` these where given."""
     groups: dict[str, argparse._ArgumentGroup] = {}
     for name, known in fields().items():
         section, _, item = name.partition(".")
-        if sections is not None and section not in sections:
+        if only and section not in only and name not in only:
             continue
         settings = getattr(base, section)
         if section not in groups:

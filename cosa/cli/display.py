@@ -6,7 +6,8 @@ import logging
 import math
 import shutil
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,13 +22,13 @@ class Display(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self._stream = sys.stdout
-        self._terminal = sys.stdout.isatty()
+        self.terminal = sys.stdout.isatty()
         self._open = False
 
     def __call__(self, progress: Progress) -> None:
         """Show where the run stands; an evaluation stays on the screen."""
         if "train/loss/total" in progress.metrics:
-            self._rewrite(_progress_line(progress))
+            self.rewrite(_progress_line(progress))
         evaluated = _evaluation_line(progress)
         if evaluated:
             self.line(evaluated)
@@ -42,8 +43,9 @@ class Display(logging.Handler):
         self._stream.write(text + "\n")
         self._stream.flush()
 
-    def _rewrite(self, text: str) -> None:
-        if not self._terminal:
+    def rewrite(self, text: str) -> None:
+        """A line that the next one replaces on a terminal."""
+        if not self.terminal:
             self.line(text)
             return
         self._stream.write("\r\x1b[2K" + text[: shutil.get_terminal_size().columns - 1])
@@ -56,6 +58,30 @@ class Display(logging.Handler):
             self._stream.write("\n")
             self._stream.flush()
         self._open = False
+
+
+class Counter:
+    """How far a command has come: `12/57 images | 3.4 images/s | 13 s left`."""
+
+    def __init__(self, display: Display, total: int, what: str) -> None:
+        self._display, self._total, self._what = display, total, what
+        self._done = 0
+        self._begun = time.perf_counter()
+        self._shown = -math.inf
+
+    def add(self, count: int) -> None:
+        """So many more are done; a log file hears of it only now and then."""
+        self._done += count
+        now = time.perf_counter()
+        pause = 0.2 if self._display.terminal else 10.0
+        if now < self._shown + pause and self._done < self._total:
+            return
+        self._shown = now
+        speed = self._done / max(now - self._begun, 1e-9)
+        left = duration((self._total - self._done) / speed)
+        self._display.rewrite(
+            f"{self._done}/{self._total} {self._what} | {speed:.3g} {self._what}/s | {left} left"
+        )
 
 
 def _progress_line(progress: Progress) -> str:
@@ -114,6 +140,8 @@ _CAPTIONS = {
     "aux_cpl_miou": "CPL mIoU of M-dagger at evaluation.xi",
     "ensemble_cpl_miou": "CPL mIoU of both CAMs at evaluation.xi",
     "cls_map": "classification mAP",
+    "cls_precision": "classification precision at probability 0.5",
+    "cls_recall": "classification recall at probability 0.5",
 }
 
 
@@ -125,4 +153,19 @@ def metrics_table(columns: Mapping[str, Mapping[str, float]]) -> str:
     for name, text in rows:
         values = "".join(f"{100 * column.get(name, math.nan):8.2f}" for column in columns.values())
         lines.append(f"{text:{width}}{values}   {name}")
+    return "\n".join(lines)
+
+
+def aligned_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table that is also readable as it stands; all columns but the first hold numbers."""
+    columns = list(zip(header, *rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    rule = [f"{'-' * (width - 1)}{'-' if i == 0 else ':'}" for i, width in enumerate(widths)]
+    lines = []
+    for row in (header, rule, *rows):
+        cells = [
+            text.ljust(width) if i == 0 else text.rjust(width)
+            for i, (text, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

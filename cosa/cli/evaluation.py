@@ -1,61 +1,295 @@
-"""`cosa-evaluate RUN`: judge again what a run left."""
+"""`cosa-evaluate SOURCE`: judge a trained network, or fill the archive that the VOC server judges."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from cosa.cli.common import Parser, add_settings, add_traceback, changed_settings, complain
-from cosa.cli.display import metrics_table
-from cosa.config import Config, from_json, override
+import cosa
+from cosa.cli.common import (
+    Parser,
+    add_settings,
+    add_source,
+    add_traceback,
+    changed_settings,
+    complain,
+    find_model,
+)
+from cosa.cli.display import NETWORKS, Counter, Display, aligned_table, metrics_table
+from cosa.config import Config, flatten, override
+
+if TYPE_CHECKING:
+    from cosa.data.dataset import SegmentationDataset
+    from cosa.evaluation import Evaluation
+    from cosa.model_files import StoredModel
+    from cosa.structures import EvaluationBatch
+else:  # these import torch; tests check annotations as the program runs
+    SegmentationDataset = Evaluation = StoredModel = EvaluationBatch = Any
 
 
 def main(prog: str, arguments: Sequence[str]) -> int:
     """What `cosa-evaluate` does; returns the exit code."""
-    parser = Parser(
-        prog=prog,
-        usage=f"{prog} RUN [--evaluation.SETTING VALUE ...] [--data.SETTING VALUE ...]",
-        description="Evaluate the assignment network of a run. Settings default to those of the run.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or one of its checkpoints")
-    add_traceback(parser)
-    add_settings(parser, Config(), frozenset({"data", "evaluation"}))
-    given = parser.parse_known(arguments)
-    run = given.run.absolute()
-    folder = run if run.is_dir() else run.parent.parent
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"RUN must be a run's folder or a checkpoint in it, got {str(given.run)!r}; "
-            f"{str(folder)!r} holds no config.json"
-        )
-    config = override(from_json((folder / "config.json").read_text()), changed_settings(given))
-    print(metrics_table({"AN": _evaluated(config, run)}))
+    given = _parser(prog).parse_known(arguments)
+    stored = find_model(given, given.network)
+    changes = changed_settings(given)
+    if given.split or given.submission:
+        changes["data.val_split"] = given.split or "test"
+    if given.crf:
+        changes["evaluation.crf"] = "true"
+    stored = replace(stored, config=override(stored.config, changes))
+    if stored.config.evaluation.crf:
+        from cosa.crf import require_crf
+
+        require_crf()
+    if given.submission:
+        _submit(stored, given.submission.expanduser().absolute())
+    else:
+        _evaluate(stored, given)
     return 0
 
 
-def _evaluated(config: Config, run: Path) -> dict[str, float]:
-    """Metrics of the assignment network that a run's folder or a checkpoint holds."""
-    from cosa import checkpoint, evaluation
+def _parser(prog: str) -> Parser:
+    parser = Parser(
+        prog=prog,
+        usage=f"{prog} SOURCE [options] [--evaluation.SETTING VALUE ...] [--data.SETTING VALUE ...]",
+        description="Evaluate a trained network by both protocols, with its CAM pseudo-labels and the IoU of "
+        "each class, or fill the archive that the VOC server takes. Settings default to those of the run.",
+        allow_abbrev=False,
+    )
+    add_source(parser)
+    parser.add_argument("--split", metavar="NAME", help="split to judge (default data.val_split)")
+    parser.add_argument(
+        "--network",
+        choices=list(NETWORKS),
+        default="assignment",
+        help="which of the two networks; the online one is in checkpoints alone (default assignment)",
+    )
+    parser.add_argument(
+        "--crf", action="store_true", help="also after a dense CRF (Tab. 6); needs the extra `crf`"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder of evaluation.json and evaluation.md (default evaluation/SPLIT in the run's folder)",
+    )
+    parser.add_argument(
+        "--submission",
+        type=Path,
+        metavar="FILE.tar.gz",
+        help="judge nothing, but write the class maps of the split (default test) as the VOC server takes "
+        "them; the split needs no masks",
+    )
+    add_traceback(parser)
+    add_settings(parser, Config(), ("data", "evaluation"))
+    return parser
+
+
+def _evaluate(stored: StoredModel, given: argparse.Namespace) -> None:
+    """Judge the network, print and write what was found."""
+    from cosa import evaluation
     from cosa.data.dataset import open_dataset
     from cosa.data.loader import evaluation_batches
-    from cosa.ranks import Ranks
-    from cosa.step import build_state
+    from cosa.model import build_model
 
-    device = Ranks.current().device
+    config, facts = stored.config, stored.facts
+    out = _folder(given, stored)
+    _make(out)
     dataset = open_dataset(config.data, config.data.val_split)
-    saved = checkpoint.newest(run / "checkpoints", complain) if run.is_dir() else checkpoint.load(run)
-    if saved is None:
-        raise FileNotFoundError(f"{str(run)!r} must hold a readable checkpoint, got none")
-    bare = override(config, {"network.pretrained": False, "network.weights": ""})  # all comes from `saved`
-    state = build_state(bare, len(dataset.classes), device)
-    state.resume(saved)
-    return evaluation.evaluate(
-        state.assignment.eval(),
-        evaluation_batches(dataset, config),
-        config=config.evaluation,
-        classes=dataset.classes,
-        xi=float(state.thresholds.cam.value),
-        aux_xi=float(state.thresholds.aux_cam.value),
-        device=device,
-    ).metrics
+    _require_same_classes(stored, dataset)
+    if not dataset.has_masks:
+        complain(f"split {config.data.val_split!r} has no masks: classification alone can be judged")
+    model = build_model(stored)
+    images = min(len(dataset), config.evaluation.max_images or len(dataset))
+    display = Display()
+    with model.autocast():
+        found = evaluation.evaluate(
+            model.network,
+            _counted(evaluation_batches(dataset, config), Counter(display, images, "images")),
+            config=config,
+            classes=dataset.classes,
+            xi=facts.xi,
+            aux_xi=facts.aux_xi,
+            device=model.device,
+        )
+    display.rest()
+    print(_heading(stored, images, len(dataset)) + "\n")
+    print(metrics_table({NETWORKS[facts.network]: found.metrics}))
+    for table in (_crf_table(found.metrics), _class_table(found, dataset.classes)):
+        if table:
+            print("\n" + table)
+    _write(out, stored, dataset, found, images)
+    print(f"\nwritten to {out}: evaluation.json, evaluation.md")
+
+
+def _folder(given: argparse.Namespace, stored: StoredModel) -> Path:
+    """Where the results go: beside what was judged, those of each split and network apart."""
+    if given.out:
+        return Path(given.out).expanduser().absolute()
+    home = stored.folder or Path("evaluation").absolute() / str(given.source)
+    split, network = stored.config.data.val_split, stored.facts.network
+    return home / "evaluation" / (split if network == "assignment" else f"{split}-{network}")
+
+
+def _make(folder: Path) -> None:
+    """Make the folder now: an evaluation takes long, and is not to fail when it is over."""
+    from cosa.checkpoint import write_atomically
+
+    probe = folder / ".writable"
+    write_atomically(probe, lambda draft: draft.write_text(""))
+    probe.unlink()
+
+
+def _require_same_classes(stored: StoredModel, dataset: SegmentationDataset) -> None:
+    if stored.classes != dataset.classes:
+        raise ValueError(
+            f"model must be of the data set's {len(dataset.classes)} classes ({_some(dataset.classes)}), got "
+            f"{len(stored.classes)} ({_some(stored.classes)}); set --data.layout and --data.root to the data "
+            "set it was trained on"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _counted(batches: Iterable[EvaluationBatch], counter: Counter) -> Iterator[EvaluationBatch]:
+    """The batches, each counted once the next one is asked for."""
+    for batch in batches:
+        yield batch
+        counter.add(len(batch.names))
+
+
+def _heading(stored: StoredModel, images: int, of: int) -> str:
+    """What was judged, in one line."""
+    config, facts = stored.config, stored.facts
+    scales = ", ".join(f"{scale:g}" for scale in config.evaluation.scales)
+    oracle = "; an oracle: its training saw ground-truth masks" if config.oracle else ""
+    return (
+        f"{NETWORKS[facts.network]} after {facts.step} steps on {images} of {of} images of "
+        f"{config.data.val_split}; input {config.evaluation.size} px, scales {scales}"
+        f"{', flipped too' if config.evaluation.flip else ''}{oracle}"
+    )
+
+
+_CLASS_COLUMNS = {
+    "seg_iou": "label-free",
+    "seg_iou_labelled": "labelled",
+    "seg_iou_crf": "label-free, CRF",
+    "seg_iou_labelled_crf": "labelled, CRF",
+    "cpl_iou": "CPL",
+    "aux_cpl_iou": "CPL of M-dagger",
+}
+
+
+def _class_table(found: Evaluation, classes: Sequence[str]) -> str:
+    """IoU of the background, then of each class, then their mean, as Tab. 11-13; empty without masks."""
+    columns = {
+        text: found.per_class[name] for name, text in _CLASS_COLUMNS.items() if name in found.per_class
+    }
+    if not columns:
+        return ""
+    rows = [
+        [name, *(_percent(column.get(name, math.nan)) for column in columns.values())]
+        for name in ("background", *classes)
+    ]
+    means = [_percent(sum(c.values()) / len(c) if c else math.nan) for c in columns.values()]
+    return aligned_table(["IoU, percent", *columns], [*rows, ["mIoU", *means]])
+
+
+def _percent(value: float) -> str:
+    return "" if math.isnan(value) else f"{100 * value:.2f}"
+
+
+def _crf_table(metrics: Mapping[str, float]) -> str:
+    """mIoU and speed without and with the CRF, as Tab. 6; empty where none was asked for."""
+    if "seg_miou_crf" not in metrics:
+        return ""
+    rows = [
+        [
+            title,
+            _percent(metrics[f"seg_miou{suffix}"]),
+            _percent(metrics[f"seg_miou_labelled{suffix}"]),
+            f"{metrics.get(speed, math.nan):.2f}",
+        ]
+        for title, suffix, speed in (
+            ("without", "", "images_per_second"),
+            ("with", "_crf", "crf_images_per_second"),
+        )
+    ]
+    return aligned_table(["dense CRF", "mIoU, label-free", "mIoU, labelled", "images/s"], rows)
+
+
+def _write(
+    out: Path, stored: StoredModel, dataset: SegmentationDataset, found: Evaluation, images: int
+) -> None:
+    """The results for programs (JSON, fractions) and for readers (Markdown, percent)."""
+    from cosa.checkpoint import write_atomically
+
+    config, facts = stored.config, stored.facts
+    settings = {k: v for k, v in flatten(config).items() if k.startswith("evaluation.")}
+    result = {
+        "network": facts.network,
+        "step": facts.step,
+        "oracle": config.oracle,
+        "split": config.data.val_split,
+        "images": images,
+        "classes": dataset.classes,
+        "metrics": {k: v if math.isfinite(v) else None for k, v in found.metrics.items()},
+        "per_class": found.per_class,
+        "curves": found.curves,
+        "settings": settings,
+        "run_id": facts.run_id,
+        "trained_on": facts.data_fingerprint,
+        "judged_on": dataset.fingerprint(),
+        "cosa": cosa.__version__,
+    }
+    name = stored.folder.name if stored.folder else facts.run_id
+    parts = [
+        f"# {name}",
+        _heading(stored, images, len(dataset)) + ".",
+        "```text\n" + metrics_table({NETWORKS[facts.network]: found.metrics}) + "\n```",
+        _crf_table(found.metrics),
+        _class_table(found, dataset.classes),
+    ]
+    text = "\n\n".join(part for part in parts if part) + "\n"
+    data = json.dumps(result, indent=2) + "\n"
+    write_atomically(out / "evaluation.json", lambda draft: draft.write_text(data))
+    write_atomically(out / "evaluation.md", lambda draft: draft.write_text(text))
+
+
+def _submit(stored: StoredModel, path: Path) -> None:
+    """Write the class maps of a split, label-free, as the VOC server takes them."""
+    from cosa.crf import CrfPool
+    from cosa.data.dataset import open_dataset
+    from cosa.model import build_model
+    from cosa.prediction import Prediction, predict_files
+    from cosa.submission import write_submission
+
+    config = stored.config
+    if config.data.layout != "voc":
+        raise ValueError(f"data.layout must be voc for a submission, got {config.data.layout!r}")
+    if not path.name.endswith(".tar.gz"):
+        raise ValueError(f"submission must be called *.tar.gz, got {path.name!r}")
+    _make(path.parent)
+    dataset = open_dataset(config.data, config.data.val_split, needs="images")
+    _require_same_classes(stored, dataset)
+    model = build_model(stored)
+    display = Display()
+    counter = Counter(display, len(dataset), "images")
+
+    def counted(predictions: Iterator[Prediction]) -> Iterator[Prediction]:
+        for prediction in predictions:
+            yield prediction
+            counter.add(1)
+
+    with CrfPool(config.data.loader_workers if config.evaluation.crf else 0) as pool:
+        crf = pool if config.evaluation.crf else None
+        count = write_submission(path, counted(predict_files(model, dataset.image_paths, crf=crf)))
+    display.rest()
+    print(f"{count} class maps of {config.data.val_split}, read back, in {path}")

@@ -280,7 +280,7 @@ def test_evaluation_takes_a_checkpoint_and_other_settings(
 
 def test_evaluating_what_is_no_run_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.evaluate(["nowhere"]) == cli.MISTAKE
-    assert "holds no config.json" in capsys.readouterr().err
+    assert "got 'nowhere'; there is no such file or folder" in capsys.readouterr().err
 
 
 class _Terminal(io.StringIO):

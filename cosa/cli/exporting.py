@@ -1,0 +1,43 @@
+"""`cosa-export SOURCE --out DIR`: a trained network as a folder of its own, to keep or to pass on."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from cosa.cli.common import Parser, add_source, add_traceback, find_model
+
+
+def main(prog: str, arguments: Sequence[str]) -> int:
+    """What `cosa-export` does; returns the exit code."""
+    parser = Parser(
+        prog=prog,
+        description="Write the assignment network of a run as safetensors and JSON: "
+        "`cosa.model.load_model(DIR)` and the other commands take it.",
+        allow_abbrev=False,
+    )
+    add_source(parser)
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="a folder that is not there yet"
+    )
+    parser.add_argument(
+        "--mlflow", action="store_true", help="as an MLflow model, for mlflow.pyfunc.load_model(DIR)"
+    )
+    add_traceback(parser)
+    given = parser.parse_known(arguments)
+    out = given.out.expanduser().absolute()
+    if out.exists():
+        raise FileExistsError(f"out must not exist yet, got {str(given.out)!r}; choose another folder")
+    from cosa.model import build_model, save_model
+    from cosa.tracking import save_pyfunc
+
+    model = build_model(find_model(given, "assignment"))
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "model" if given.mlflow else out
+        save_model(folder, model.network, model.config, model.classes, facts=model.facts)
+        if given.mlflow:
+            save_pyfunc(folder, out)
+    how = "mlflow.pyfunc.load_model" if given.mlflow else "cosa.model.load_model"
+    print(f"the network after {model.facts.step} steps in {out}; {how}({str(out)!r}) loads it")
+    return 0
