@@ -80,9 +80,9 @@ def read_folder(
     return SegmentationDataset(classes, names, labels, image_paths, mask_paths)
 
 
-def folder_splits(root: Path, complain: Complain = refuse) -> list[str]:
-    """Splits that labels.csv names."""
-    return sorted({row.split for row in _read_table(root / "labels.csv", complain)})
+def folder_splits(root: Path) -> list[str]:
+    """Splits that the good rows of labels.csv name; reading a split tells of the others."""
+    return sorted({row.split for row in _read_table(root / "labels.csv", lambda _: None)})
 
 
 @dataclass(frozen=True)
