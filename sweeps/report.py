@@ -259,7 +259,7 @@ def lead(results: Results) -> str:
 
 
 def write(results: Results, folder: Path, mlflow_command: str) -> list[Path]:
-    """Write all four forms and the comparison with the paper's rows; the page's path comes first."""
+    """Write all four forms, the comparison with the paper's rows, and the figures; the page comes first."""
     files = {
         "report.html": html(results, mlflow_command),
         "tables.md": markdown(results),
@@ -271,10 +271,12 @@ def write(results: Results, folder: Path, mlflow_command: str) -> list[Path]:
             "comparison.md": comparison_markdown(results),
             "comparison.csv": comparison_csv(results),
         }
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        (folder / name).write_text(text, encoding="utf-8")
-    return [folder / name for name in files]
+    contents = {name: text.encode() for name, text in files.items()}
+    contents |= {f"figures/{part.file}": part.data for drawing in results.figures for part in drawing.parts}
+    (folder / "figures" if results.figures else folder).mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    return [folder / name for name in contents]
 
 
 def ui_command(uri: str) -> str:

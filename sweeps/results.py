@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+    from sweeps.drawing import Drawing
+
 
 @dataclass(frozen=True)
 class Row:
@@ -97,6 +99,7 @@ class Results:
     """The preset unchanged; None where no table holds it or it has not finished yet."""
     panels: tuple[Panel, ...]
     provenance: Mapping[str, str]
+    figures: tuple[Drawing, ...] = ()
 
 
 def read_results(uri: str, run_id: str) -> Results:
@@ -108,6 +111,9 @@ def read_results(uri: str, run_id: str) -> Results:
     """
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowClient
+
+    from sweeps.figures import draw_figures
+    from sweeps.recordings import Recordings
 
     client = MlflowClient(uri)
     parent = client.get_run(run_id)
@@ -124,6 +130,7 @@ def read_results(uri: str, run_id: str) -> Results:
     failures = read_json(client, run_id, FAILURES)
     tables = tuple(fill(from_dict(table), plan, runs, failures) for table in plan["tables"])
     tags = parent.data.tags
+    recordings = Recordings(client, plan, children, tags.get("cosa.preset", ""))
     return Results(
         sweep=tags.get("cosa.sweep", run_id),
         preset=tags.get("cosa.preset", ""),
@@ -132,6 +139,7 @@ def read_results(uri: str, run_id: str) -> Results:
         full=read_full_model(client, tags.get("cosa.preset", ""), plan, children),
         panels=tuple(_panels(client, plan, runs, tables)),
         provenance=_provenance(parent, plan, list(runs.values())),
+        figures=tuple(draw_figures(recordings)),
     )
 
 
