@@ -6,7 +6,7 @@ Ours are the means over seeds in the paper's unit, each with its deviation; publ
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sweeps.cells import Cell
@@ -58,11 +58,11 @@ def comparisons(full: FullModel | None) -> tuple[Comparison, ...]:
 
 
 def whose(full: FullModel) -> str:
-    """What ours are: `ours: preset voc, 1,449 images of val, one seed`."""
+    """What ours are: `ours: preset voc (vit_base_patch16_224), 1,449 images of val, one seed`."""
     seeds = max((len(cell.values) for cell in full.metrics.values()), default=0)
     images = f"{full.images:,} images" if full.images is not None else "images"
     over = "one seed" if seeds == 1 else f"mean ± sample deviation over {seeds} seeds"
-    return f"ours: preset {full.preset}, {images} of {full.split}, {over}"
+    return f"ours: preset {full.preset} ({full.encoder}), {images} of {full.split}, {over}"
 
 
 def percent(cell: Cell | None) -> str:
@@ -94,18 +94,18 @@ def _table_1(full: FullModel) -> Comparison:
         return Line((name, "", *values), ours=True)
 
     lines = [Line((_method(row), *_printed(row, "backbone", "train", "val"))) for row in read_published("1")]
+    train = (
+        f"Ours on train: the list {full.train_split}."
+        if full.train_split
+        else "Ours on train: not measured, see --set evaluation.train_split."
+    )
     return Comparison(
         title="Table 1: CAM pseudo-labels",
-        protocol=f"mIoU in percent at ξ 0.5, image-level labels known, on PASCAL VOC; {whose(full)}",
+        protocol=f"Percent mIoU at ξ 0.5, image-level labels known, on PASCAL VOC; {whose(full)}",
         columns=("method", "backbone", "train", "val"),
         lines=(*lines, ours("ours", "cpl_miou"), ours("ours•", "ensemble_cpl_miou")),
-        notes=("• ensemble of M and M†; ours averages their activations.", *_without_train(full)),
+        notes=("With •: the ensemble of M and M†; ours averages their activations.", train),
     )
-
-
-def _without_train(full: FullModel) -> Iterator[str]:
-    if "train/assignment/cpl_miou" not in full.metrics:
-        yield "Ours on train: not measured, see --set evaluation.train_split=..."
 
 
 def _table_2(full: FullModel) -> Comparison:
@@ -133,7 +133,7 @@ def _table_2(full: FullModel) -> Comparison:
             lines.append(Line((name, "I", "", *values), ours=True))
     return Comparison(
         title="Table 2: weakly supervised semantic segmentation",
-        protocol=f"mIoU in percent; {whose(full)}",
+        protocol=f"Percent mIoU; {whose(full)}",
         columns=("method", "sup.", "network", *columns),
         lines=tuple(lines),
         notes=(
@@ -168,11 +168,11 @@ def _table_6(full: FullModel) -> Comparison:
     ours = any(line.ours for line in lines)
     return Comparison(
         title="Table 6: CRF",
-        protocol=f"mIoU in percent on PASCAL VOC val; speed on one RTX 3090 in the paper; {whose(full)}",
+        protocol=f"Percent mIoU on PASCAL VOC val; speed on one RTX 3090 in the paper; {whose(full)}",
         columns=("method", "without", "with", "gain", "images/s without", "images/s with"),
         lines=tuple(lines),
         notes=("The gain of ToCo is as the paper prints it.",)
-        + (() if ours else ("Ours: no CRF was evaluated, see --set evaluation.crf=true.",)),
+        + (() if ours else ("Ours: no CRF was evaluated, see --set evaluation.crf.",)),
     )
 
 
@@ -194,7 +194,7 @@ def _table_7(full: FullModel) -> Comparison:
     return Comparison(
         title="Table 7: training time and parameters",
         protocol=(
-            f"hours and million parameters, mIoU in percent on PASCAL VOC test; the paper's on one RTX 3090, "
+            f"Hours and million parameters, mIoU in percent on PASCAL VOC test; the paper's on one RTX 3090, "
             f"ours on the hardware named below, evaluations included; {whose(full)}"
         ),
         columns=(
@@ -238,13 +238,13 @@ def _by_class(
     measured: bool = True,
     notes: Sequence[str] = (),
 ) -> Comparison:
-    """The classes as rows, the methods side by side: the paper's table turned round, ours last."""
+    """The classes as rows, the methods side by side: the paper's table turned round."""
     rows = read_published(table)
     printed = [column for column in rows[0] if column not in {"method", "reference", "venue", "mIoU"}]
     ours = (("ours, labelled", "seg_iou_labelled"), ("ours, label-free", "seg_iou")) if measured else ()
 
     def line(name: str, column: str, own: Sequence[Cell | None]) -> Line:
-        return Line((name, *(row[column] or _ABSENT for row in rows), *map(percent, own)))
+        return Line((name, *map(percent, own), *(row[column] or _ABSENT for row in rows)))
 
     by_class = [full.per_class.get(protocol, {}) for _, protocol in ours]
     means = [full.metrics.get(_VAL + protocol.replace("iou", "miou", 1)) for _, protocol in ours]
@@ -252,13 +252,12 @@ def _by_class(
         line(name := names.get(column, column), column, [classes.get(name) for classes in by_class])
         for column in printed
     ]
-    first_of_ours = 1 + len(rows)
     return Comparison(
         title=title,
-        protocol=f"IoU in percent; {whose(full)}" if measured else "IoU in percent; published values alone",
-        columns=("class", *(row["method"] for row in rows), *(name for name, _ in ours)),
+        protocol=f"Percent IoU; {whose(full)}" if measured else "Percent IoU; published values alone",
+        columns=("class", *(name for name, _ in ours), *(row["method"] for row in rows)),
         lines=(*lines, line("mean", "mIoU", means)),
-        our_columns=frozenset(range(first_of_ours, first_of_ours + len(ours))),
+        our_columns=frozenset(range(1, 1 + len(ours))),
         notes=tuple(notes),
         per_class=True,
     )
@@ -279,7 +278,7 @@ def _classes_alone(full: FullModel) -> Comparison:
     means = (percent(full.metrics.get(_VAL + key.replace("iou", "miou", 1))) for _, key in protocols)
     return Comparison(
         title="Classes of the full model",
-        protocol=f"IoU in percent; {whose(full)}",
+        protocol=f"Percent IoU; {whose(full)}",
         columns=("class", *(title for title, _ in protocols)),
         lines=(*lines, Line(("mean", *means))),
         our_columns=frozenset(range(1, 1 + len(protocols))),

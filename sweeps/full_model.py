@@ -22,8 +22,12 @@ class FullModel:
     preset: str
     layout: str
     """Layout of its data, `voc`, which says what it may be held against."""
+    encoder: str
+    """Its encoder, as timm names it."""
     split: str
     """The list that it was judged on."""
+    train_split: str
+    """The list of training images whose CPL were judged; empty where none were."""
     images: int | None
     """Images of that list that were judged; None where it is not known."""
     metrics: Mapping[str, Cell]
@@ -60,7 +64,9 @@ def read_full_model(
     return FullModel(
         preset=preset,
         layout=base.data.layout,
+        encoder=base.network.encoder,
         split=base.data.val_split,
+        train_split=base.evaluation.train_split,
         images=_judged_images(client, first_run),
         metrics={
             key: Cell({s: run.data.metrics[key] for s, run in runs.items() if key in run.data.metrics})

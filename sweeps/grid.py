@@ -156,7 +156,7 @@ def _remarks(filled: FilledTable) -> Iterator[str]:
         held = {name: titles(filled)[key] for name, key in table.columns.items()}
         yield f"published: {table.protocol}" if table.protocol else "published: as printed"
         if len(set(held.values())) > 1:
-            yield "hold against ours: " + ", ".join(f"{name}, {title}" for name, title in held.items())
+            yield "to be compared: " + "; ".join(f"{name} with our {title}" for name, title in held.items())
     if table.note:
         yield table.note.removesuffix(".")
     if any(row.oracle for row in filled.rows):

@@ -229,3 +229,98 @@ def test_all_four_forms_are_written(results, tmp_path):
     files = report.write(results, tmp_path / "out", "mlflow ui")
     assert [path.name for path in files] == ["report.html", "tables.md", "tables.csv", "tables.txt"]
     assert all(path.stat().st_size > 0 for path in files)
+
+
+ORACLE = Table(
+    name="8z",
+    title="With an oracle",
+    metrics=("train/assignment/cpl_miou", "val/assignment/cpl_perplexity"),
+    settings=("s2c.source",),
+    columns={"train": "train/assignment/cpl_miou"},
+    protocol="VOC train",
+    arms=(Arm("GT", {"s2c.source": "gt"}, {"train": 83.99}), Arm("NO", {"s2c.source": "none"}), Arm("full")),
+)
+
+
+@pytest.fixture
+def with_oracle():
+    """The oracle is far above the rest; NO is above the full model."""
+    import json
+
+    plan = json.loads(planning.to_json(make_plan(Config(), [ORACLE], [0])))
+    values = {"GT": 0.9, "NO": 0.7, "full": 0.6}
+    runs = {
+        trial["identity"]: SimpleNamespace(
+            info=SimpleNamespace(status="FINISHED"),
+            data=SimpleNamespace(metrics={ORACLE.metrics[0]: values[arm], ORACLE.metrics[1]: 1.25}, tags={}),
+        )
+        for trial in plan["trials"]
+        for arm in [trial["arms"][0].partition("/")[2]]
+        if trial["kind"] == "trial"
+    }
+    return fill(ORACLE, plan, runs, {})
+
+
+def oracle_results(filled):
+    return Results(
+        sweep="s",
+        preset="voc",
+        seeds=(0,),
+        tables=(filled,),
+        full=None,
+        panels=(),
+        provenance={"trials": "", "training": ""},
+    )
+
+
+def test_an_oracle_is_never_the_best(with_oracle):
+    assert with_oracle.best.arm.name == "NO"
+
+
+def test_a_run_tagged_as_oracle_is_one_whatever_its_arm_says(filled):
+    runs = {trial_of("none", 0).identity: run_of(tags={"cosa.oracle": "gt"})}
+    found = fill(TABLE, plan_content(), runs, {})
+    assert [row.oracle for row in found.rows] == [True, False, False]
+
+
+@pytest.mark.parametrize("form", [report.terminal, report.markdown, lambda results: report.html(results, "")])
+def test_every_readable_form_names_the_oracle_and_says_what_it_is(with_oracle, form):
+    text = form(oracle_results(with_oracle))
+    assert "GT (oracle)" in text
+    assert "its training saw ground-truth masks" in text
+    assert "ighest train CPL mIoU of ours: NO, 70.0" in text
+    assert "NO (oracle)" not in text
+
+
+def test_the_csv_has_a_column_for_oracles_and_the_best(with_oracle):
+    rows = list(csv.DictReader(io.StringIO(report.as_csv(oracle_results(with_oracle)))))
+    assert [(row["arm"], row["oracle"], row["best"]) for row in rows] == [
+        ("GT", "1", "0"),
+        ("NO", "0", "1"),
+        ("full", "0", "0"),
+    ]
+    assert [row["s2c.source"] for row in rows] == ["gt", "none", "spl"]
+
+
+def test_a_row_with_fewer_seeds_than_others_is_not_called_best(filled):
+    runs = {
+        trial_of("none", 0).identity: run_of(seg_miou_labelled=0.9),
+        trial_of("no-CSC", 0).identity: run_of(seg_miou_labelled=0.3),
+        trial_of("no-CSC", 1).identity: run_of(seg_miou_labelled=0.3),
+        trial_of("full", 0).identity: run_of(seg_miou_labelled=0.4),
+        trial_of("full", 1).identity: run_of(seg_miou_labelled=0.4),
+    }
+    assert fill(TABLE, plan_content(), runs, {}).best.arm.name == "full"
+
+
+def test_one_row_alone_is_not_called_best():
+    assert fill(TABLE, plan_content(), {trial_of("full", 0).identity: run_of()}, {}).best is None
+
+
+def test_a_table_shows_its_own_metrics_and_what_each_row_was_trained_with(with_oracle):
+    table = grid.grid(with_oracle, seeds=1)
+    assert [column.title for column in table.columns] == [
+        *("", "s2c.source", "train CPL mIoU", "Δ full", "val CPL perplexity", "Δ full", "train", "Δ full")
+    ]
+    assert table.rows[0] == ("GT (oracle)", "gt", "90.0", "+30.0", "1.25", "+0.00", "83.99", "–")
+    assert table.marked[0] == "s2c.source gt"
