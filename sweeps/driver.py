@@ -237,7 +237,7 @@ def _run(order: Order, train: Train | None) -> int:
         _mend(order, sweep, failures)
         results = sweep.results()
         files = report.write(results, root, report.ui_command(order.uri))
-        sweep.close(report.markdown(results), files, failed=bool(failures))
+        sweep.close(report.headline(results), files, failed=bool(failures))
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
         sweep.stop(root, plan.trials, "KILLED" if interrupted else "FAILED")

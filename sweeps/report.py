@@ -78,11 +78,36 @@ def _group_line(columns: Sequence[Column], widths: Sequence[int]) -> str:
     return line
 
 
+_NOTE_LENGTH = 8000
+"""Characters that MLflow keeps of a tag, such as the one that heads a run's page."""
+
 _RULES = {"arm": ":--", "mark": ":-:", "setting": ":-:"}
 
 
 def markdown(results: Results) -> str:
-    """The sweep's tables as Markdown, short enough to head its page in MLflow."""
+    """The sweep's tables as Markdown."""
+    return "\n\n".join([*_markdown_tables(results), _markdown_foot(results)]) + "\n"
+
+
+def headline(results: Results) -> str:
+    """The first of the tables, as many as the head of the sweep's page in MLflow can hold."""
+    foot = _markdown_foot(results)
+    more = "Further tables are in the artifact report/tables.md."
+    parts: list[str] = []
+    tables = _markdown_tables(results)
+    for table in tables:
+        if sum(len(part) + 2 for part in (*parts, table, foot, more)) > _NOTE_LENGTH:
+            break
+        parts.append(table)
+    return "\n\n".join([*parts, *([more] if len(parts) < len(tables) else []), foot])[:_NOTE_LENGTH]
+
+
+def _markdown_foot(results: Results) -> str:
+    facts = "\n".join(f"- {name}: {value}" for name, value in results.provenance.items() if value)
+    return f"{_legend(results)}\n\n{facts}"
+
+
+def _markdown_tables(results: Results) -> list[str]:
     parts = []
     for filled in results.tables:
         table = grid(filled, len(results.seeds))
@@ -91,8 +116,7 @@ def markdown(results: Results) -> str:
         lines = ["| " + " | ".join(row) + " |" for row in (titles, rules, *table.rows)]
         notes = [f"- {note}" for note in (*table.remarks, *table.notes)]
         parts.append("\n".join([f"### {table.title}", "", *lines, *([""] if notes else []), *notes]))
-    facts = "\n".join(f"- {name}: {value}" for name, value in results.provenance.items() if value)
-    return "\n\n".join([*parts, _legend(results), facts]) + "\n"
+    return parts
 
 
 def as_csv(results: Results) -> str:

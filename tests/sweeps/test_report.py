@@ -170,6 +170,18 @@ def test_markdown_is_a_table_that_every_reader_knows(results):
     assert "- no-CSC, seed 1: not run yet" in lines
 
 
+def test_the_head_of_the_page_in_mlflow_holds_what_fits_and_says_where_the_rest_is(results):
+    import dataclasses
+
+    assert report.headline(results) == report.markdown(results).rstrip("\n")
+    many = dataclasses.replace(results, tables=results.tables * 40)
+    text = report.headline(many)
+    assert 7000 < len(text) <= 8000  # what MLflow keeps of a tag
+    assert text.count("### Table 9z") < 40
+    assert "Further tables are in the artifact report/tables.md." in text
+    assert text.endswith("- commit: abc & def")
+
+
 def test_csv_holds_every_number(results):
     rows = list(csv.DictReader(io.StringIO(report.as_csv(results))))
     none = rows[0]
