@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,13 +12,14 @@ from PIL import Image
 
 from cosa import cli
 from cosa.cli.gallery import draw_gallery, overlay
-from cosa.config import DataConfig
+from cosa.config import DataConfig, fields
 from cosa.data import open_dataset
 from cosa.data.check import Summary, check, detect_layout, splits_of
 from cosa.panels import palette
 from tests.cosa.coco_folder import CocoFolder, box
 from tests.cosa.own_folder import OwnFolder
 from tests.cosa.voc_folder import VocFolder
+from tests.reading import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -264,6 +266,35 @@ def test_a_mistyped_root_of_shapes_is_not_filled(tmp_path: Path, capsys: pytest.
 def test_a_command_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.data(["chek", "."]) == cli.MISTAKE
     assert "chek" in capsys.readouterr().err
+
+
+def test_the_example_of_the_documentation_makes_a_data_set_without_fault(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (example,) = re.findall(r"```python\n(.+?)```", (ROOT / "docs/own-data.md").read_text(), re.DOTALL)
+
+    exec(compile(example, "own-data.md", "exec"), {})
+
+    assert cli.data(["check", "my-data"]) == 0
+    assert ["all", "48", "12"] in [line.split() for line in capsys.readouterr().out.splitlines()]
+
+
+def test_the_table_in_the_documentation_is_one_that_is_read(own: OwnFolder) -> None:
+    (table,) = re.findall(r"```csv\n(.+?)```", (ROOT / "docs/own-data.md").read_text(), re.DOTALL)
+    header, *rows = table.splitlines()
+    assert header == "image,split,labels"
+
+    dataset = open_dataset(own.fill(*rows).config(), "train")
+
+    assert dataset.names == ("000", "001", "002")
+    assert dataset.labels.sum(1).tolist() == [1, 2, 0]
+
+
+def test_the_flags_in_the_documentation_exist() -> None:
+    named = set(re.findall(r"--(\w+\.\w+)", (ROOT / "docs/own-data.md").read_text()))
+
+    assert named
+    assert named <= fields().keys()
 
 
 # --- the picture --------------------------------------------------------------------------------------------
