@@ -31,7 +31,7 @@ SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 _BATCHES_AHEAD = 2
 _INK, _PAPER, _LINE = (32, 32, 32), (255, 255, 255), (255, 255, 255)
-_COLOUR_SHARE = 0.5  # of a class's colour in an overlay
+_COLOUR_SHARE, _HEAT_SHARE = 0.5, 0.65  # of a class's colour in an overlay, of heat in a heat map
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,9 +210,8 @@ def overlay(
     image: UInt8[np.ndarray, "h w 3"], classes: UInt8[np.ndarray, "h w"], names: Sequence[str]
 ) -> Image.Image:
     """The image under its foreground classes' colours, lines where classes meet, their names below."""
-    colours = palette(256)[classes]
-    mixed = _COLOUR_SHARE * colours + (1 - _COLOUR_SHARE) * image
-    shown = np.where((classes > 0)[:, :, None], mixed, image).astype(np.uint8)
+    mixed = cv2.addWeighted(palette(256)[classes], _COLOUR_SHARE, image, 1 - _COLOUR_SHARE, 0)
+    shown = np.where((classes > 0)[:, :, None], mixed, image)
     border = np.zeros(classes.shape, dtype=bool)
     border[1:] |= classes[1:] != classes[:-1]
     border[:, 1:] |= classes[:, 1:] != classes[:, :-1]
@@ -249,6 +248,7 @@ def _with_legend(picture: Image.Image, present: Sequence[int], names: Sequence[s
 
 def heat_map(image: UInt8[np.ndarray, "h w 3"], activation: Float32[np.ndarray, "h w"]) -> Image.Image:
     """An activation in [0, 1] in heat colours over the image in grey."""
-    heat = cv2.applyColorMap((255 * activation).round().astype(np.uint8), cv2.COLORMAP_INFERNO)[:, :, ::-1]
-    grey = image.mean(-1, keepdims=True)
-    return Image.fromarray((0.35 * grey + 0.65 * heat).round().astype(np.uint8))
+    heat = cv2.applyColorMap((255 * activation).round().astype(np.uint8), cv2.COLORMAP_INFERNO)
+    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2BGR)
+    mixed = cv2.addWeighted(heat, _HEAT_SHARE, grey, 1 - _HEAT_SHARE, 0)
+    return Image.fromarray(cv2.cvtColor(mixed, cv2.COLOR_BGR2RGB))
