@@ -53,7 +53,8 @@ class DataConfig:
     train_split: str = "train_aug"
     """List of training images; `train_aug` without a list file is all of SegmentationClassAug less val."""
     val_split: str = "val"
-    """List of images that evaluation reads; without masks classification alone is judged."""
+    """List of images that evaluation reads; empty evaluates nothing, one without masks classification
+    alone."""
     crop_size: int = 448
     """Side of the square training crop, pixels; a multiple of the patch size."""
     scale_min: float = 0.5
@@ -597,7 +598,9 @@ def warmup_identity(config: Config) -> str:
     Co-training settings and everything about evaluation stay out: the warm-up never reads them.
     """
     ignored = COTRAINING_SECTIONS | {"evaluation"}
-    return _digest({k: v for k, v in _portable(config).items() if k.partition(".")[0] not in ignored})
+    values = {k: v for k, v in _portable(config).items() if k.partition(".")[0] not in ignored}
+    del values["data.val_split"]
+    return _digest(values)
 
 
 def _portable(config: Config) -> dict[str, Any]:

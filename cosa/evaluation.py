@@ -1,18 +1,25 @@
 """How good a network is on a split: segmentation by both protocols, CPL over all thresholds, classification.
 
-Counts are summed over the whole split, and over all workers, before anything is divided. Metrics:
+Counts are summed over the whole split, and over all workers, before anything is divided; nothing grows with
+the number of images. Metrics:
 
     seg_miou, seg_cmiou                     segmentation, label-free: the usual protocol, the one to select by
     seg_miou_labelled, seg_cmiou_labelled   the paper's protocol on val: never a class that the image lacks
+    seg_miou_crf, seg_miou_labelled_crf     the same after a dense CRF, with `evaluation.crf`
+    images_per_second, crf_images_per_second    without and with the CRF, with `evaluation.crf`
     cpl_miou, cpl_cmiou                     CPL of M at `evaluation.xi`
     cpl_miou_own, cpl_cmiou_own             CPL of M at the training's threshold
+    cpl_miou_sure                           the same on the pixels with a perplexity up to `csc.epsilon`
+    cpl_perplexity                          mean perplexity of the pixels at the training's threshold
     cpl_best_miou, cpl_best_xi              CPL of M at the best threshold of the curve
     aux_cpl_...                             the same of M-dagger
-    ensemble_cpl_miou                       CPL of the mean of both activations at `evaluation.xi`
+    ensemble_cpl_miou, ensemble_cpl_cmiou   CPL of the mean of both activations at `evaluation.xi`
     cls_map, aux_cls_map                    mean average precision of Z and Z-dagger
+    cls_precision, cls_recall, aux_cls_...  at probability 0.5, over all images and classes
 
 C-mIoU (`..._cmiou`) averages the classes of `evaluation.coexistence` and is left out where none are given.
-CPL always know the image-level labels, as they do in training.
+CPL always know the image-level labels, as they do in training. A split without masks has the metrics of
+classification alone.
 """
 
 from __future__ import annotations
@@ -20,25 +27,29 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from cosa.cam import to_activation
-from cosa.config import EvaluationConfig, nearest
+from cosa.config import Config, EvaluationConfig, nearest
 from cosa.inference import multiscale, resize
-from cosa.metrics import CplCounts, ScoreCounts, confusion_matrix, iou, mean_iou
+from cosa.metrics import CplCounts, ImageCounts, ScoreCounts, confusion_matrix, iou, mean_iou
 from cosa.networks.network import CosaNetwork
-from cosa.pseudo_labels import keep_labelled
+from cosa.pseudo_labels import cam_pseudo_labels, keep_labelled
+from cosa.reliability import perplexity
 from cosa.structures import EvaluationBatch, FusedOutput
 
 _CURVE = tuple(i / 40 for i in range(1, 40))
+_CONFIDENCE_BINS = 50
+_PERPLEXITY_EDGES = tuple(i / 5 for i in range(26))  # and one more bin beyond
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Fractions in [0, 1] throughout."""
+    """Fractions in [0, 1] throughout, perplexities excepted."""
 
     metrics: dict[str, float]
     """By name, as the module's docstring lists them; NaN where the split has nothing to count."""
@@ -47,26 +58,41 @@ class Evaluation:
     that is neither in the ground truth nor predicted is left out."""
     curves: dict[str, list[tuple[float, float]]]
     """CPL mIoU over the threshold, of `cam` and `aux_cam`."""
+    analysis: dict[str, Any]
+    """What the analysis figures need: for `cam` and `aux_cam` pixels and right CPL by confidence and by
+    perplexity, for `images` how many have which mIoU, perplexity and distance of the two from (1, 0); a
+    last edge of None is an open end."""
 
 
 class _Counts:
     """Everything that is counted over a split."""
 
-    def __init__(self, classes: int, device: torch.device) -> None:
+    def __init__(self, classes: int, config: Config, xi: float, device: torch.device) -> None:
+        self.config, self.xi = config, xi
+        self.images = torch.zeros(2, dtype=torch.int64, device=device)
+        """Images in all, and those of them with a mask."""
         self.seg = torch.zeros(classes + 1, classes + 1, dtype=torch.int64, device=device)
         self.labelled = torch.zeros_like(self.seg)
         self.cpl, self.aux_cpl, self.ensemble = (CplCounts(classes, device) for _ in range(3))
         self.cls, self.aux_cls = (ScoreCounts(classes, device) for _ in range(2))
+        self.single = ImageCounts(device)
 
     def add(
-        self, fused: FusedOutput, labels: Float[Tensor, "b c"], masks: Sequence[Int[Tensor, "_h _w"]]
+        self,
+        fused: FusedOutput,
+        labels: Float[Tensor, "b c"],
+        masks: Sequence[Int[Tensor, "_h _w"]],
+        *,
+        segmentation: bool,
     ) -> None:
         """Count a batch: each image in the size of its own mask."""
         self.cls.update(fused.cls_logits, labels)
         self.aux_cls.update(fused.aux_cls_logits, labels)
+        self.images += torch.tensor([len(labels), len(masks)], device=self.images.device)
         for i, mask in enumerate(masks):
             one = slice(i, i + 1)
-            self._add_segmentation(fused.seg_logits[one], labels[one], mask)
+            if segmentation:
+                self._add_segmentation(fused.seg_logits[one], labels[one], mask)
             self._add_cams(fused.cam[one], fused.aux_cam[one], labels[one], mask)
 
     def _add_segmentation(
@@ -97,11 +123,15 @@ class _Counts:
         ):
             nu, strongest = maps[0].max(0)
             counts.update(nu, strongest, target)
+        cpl = cam_pseudo_labels(activation, self.xi, everywhere)[0]
+        doubt = perplexity(activation.amax(1), self.xi, self.config.raw.alpha, self.config.raw.beta)
+        quality = iou(confusion_matrix(cpl, target, len(self.seg))).nanmean()
+        self.single.update(quality, doubt.double().mean())
 
     def reduce(self, reduce: Callable[[Tensor], Tensor]) -> None:
         """Take the sum over all workers for each count."""
-        self.seg, self.labelled = reduce(self.seg), reduce(self.labelled)
-        for part in (self.cpl, self.aux_cpl, self.ensemble, self.cls, self.aux_cls):
+        self.images, self.seg, self.labelled = map(reduce, (self.images, self.seg, self.labelled))
+        for part in (self.cpl, self.aux_cpl, self.ensemble, self.cls, self.aux_cls, self.single):
             part.counts = reduce(part.counts)
 
 
@@ -114,12 +144,13 @@ def evaluate(
     network: CosaNetwork,
     batches: Iterable[EvaluationBatch],
     *,
-    config: EvaluationConfig,
+    config: Config,
     classes: tuple[str, ...],
     xi: float,
     aux_xi: float,
     device: torch.device,
     reduce: Callable[[Tensor], Tensor] = _alone,
+    segmentation: bool = True,
 ) -> Evaluation:
     """Evaluate a network on the images of a split.
 
@@ -128,25 +159,30 @@ def evaluate(
     Args:
         network: In evaluation mode, on `device`.
         batches: This worker's images; those of all workers together are the split.
-        config: Scales, flips, the threshold CPL are reported at, the classes of C-mIoU.
+        config: Sections evaluation, raw and csc are read.
         classes: Names of the foreground classes.
         xi: The training's threshold of M.
         aux_xi: The training's threshold of M-dagger.
         device: Where to compute.
         reduce: Sum of a tensor over all workers; every worker then returns the same.
+        segmentation: False judges CAMs and classification alone, as Tab. 1 does on the training images.
 
     Raises:
         ValueError: `evaluation.coexistence` names a class that the data set does not have.
     """
-    affected = coexistence_indices(config, classes)
-    counts = _Counts(len(classes), device)
+    settings = config.evaluation
+    affected = coexistence_indices(settings, classes)
+    counts = _Counts(len(classes), config, xi, device)
     for batch in batches:
         images = batch.images.to(device)
         size = (images.shape[2], images.shape[3])
-        fused = multiscale(network, images, scales=config.scales, flip=config.flip, size=size)
-        counts.add(fused, batch.labels.to(device), [mask.to(device) for mask in batch.masks])
+        fused = multiscale(network, images, scales=settings.scales, flip=settings.flip, size=size)
+        masks = [mask.to(device) for mask in batch.masks]
+        counts.add(fused, batch.labels.to(device), masks, segmentation=segmentation)
     counts.reduce(reduce)
-    return _summarise(counts, config, classes, affected, {"cpl": xi, "aux_cpl": aux_xi})
+    return _summarise(
+        counts, config, classes, affected, {"cpl": xi, "aux_cpl": aux_xi}, segmentation=segmentation
+    )
 
 
 def coexistence_indices(config: EvaluationConfig, classes: tuple[str, ...]) -> list[int]:
@@ -166,38 +202,109 @@ def coexistence_indices(config: EvaluationConfig, classes: tuple[str, ...]) -> l
 
 def _summarise(
     counts: _Counts,
-    config: EvaluationConfig,
+    config: Config,
     classes: tuple[str, ...],
     affected: list[int],
     own: dict[str, float],
+    *,
+    segmentation: bool,
 ) -> Evaluation:
     """Metrics from the counts over the whole split; `own` holds the training's threshold of each CAM."""
+    metrics = _classification(counts)
+    images, with_mask = counts.images.tolist()
+    if images and not with_mask:
+        return Evaluation(metrics=metrics, per_class={}, curves={}, analysis={})
     cpl = {"cpl": counts.cpl, "aux_cpl": counts.aux_cpl}
     curves = {head: heads_counts.curve(_CURVE) for head, heads_counts in cpl.items()}
+    xi = config.evaluation.xi
     confusions = {
-        ("seg", ""): counts.seg,
-        ("seg", "_labelled"): counts.labelled,
-        **{(head, ""): cpl[head].confusion(config.xi) for head in cpl},
+        **({("seg", ""): counts.seg, ("seg", "_labelled"): counts.labelled} if segmentation else {}),
+        **{(head, ""): cpl[head].confusion(xi) for head in cpl},
         **{(head, "_own"): cpl[head].confusion(own[head]) for head in cpl},
+        ("ensemble_cpl", ""): counts.ensemble.confusion(xi),
     }
-    metrics = {f"{head}_miou{suffix}": mean_iou(matrix) for (head, suffix), matrix in confusions.items()}
+    metrics |= {f"{head}_miou{suffix}": mean_iou(matrix) for (head, suffix), matrix in confusions.items()}
     if affected:
         for (head, suffix), matrix in confusions.items():
             metrics[f"{head}_cmiou{suffix}"] = mean_iou(matrix, affected)
     for head, curve in curves.items():
         metrics[f"{head}_best_xi"], metrics[f"{head}_best_miou"] = max(curve, key=lambda point: point[1])
-    metrics["ensemble_cpl_miou"] = mean_iou(counts.ensemble.confusion(config.xi))
-    metrics["cls_map"] = counts.cls.average_precision()
-    metrics["aux_cls_map"] = counts.aux_cls.average_precision()
+    for head, heads_counts in cpl.items():
+        metrics |= {
+            f"{head}{name}": value for name, value in _doubts(heads_counts, own[head], config).items()
+        }
     return Evaluation(
         metrics=metrics,
         per_class={
             f"{head}_iou{suffix}": _by_class(matrix, classes)
             for (head, suffix), matrix in confusions.items()
-            if suffix != "_own"
+            if suffix != "_own" and head != "ensemble_cpl"
         },
         curves={"cam": curves["cpl"], "aux_cam": curves["aux_cpl"]},
+        analysis={
+            "cam": _accuracies(counts.cpl, own["cpl"], config),
+            "aux_cam": _accuracies(counts.aux_cpl, own["aux_cpl"], config),
+            "images": _distributions(counts.single),
+        },
     )
+
+
+def _classification(counts: _Counts) -> dict[str, float]:
+    """What Z and Z-dagger are worth."""
+    metrics = {}
+    for head, scores in (("cls", counts.cls), ("aux_cls", counts.aux_cls)):
+        metrics[f"{head}_map"] = scores.average_precision()
+        metrics[f"{head}_precision"], metrics[f"{head}_recall"] = scores.precision_recall()
+    return metrics
+
+
+def _perplexities(counts: CplCounts, xi: float, config: Config) -> Float[Tensor, " bins"]:
+    """Perplexity in the middle of each bin of activation."""
+    middles = counts.activations[None, None]
+    return perplexity(middles, xi, config.raw.alpha, config.raw.beta)[0, 0]
+
+
+def _doubts(counts: CplCounts, xi: float, config: Config) -> dict[str, float]:
+    """Mean perplexity, and CPL quality where it is low, at the training's threshold."""
+    doubt = _perplexities(counts, xi, config)
+    pixels, _ = counts.accuracy(xi)
+    return {
+        "_perplexity": ((doubt * pixels).sum() / pixels.sum()).item(),
+        "_miou_sure": mean_iou(counts.confusion(xi, only=doubt <= config.csc.epsilon)),
+    }
+
+
+def _accuracies(counts: CplCounts, xi: float, config: Config) -> dict[str, Any]:
+    """Pixels and right CPL by confidence and by perplexity (Fig. 3), at the training's threshold."""
+    pixels, correct = counts.accuracy(xi)
+    edges = torch.tensor(_PERPLEXITY_EDGES[1:], dtype=torch.float64, device=pixels.device)
+    places = torch.bucketize(_perplexities(counts, xi, config), edges, right=True)
+    by_doubt = torch.zeros(2, len(_PERPLEXITY_EDGES), dtype=torch.int64, device=pixels.device)
+    by_doubt.index_add_(1, places, torch.stack([pixels, correct]))
+    merged = torch.stack([pixels, correct]).view(2, _CONFIDENCE_BINS, -1).sum(2)
+    return {
+        "confidence": {
+            "edges": [i / _CONFIDENCE_BINS for i in range(_CONFIDENCE_BINS + 1)],
+            "pixels": merged[0].tolist(),
+            "correct": merged[1].tolist(),
+        },
+        "perplexity": {
+            "edges": [*_PERPLEXITY_EDGES, None],
+            "pixels": by_doubt[0].tolist(),
+            "correct": by_doubt[1].tolist(),
+        },
+    }
+
+
+def _distributions(single: ImageCounts) -> dict[str, Any]:
+    """Images by mIoU, mean perplexity and distance from (1, 0) (Fig. 7)."""
+    found = {}
+    for name, step, counts in zip(
+        ("iou", "perplexity", "distance"), single.STEPS, single.counts.tolist(), strict=True
+    ):
+        edges = [round(i * step, 6) for i in range(single.BINS)]
+        found[name] = {"edges": [*edges, None], "count": counts}
+    return found
 
 
 def _by_class(confusion: Int[Tensor, "k k"], classes: tuple[str, ...]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cosa.structures import IGNORE
@@ -61,11 +61,30 @@ class CplCounts:
         place = place + activation_bin(activation[counted], bins)
         self.counts += torch.bincount(place, minlength=self.counts.numel()).view_as(self.counts)
 
-    def confusion(self, xi: float) -> Int[Tensor, "k k"]:
-        """Confusion matrix of the CPL at threshold xi, taken to the nearest bin edge; exact on edges."""
-        edge = round(xi * self.counts.shape[2])
-        background = self.counts[:, :, :edge].sum((1, 2))
-        return torch.cat([background[:, None], self.counts[:, :, edge:].sum(2)], dim=1)
+    @property
+    def activations(self) -> Float[Tensor, " bins"]:
+        """The activation in the middle of each bin."""
+        bins = self.counts.shape[2]
+        return (torch.arange(bins, device=self.counts.device, dtype=torch.float64) + 0.5) / bins
+
+    def confusion(self, xi: float, only: Bool[Tensor, " bins"] | None = None) -> Int[Tensor, "k k"]:
+        """Confusion matrix of the CPL at threshold xi, taken to the nearest bin edge; exact on edges.
+
+        Args:
+            xi: Confidence threshold in [0, 1].
+            only: Bins of activation whose pixels are counted; all by default.
+        """
+        counts = self.counts if only is None else self.counts * only
+        edge = round(xi * counts.shape[2])
+        background = counts[:, :, :edge].sum((1, 2))
+        return torch.cat([background[:, None], counts[:, :, edge:].sum(2)], dim=1)
+
+    def accuracy(self, xi: float) -> tuple[Int[Tensor, " bins"], Int[Tensor, " bins"]]:
+        """For each bin of activation its pixels, and those of them whose CPL at threshold xi is right."""
+        bins = self.counts.shape[2]
+        foreground = self.counts[1:].diagonal(dim1=0, dim2=1).sum(1)
+        below = torch.arange(bins, device=self.counts.device) < round(xi * bins)
+        return self.counts.sum((0, 1)), torch.where(below, self.counts[0].sum(0), foreground)
 
     def curve(self, xis: Sequence[float]) -> list[tuple[float, float]]:
         """(xi, CPL mIoU) at each threshold."""
@@ -123,6 +142,12 @@ class ScoreCounts:
         columns = torch.arange(labels.shape[1], device=labels.device).expand_as(scores)
         self.counts.index_put_((labels.long(), columns, scores), torch.ones_like(scores), accumulate=True)
 
+    def precision_recall(self) -> tuple[float, float]:
+        """Precision and recall over all images and classes, a class being named from probability 0.5 on."""
+        named = self.counts[:, :, self._BINS // 2 :].sum((1, 2)).double()
+        present = self.counts[1].sum().double()
+        return (named[1] / named.sum()).item(), (named[1] / present).item()
+
     def average_precision(self) -> float:
         """mAP over the classes that occur; NaN if none does."""
         presence, classes, bins = self.counts.shape
@@ -133,3 +158,31 @@ class ScoreCounts:
         return multilabel_average_precision(
             scores[:, None].expand(columns), labels[:, None].expand(columns), counts
         )
+
+
+class ImageCounts:
+    """Single images by how good their CPL are and how sure: for distributions over a data set of any size."""
+
+    STEPS = (0.02, 0.1, 0.05)
+    """Width of a bin of the mIoU, the mean perplexity, and the distance of both from (1, 0)."""
+    BINS = 51
+    """Bins of each; the last one takes all that lies beyond."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Empty counts."""
+        self.counts = torch.zeros(3, self.BINS, dtype=torch.int64, device=device)
+        """(mIoU, perplexity, distance) by bins; of several workers the counts add up."""
+
+    def update(self, miou: Float[Tensor, ""], perplexity: Float[Tensor, ""]) -> None:
+        """Count one image.
+
+        Paper: Fig. 7 shows the "MAE to (1,0)" without a formula; we take the mean of |1 - mIoU| and
+        perplexity.
+
+        Args:
+            miou: Of its CPL, over the classes it holds or is said to hold.
+            perplexity: Mean over its pixels.
+        """
+        values = torch.stack([miou, perplexity, ((1 - miou).abs() + perplexity) / 2])
+        places = (values / torch.tensor(self.STEPS, device=values.device)).long().clamp(0, self.BINS - 1)
+        self.counts.scatter_add_(1, places[:, None], torch.ones_like(places)[:, None])

@@ -49,17 +49,36 @@ class PanelRow:
     image: UInt8[np.ndarray, "h w 3"]
     """RGB."""
     ground_truth: Int[Tensor, "h w"]
-    """Classes in [0, k) or IGNORE."""
-    activation: Float[Tensor, "c h w"]
-    """Activations of M in [0, 1]."""
-    aux_activation: Float[Tensor, "c h w"]
-    """Activations of M-dagger in [0, 1]."""
+    """Classes in [0, k) or IGNORE; all IGNORE where the split has no masks."""
+    activation: Float[Tensor, "n h w"]
+    """Activations of M in [0, 1], of the n classes that the image is labelled with."""
+    aux_activation: Float[Tensor, "n h w"]
+    """Activations of M-dagger in [0, 1], of the same classes."""
     cpl: Int[Tensor, "h w"]
     """CAM pseudo-labels from M."""
     spl: Int[Tensor, "h w"]
     """The likeliest class of the segmentation pseudo-labels."""
     prediction: Int[Tensor, "h w"]
     """The likeliest class of the segmentation, label-free."""
+
+
+def panel_indices(
+    labels: Float[Tensor, "n c"], classes: tuple[str, ...], config: EvaluationConfig
+) -> list[int]:
+    """Which images of a split are shown: the same ones for every network and at every step.
+
+    `evaluation.panel_choice` says which may be, `evaluation.panel_seed` draws from them; a split without an
+    image of the classes of `evaluation.coexistence` shows others.
+    """
+    candidates = torch.arange(len(labels))[: config.max_images or None]
+    if config.panel_choice == "coexistence":
+        affected = [classes.index(name) for name in config.coexistence]
+        chosen = candidates[labels[candidates][:, affected].sum(1) > 0]
+        candidates = chosen if len(chosen) else candidates
+    if config.panel_choice != "first":
+        generator = torch.Generator().manual_seed(config.panel_seed)
+        candidates = candidates[torch.randperm(len(candidates), generator=generator)]
+    return sorted(candidates[: config.panel_images].tolist())
 
 
 @torch.no_grad()
@@ -71,31 +90,28 @@ def panel_rows(
     xi: float,
     device: torch.device,
 ) -> list[PanelRow]:
-    """What the network makes of the first `evaluation.panel_images` images.
+    """What the network makes of the images of `batches`.
 
     Args:
         network: In evaluation mode, on `device`.
-        batches: Read only as far as images are shown.
-        config: Scales, flips and the number of images.
+        batches: The images to show.
+        config: Scales and flips.
         xi: The training's threshold of M, for the CPL.
         device: Where to compute.
     """
     rows: list[PanelRow] = []
     for batch in batches:
         size = (batch.images.shape[2], batch.images.shape[3])
-        images = batch.images[: config.panel_images - len(rows)].to(device)
+        images = batch.images.to(device)
         fused = multiscale(network, images, scales=config.scales, flip=config.flip, size=size)
         rows += [_row(batch, fused, i, xi) for i in range(len(images))]
-        if len(rows) == config.panel_images:
-            break
     return rows
 
 
 def _row(batch: EvaluationBatch, fused: FusedOutput, index: int, xi: float) -> PanelRow:
-    mask, one = batch.masks[index], slice(index, index + 1)
-    size = (mask.shape[0], mask.shape[1])
+    size, one = batch.sizes[index], slice(index, index + 1)
     labels = batch.labels[one]
-    everywhere = torch.ones_like(mask, dtype=torch.bool)[None]
+    everywhere = torch.ones(1, *size, dtype=torch.bool)
     cam, aux_cam, seg_logits = (
         resize(maps[one], size).cpu() for maps in (fused.cam, fused.aux_cam, fused.seg_logits)
     )
@@ -104,9 +120,9 @@ def _row(batch: EvaluationBatch, fused: FusedOutput, index: int, xi: float) -> P
         name=batch.names[index],
         labels=labels[0],
         image=_rgb(resize(batch.images[one], size)[0]),
-        ground_truth=mask,
-        activation=activation[0],
-        aux_activation=to_activation(aux_cam, labels, everywhere)[0],
+        ground_truth=batch.masks[index] if batch.masks else torch.full(size, IGNORE),
+        activation=activation[0, labels[0] > 0],
+        aux_activation=to_activation(aux_cam, labels, everywhere)[0, labels[0] > 0],
         cpl=cam_pseudo_labels(activation, xi, everywhere)[0],
         spl=keep_labelled(seg_logits, labels).argmax(1)[0],
         prediction=seg_logits.argmax(1)[0],
@@ -151,8 +167,9 @@ def draw_panels(rows: Sequence[PanelRow], classes: tuple[str, ...]) -> Image.Ima
 
 def _tiles(row: PanelRow, classes: tuple[str, ...]) -> list[Image.Image]:
     """The pictures of a row, in the order of the columns."""
+    named = [classes[index] for index in row.labels.nonzero().flatten().tolist()]
     heats = (
-        _name_peaks(_tile(_heat(row.image, maps), Image.Resampling.BILINEAR), maps, row.labels, classes)
+        _name_peaks(_tile(_heat(row.image, maps), Image.Resampling.BILINEAR), maps, named)
         for maps in (row.activation, row.aux_activation)
     )
     colours = np.full((IGNORE + 1, 3), 255, dtype=np.uint8)
@@ -184,9 +201,9 @@ def _place(height: int, width: int) -> tuple[int, int, int, int]:
     return (_TILE - shown_width) // 2, (_TILE - shown_height) // 2, shown_width, shown_height
 
 
-def _heat(image: UInt8[np.ndarray, "h w 3"], maps: Float[Tensor, "c h w"]) -> UInt8[np.ndarray, "h w 3"]:
-    """The maximum activation in heat colours over the image in grey."""
-    strongest = maps.amax(0).numpy()
+def _heat(image: UInt8[np.ndarray, "h w 3"], maps: Float[Tensor, "n h w"]) -> UInt8[np.ndarray, "h w 3"]:
+    """The maximum activation in heat colours over the image in grey; 0 everywhere without a map."""
+    strongest = maps.amax(0).numpy() if len(maps) else np.zeros(image.shape[:2])
     stops = np.linspace(0, 1, len(_HEAT))
     heat = np.stack([np.interp(strongest, stops, _HEAT[:, channel]) for channel in range(3)], axis=-1)
     grey = image.mean(-1, keepdims=True)
@@ -194,28 +211,26 @@ def _heat(image: UInt8[np.ndarray, "h w 3"], maps: Float[Tensor, "c h w"]) -> UI
     return blended.round().astype(np.uint8)
 
 
-def _name_peaks(
-    tile: Image.Image, maps: Float[Tensor, "c h w"], labels: Float[Tensor, " c"], classes: tuple[str, ...]
-) -> Image.Image:
-    """Write each present class where it is most activated, as long as no other name is in the way."""
+def _name_peaks(tile: Image.Image, maps: Float[Tensor, "n h w"], names: Sequence[str]) -> Image.Image:
+    """Write each map's class where it is most activated, as long as no other name is in the way."""
     draw = ImageDraw.Draw(tile)
     height, width = maps.shape[1:]
     left, top, shown_width, shown_height = _place(height, width)
     taken: list[tuple[float, ...]] = []
-    for index in (maps.amax((1, 2)) * labels).nonzero().flatten().tolist():
-        y, x = divmod(int(maps[index].argmax()), width)
-        half = draw.textlength(classes[index], font=_font(10)) / 2 + 2
+    for name, activation in zip(names, maps, strict=True):
+        if not activation.any():
+            continue
+        y, x = divmod(int(activation.argmax()), width)
+        half = draw.textlength(name, font=_font(10)) / 2 + 2
         middle = left + (x + 0.5) * shown_width / width
         centre = (
             min(max(middle, half), max(half, _TILE - half)),
             min(max(top + (y + 0.5) * shown_height / height, 8), _TILE - 8),
         )
-        text_box = draw.textbbox(centre, classes[index], font=_font(10), anchor="mm", stroke_width=2)
+        text_box = draw.textbbox(centre, name, font=_font(10), anchor="mm", stroke_width=2)
         box = tuple(float(edge) for edge in text_box)
         if not any(_overlap(box, other) for other in taken):
-            draw.text(
-                centre, classes[index], _PAPER, _font(10), anchor="mm", stroke_width=2, stroke_fill=_INK
-            )
+            draw.text(centre, name, _PAPER, _font(10), anchor="mm", stroke_width=2, stroke_fill=_INK)
             taken.append(box)
     return tile
 

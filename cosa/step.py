@@ -158,7 +158,7 @@ def training_step(
     )
     count = config.train.accumulate
     assigned: list[Assignment | None] = [None] * count
-    pixels = keys = None
+    pixels = keys = noise = None
     if cotraining(state, config):
         with autocast():
             assigned = [*split(_assign(state, batch, config, ranks), count)]
@@ -166,17 +166,26 @@ def training_step(
             :, config.cam.stride // 2 :: config.cam.stride, config.cam.stride // 2 :: config.cam.stride
         ]
         pixels = ranks.total(valid.sum()) / (ranks.world * count)
-        keys = _keys(state, batch, config, ranks).chunk(count)
+        keys = _draw(state, batch, config, ranks).chunk(count)
+        if config.s2c.source == "noise":
+            noise = _draw(state, batch, config, ranks, stream=1).chunk(count)
     # DDP waits for the gradient of every weight whose output it sees: no c2s, no segmentation
     segment = cotraining(state, config) and config.c2s.weight > 0
+    detach = config.s2c.detach if cotraining(state, config) and config.guided else "none"
     state.optimizer.zero_grad(set_to_none=True)
     terms: dict[str, Tensor] = {}
     for i, part in enumerate(split(batch, count)):
         with _sync_gradients(learner, last=i == count - 1):
             with autocast():  # the network alone: CSC's similarities would be bfloat16, too
-                output = learner(part.strong, segment=segment)
+                output = learner(part.strong, segment=segment, detach=detach)
             part_terms = learn(
-                output, part, assigned[i], config, pixels=pixels, keys=keys[i] if keys else None
+                output,
+                part,
+                assigned[i],
+                config,
+                pixels=pixels,
+                keys=keys[i] if keys else None,
+                noise=noise[i] if noise else None,
             )
             torch.autograd.backward(objective(part_terms, config) / count)
         for name, term in part_terms.items():
@@ -200,13 +209,16 @@ def _assign(state: TrainingState, batch: Batch, config: Config, ranks: Ranks) ->
     return assigned
 
 
-def _keys(state: TrainingState, batch: Batch, config: Config, ranks: Ranks) -> Tensor:
-    """Random numbers in [0, 1) per patch of this rank's images, (b p q); the same however many ranks."""
+def _draw(state: TrainingState, batch: Batch, config: Config, ranks: Ranks, stream: int = 0) -> Tensor:
+    """Random numbers in [0, 1) per patch of this rank's images, (b p q); the same however many ranks.
+
+    Streams 0 and 1 are independent of each other.
+    """
     side = config.data.crop_size // state.online.patch_size
-    generator = torch.Generator().manual_seed(config.train.seed * 2**32 + state.step)
-    keys = torch.rand(config.train.batch_size, side, side, generator=generator)
+    seed = config.train.seed * 2**32 + stream * 2**31 + state.step
+    numbers = torch.rand(config.train.batch_size, side, side, generator=torch.Generator().manual_seed(seed))
     share = len(batch.labels)
-    return keys[ranks.rank * share : (ranks.rank + 1) * share].to(ranks.device, non_blocking=True)
+    return numbers[ranks.rank * share : (ranks.rank + 1) * share].to(ranks.device, non_blocking=True)
 
 
 def _sync_gradients(learner: nn.Module, *, last: bool) -> contextlib.AbstractContextManager[None]:

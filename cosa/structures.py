@@ -6,11 +6,13 @@ as 0, h w pixels, p q patches. A `cam` is raw unless its name says otherwise.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 IGNORE = 255
@@ -29,14 +31,20 @@ class Batch:
     """Image-level labels, 0 or 1."""
     valid: Bool[Tensor, "b h w"]
     """False on padding."""
+    masks: Int[Tensor, "b h w"] | None = None
+    """Ground truth in [0, k) or IGNORE; there for the oracle of the guidance study alone."""
 
     def to(self, device: torch.device) -> Self:
         """The batch on `device`, copied without waiting where its memory is pinned."""
-        return type(self)(**{k: v.to(device, non_blocking=True) for k, v in vars(self).items()})
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Self:
         """The batch in page-locked memory; the loader of torch calls this by name."""
-        return type(self)(**{k: v.pin_memory() for k, v in vars(self).items()})
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        present: dict[str, Any] = {k: v for k, v in vars(self).items() if v is not None}
+        return type(self)(**{k: change(v) for k, v in present.items()})
 
 
 @dataclass(frozen=True)
@@ -47,10 +55,15 @@ class EvaluationBatch:
     """Image names, as in the split's list."""
     images: Float[Tensor, "b 3 h w"]
     """Resized to `evaluation.size`, normalised as in training."""
+    sizes: tuple[tuple[int, int], ...]
+    """Height and width of each image's file, pixels."""
     masks: tuple[Int[Tensor, "_h _w"], ...]
-    """Ground truth, classes in [0, k) or IGNORE, each in the size of its own image."""
+    """Ground truth, classes in [0, k) or IGNORE, each in the size of its own image; empty where the split
+    has none."""
     labels: Float[Tensor, "b c"]
     """Image-level labels, 0 or 1."""
+    originals: tuple[UInt8[np.ndarray, "_h _w 3"], ...] = ()
+    """The images as RGB in their own size, where a CRF is to see them."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +80,8 @@ class NetworkOutput:
     """M-dagger, raw."""
     seg_logits: Float[Tensor, "b k p q"] | None
     """S; None where the caller asked for no segmentation."""
+    guided_cam: Float[Tensor, "b c p q"] | None = None
+    """M for the guidance, which spares a part of it from its gradient; None where it reaches all of M."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +132,8 @@ T = TypeVar("T", Batch, Assignment, CamTargets)
 def split(item: T, count: int) -> list[T]:
     """`item` as `count` equal shares of its images, in order; `count` divides their number."""
     parts: dict[str, Any] = {
-        k: v.chunk(count) if isinstance(v, Tensor) else split(v, count) for k, v in vars(item).items()
+        k: v.chunk(count) if isinstance(v, Tensor) else split(v, count)
+        for k, v in vars(item).items()
+        if v is not None
     }
     return [type(item)(**{k: part[i] for k, part in parts.items()}) for i in range(count)]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cosa.cam import to_activation
@@ -20,7 +20,7 @@ from cosa.losses import c2s_loss, cls_loss, csc_loss, s2c_loss
 from cosa.networks.network import CosaNetwork
 from cosa.pseudo_labels import cam_pseudo_labels, max_activation, seg_pseudo_labels
 from cosa.reliability import perplexity, reliability_sum, reliability_weights
-from cosa.structures import Assignment, Batch, CamTargets, NetworkOutput, split
+from cosa.structures import IGNORE, Assignment, Batch, CamTargets, NetworkOutput, split
 from cosa.threshold import Threshold, activation_histogram
 
 Total = Callable[[Tensor], Tensor]
@@ -104,6 +104,7 @@ def learn(
     *,
     pixels: Tensor | None = None,
     keys: Tensor | None = None,
+    noise: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The terms of ON's objective on a batch, by name, unweighted; a term that is off is not there.
 
@@ -117,6 +118,7 @@ def learn(
         pixels: Denominator of the means over pixels; the batch's valid pixels by default. A caller with
             several shares of a batch passes the mean over shares, so that the mean over shares is exact.
         keys: Random numbers in [0, 1) per patch that draw the contrasted positions; for csc.
+        noise: Random numbers in [0, 1) per patch that draw its class; for guidance by noise.
     """
     terms = {
         "cls": cls_loss(output.cls_logits, batch.labels),
@@ -131,10 +133,10 @@ def learn(
         terms["c2s"] = c2s_loss(seg_logits, assigned.cam.cpl, assigned.cam.raw, pixels)
         if config.c2s.aux:
             terms["aux_c2s"] = c2s_loss(seg_logits, assigned.aux_cam.cpl, assigned.aux_cam.raw, pixels)
-    if config.s2c.weight:
-        stride = config.cam.stride
-        valid = batch.valid[:, stride // 2 :: stride, stride // 2 :: stride]
-        terms["s2c"] = s2c_loss(resize(output.cam, size), assigned.spl, valid, pixels)
+    if config.guided:
+        cam = output.cam if output.guided_cam is None else output.guided_cam
+        guide, counted = guidance(batch, assigned, config, noise)
+        terms["s2c"] = s2c_loss(resize(cam, size), guide, counted, pixels)
     if config.csc.weight:
         assert keys is not None
         terms["csc"] = csc_loss(
@@ -147,6 +149,44 @@ def learn(
             max_anchors=config.csc.max_anchors,
         )
     return terms
+
+
+def guidance(
+    batch: Batch, assigned: Assignment, config: Config, noise: Float[Tensor, "b p q"] | None = None
+) -> tuple[Float[Tensor, "b k h w"], Bool[Tensor, "b h w"]]:
+    """What ON's CAMs are to show, in place of the SPL where the guidance study says so, and at which pixels.
+
+    Paper: Fig. 1 and Tab. 4a.
+    Paper: does not say what its random masks look like; ours name, per patch and step, the background or one
+    of the image's classes, each as likely.
+
+    Args:
+        batch: Ground truth for the source `gt`; pixels that it ignores are not guided.
+        assigned: The SPL, and the size of the result.
+        config: Sections cam and s2c are read.
+        noise: Random numbers in [0, 1) per patch, for the source `noise`.
+    """
+    middle, step = config.cam.stride // 2, config.cam.stride
+    valid = batch.valid[:, middle::step, middle::step]
+    if config.s2c.source == "gt":
+        assert batch.masks is not None, "the loader reads masks for the oracle"
+        masks = batch.masks[:, middle::step, middle::step]
+        return _one_hot(masks, like=assigned.spl), valid & (masks != IGNORE)
+    if config.s2c.source == "noise":
+        assert noise is not None
+        likely = torch.cat([torch.ones_like(batch.labels[:, :1]), batch.labels], dim=1)
+        bounds = (likely / likely.sum(1, keepdim=True)).cumsum(1)
+        drawn = (noise.flatten(1)[:, :, None] >= bounds[:, None, :-1]).sum(2).view_as(noise)
+        scale = assigned.spl.shape[2] // noise.shape[1]
+        masks = drawn.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+        return _one_hot(masks, like=assigned.spl), valid
+    return assigned.spl, valid
+
+
+def _one_hot(masks: Int[Tensor, "b h w"], like: Float[Tensor, "b k h w"]) -> Float[Tensor, "b k h w"]:
+    """1 in the channel of each pixel's class; nothing where it is IGNORE."""
+    classes = torch.arange(like.shape[1], device=masks.device)
+    return (masks[:, None] == classes[:, None, None]).to(like.dtype)
 
 
 def objective(terms: dict[str, Tensor], config: Config) -> Tensor:

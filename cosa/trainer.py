@@ -6,6 +6,7 @@ What a run leaves in its folder `out`:
     checkpoints/             whole states, the newest few; the run resumes from the newest readable one
     journal.jsonl            every metric with its step, one JSON object a line
     panels/                  a picture panel per evaluation
+    analysis/                counts behind the paper's analysis figures, per evaluation
     assignment.safetensors   the final AN
     result.json              written last: its presence means that the run is finished
 """
@@ -21,7 +22,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save as safetensors
@@ -38,10 +38,10 @@ from cosa.config import (
     warmup_identity,
 )
 from cosa.data.dataset import SegmentationDataset, open_dataset
-from cosa.data.loader import evaluation_batches, step_names, train_batches
-from cosa.evaluation import coexistence_indices, evaluate
+from cosa.data.loader import step_names, train_batches
+from cosa.evaluation import coexistence_indices
+from cosa.judging import Judgement, judge, judge_training_images
 from cosa.networks.network import CosaNetwork
-from cosa.panels import draw_panels, panel_rows
 from cosa.ranks import Ranks
 from cosa.step import TERMS, TrainingState, build_state, cotraining, training_step, wrap
 from cosa.structures import Batch
@@ -123,7 +123,7 @@ def train(
     out = out.absolute()
     target = config.train.iterations if stop_at is None else stop_at
     _check_call(config, out, target, ranks)
-    dataset = open_dataset(config.data, config.data.train_split)
+    dataset = open_dataset(config.data, config.data.train_split, needs="masks" if config.oracle else "labels")
     coexistence_indices(config.evaluation, dataset.classes)  # refuses now what would end the first evaluation
     run = _Run(
         config=config,
@@ -134,7 +134,8 @@ def train(
         report=report or _say_nothing,
         dataset=dataset,
         fingerprint=dataset.fingerprint(),  # once: it looks at every file
-        validation=open_dataset(config.data, config.data.val_split),
+        validation=_open_validation(config),
+        training_images=_open_training_images(config),
         state=build_state(config, len(dataset.classes), ranks.device),
     )
     run.begin(fork_from)
@@ -161,7 +162,8 @@ class _Run:
     report: Callable[[Progress], None]
     dataset: SegmentationDataset
     fingerprint: str
-    validation: SegmentationDataset
+    validation: SegmentationDataset | None
+    training_images: SegmentationDataset | None
     state: TrainingState
     clock: _Clock = field(init=False)
 
@@ -190,6 +192,8 @@ class _Run:
             if not _is_finished(self.out, self.target):  # a run that goes on is not finished
                 (self.out / "result.json").unlink(missing_ok=True)
         tags = {"cosa.data_fingerprint": self.fingerprint}
+        if self.config.oracle:
+            tags["cosa.oracle"] = self.config.s2c.source
         state.run_id = self.tracker.start(self.config, out=self.out, tags=tags, resume_step=state.step)
         self.clock = _Clock(state.step)
 
@@ -203,13 +207,13 @@ class _Run:
             terms = training_step(state, learner, batch.to(ranks.device), config, ranks)
             last = state.step == self.target
             measure = last or state.step % config.train.log_every == 0
-            judge = last or state.step % config.evaluation.every == 0
+            evaluation_due = last or state.step % config.evaluation.every == 0
             save = last or state.step % config.train.checkpoint_every == 0
-            if measure or judge or save:
+            if measure or evaluation_due or save:
                 self._check_finite()
                 metrics = {
                     **(self._measure(terms) if measure else {}),
-                    **(self._evaluate() if judge else {}),
+                    **(self._judge() if evaluation_due else {}),
                 }
                 self._tell(metrics, save=save)
 
@@ -243,46 +247,23 @@ class _Run:
             metrics["train/aux_threshold"] = float(state.thresholds.aux_cam.value)
         return metrics
 
-    def _evaluate(self) -> dict[str, float]:
-        """Both networks on the validation split, with a picture panel of AN."""
+    def _judge(self) -> dict[str, float]:
+        """Both networks on the validation split and, after the last step of all, CPL of training images."""
         config, state = self.config, self.state
-        metrics: dict[str, float] = {}
-        details: dict[str, Any] = {}
-        with self.clock.paused(), self._autocast():
-            for name, network in (("assignment", state.assignment), ("online", state.online)):
-                network.eval()
-                found = evaluate(
-                    network,
-                    evaluation_batches(self.validation, config, rank=self.ranks.rank, world=self.ranks.world),
-                    config=config.evaluation,
-                    classes=self.validation.classes,
-                    xi=float(state.thresholds.cam.value),
-                    aux_xi=float(state.thresholds.aux_cam.value),
-                    reduce=self.ranks.total,
-                    device=self.ranks.device,
-                )
-                metrics |= {f"val/{name}/{key}": value for key, value in found.metrics.items()}
-                details[name] = {"per_class": found.per_class, "curves": found.curves}
-            state.online.train()
-            if self.ranks.first and config.evaluation.panel_images:
-                self._draw_panel()
+        with self.clock.paused():
+            found = (
+                judge(state, self.validation, config, self.ranks, self.out)
+                if self.validation
+                else Judgement()
+            )
+            metrics, details = found.metrics, found.details
+            if self.training_images and state.step == config.train.iterations:
+                trained_on = judge_training_images(state, self.training_images, config, self.ranks)
+                metrics, details = metrics | trained_on.metrics, details | trained_on.details
+        for path in found.files:
+            self.tracker.log_artifact(path, path.parent.name)
         state.metrics, state.details = metrics, details
         return metrics
-
-    def _draw_panel(self) -> None:
-        """The first validation images as AN sees them."""
-        config, state = self.config, self.state
-        path = self.out / "panels" / f"step_{state.step:08d}.png"
-        rows = panel_rows(
-            state.assignment,
-            evaluation_batches(self.validation, config),
-            config=config.evaluation,
-            xi=float(state.thresholds.cam.value),
-            device=self.ranks.device,
-        )
-        picture = draw_panels(rows, self.validation.classes)
-        checkpoint.write_atomically(path, lambda draft: picture.save(draft, format="PNG"))
-        self.tracker.log_artifact(path, "panels")
 
     def _tell(self, metrics: dict[str, float], *, save: bool) -> None:
         """Write metrics, then the checkpoint, then tell whoever listens."""
@@ -369,11 +350,6 @@ class _Run:
             seconds=state.seconds,
         )
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self.ranks.device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16"
-        )
-
 
 def _say_nothing(progress: Progress) -> None:
     """The report of a caller that listens to none."""
@@ -403,6 +379,22 @@ class _Clock:
         now = time.perf_counter()
         seconds, self.lap_begun = now - self.lap_begun, now
         return seconds
+
+
+def _open_validation(config: Config) -> SegmentationDataset | None:
+    """The split that evaluation reads; None without one."""
+    if not config.data.val_split:
+        return None
+    validation = open_dataset(config.data, config.data.val_split)
+    if not validation.mask_paths:
+        log.warning("data.val_split %r has no masks: classification alone is judged", config.data.val_split)
+    return validation
+
+
+def _open_training_images(config: Config) -> SegmentationDataset | None:
+    """The training images whose CPL are judged after the last step; None where none are to be."""
+    split = config.evaluation.train_split
+    return open_dataset(config.data, split, needs="masks") if split else None
 
 
 def _check_call(config: Config, out: Path, target: int, ranks: Ranks) -> None:

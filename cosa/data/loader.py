@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cosa.config import Config
+from cosa.config import Config, EvaluationConfig
 from cosa.data.dataset import SegmentationDataset, normalise
 from cosa.structures import Batch, EvaluationBatch
 
@@ -111,12 +111,15 @@ class _Samples(Dataset["tuple[ViewPair, Tensor] | Exception"]):
     def __getitem__(self, place: tuple[int, int]) -> tuple[ViewPair, Tensor] | Exception:
         epoch, index = place
         (seed,) = np.random.SeedSequence((self.config.train.seed, epoch, index)).generate_state(1)
+        mask = None
         try:
             image = self.dataset.image(index)
+            if self.config.oracle:
+                mask = self.dataset.mask(index)
         except (OSError, ValueError) as error:
             # Handed on as a value: torch would wrap it in the traceback of the process it was raised in.
             return error.with_traceback(None)
-        return self.views(image, int(seed)), self.dataset.labels[index]
+        return self.views(image, int(seed), mask), self.dataset.labels[index]
 
 
 def _collate(samples: Sequence[tuple[ViewPair, Tensor] | Exception]) -> Batch | Exception:
@@ -127,32 +130,40 @@ def _collate(samples: Sequence[tuple[ViewPair, Tensor] | Exception]) -> Batch | 
         pairs.append(sample)
     valid = torch.from_numpy(np.stack([views.valid for views, _ in pairs]))
     padding = ~valid[:, None]
+    masks = [views.mask for views, _ in pairs if views.mask is not None]
     return Batch(
         weak=normalise(np.stack([views.weak for views, _ in pairs])).masked_fill_(padding, 0),
         strong=normalise(np.stack([views.strong for views, _ in pairs])).masked_fill_(padding, 0),
         labels=torch.stack([labels for _, labels in pairs]),
         valid=valid,
+        masks=torch.from_numpy(np.stack(masks).astype(np.int64)) if masks else None,
     )
 
 
 def evaluation_batches(
-    dataset: SegmentationDataset, config: Config, *, rank: int = 0, world: int = 1
+    dataset: SegmentationDataset,
+    config: Config,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    only: Sequence[int] | None = None,
 ) -> Iterator[EvaluationBatch]:
     """Every `world`-th image from `rank` on, so that all ranks together see each image exactly once.
 
     Images are resized to a square of `evaluation.size` (Pillow's bilinear filter, which averages when it
-    shrinks); masks keep their size. `evaluation.max_images` cuts the split before it is shared.
+    shrinks); masks keep their size. `evaluation.max_images` cuts the split before it is shared, and `only`
+    names the images to read by their indices instead.
 
     Raises:
         ValueError: A file of the data set is bad.
-        FileNotFoundError: A file of the data set is gone, or the split has no masks.
+        FileNotFoundError: A file of the data set is gone.
     """
     settings = config.evaluation
-    indices = range(len(dataset))[: settings.max_images or None][rank::world]
+    indices = (range(len(dataset))[: settings.max_images or None] if only is None else only)[rank::world]
     groups = [indices[i : i + settings.batch_size] for i in range(0, len(indices), settings.batch_size)]
     # Threads, not processes: decoding and resizing free the GIL, and an evaluation starts at once.
     with ThreadPoolExecutor(max(1, config.data.loader_workers)) as pool:
-        load = functools.partial(_evaluation_batch, dataset, settings.size)
+        load = functools.partial(_evaluation_batch, dataset, settings)
         ahead: list[Future[EvaluationBatch]] = []
         for group in groups:
             ahead.append(pool.submit(load, group))
@@ -161,13 +172,18 @@ def evaluation_batches(
         yield from (future.result() for future in ahead)
 
 
-def _evaluation_batch(dataset: SegmentationDataset, size: int, indices: Iterable[int]) -> EvaluationBatch:
-    indices = list(indices)
-    images = (Image.fromarray(dataset.image(i)) for i in indices)
-    resized = [np.array(image.resize((size, size), Image.Resampling.BILINEAR)) for image in images]
+def _evaluation_batch(
+    dataset: SegmentationDataset, config: EvaluationConfig, indices: Iterable[int]
+) -> EvaluationBatch:
+    indices, square = list(indices), (config.size, config.size)
+    images = [dataset.image(i) for i in indices]
+    resized = [np.array(Image.fromarray(image).resize(square, Image.Resampling.BILINEAR)) for image in images]
+    masks = [dataset.mask(i) for i in indices] if dataset.mask_paths else []
     return EvaluationBatch(
         names=tuple(dataset.names[i] for i in indices),
         images=normalise(np.stack(resized)),
-        masks=tuple(torch.from_numpy(dataset.mask(i).astype(np.int64)) for i in indices),
+        sizes=tuple((image.shape[0], image.shape[1]) for image in images),
+        masks=tuple(torch.from_numpy(mask.astype(np.int64)) for mask in masks),
         labels=dataset.labels[indices],
+        originals=tuple(images) if config.crf else (),
     )

@@ -37,6 +37,8 @@ class ViewPair:
     """What ON is to see."""
     valid: Bool[np.ndarray, "h w"]
     """False on padding, where both views are 0."""
+    mask: UInt8[np.ndarray, "h w"] | None
+    """Ground truth of the same pixels, meaningless on padding; None where none was given."""
 
 
 class Views:
@@ -53,22 +55,26 @@ class Views:
             )
             self._strong = albumentations.Compose([_blur(data), *looks], is_check_shapes=False)
 
-    def __call__(self, image: UInt8[np.ndarray, "h w 3"], seed: int) -> ViewPair:
-        """Both views of `image` under the random choices of `seed`."""
+    def __call__(
+        self, image: UInt8[np.ndarray, "h w 3"], seed: int, mask: UInt8[np.ndarray, "h w"] | None = None
+    ) -> ViewPair:
+        """Both views of `image` under the random choices of `seed`; `mask` goes the way of their geometry."""
         # One stream for all transforms: Compose.set_random_seed would give each its own stream of the SAME
         # seed, and an image would be flipped exactly when it is scaled down.
         streams = np.random.default_rng(seed), random.Random(seed)  # noqa: S311 - no secret
         for pipeline in (self._geometry, self._weak, self._strong):
             pipeline.set_random_state(*streams)
-        placed = self._geometry(image=image, mask=np.ones(image.shape[:2], np.uint8))
-        valid = placed["mask"].astype(bool)
+        layers = [np.ones(image.shape[:2], np.uint8), *([] if mask is None else [mask])]
+        placed = self._geometry(image=image, mask=np.dstack(layers))
+        valid = placed["mask"][:, :, 0].astype(bool)
         # Appearance sees the image's own pixels alone: padding would enter blur, histograms and mean grey.
         inside = _rectangle(valid)
         own = np.ascontiguousarray(placed["image"][inside])
         views = np.zeros((2, *placed["image"].shape), np.uint8)
         for view, pipeline in zip(views, (self._weak, self._strong), strict=True):
             view[inside] = pipeline(image=own)["image"]
-        return ViewPair(views[0], views[1], valid)
+        moved = None if mask is None else np.ascontiguousarray(placed["mask"][:, :, 1])
+        return ViewPair(views[0], views[1], valid, moved)
 
 
 def geometry(data: DataConfig) -> albumentations.Compose:
@@ -80,7 +86,11 @@ def geometry(data: DataConfig) -> albumentations.Compose:
     return albumentations.Compose(
         [
             albumentations.RandomScale(
-                (data.scale_min - 1, data.scale_max - 1), area_for_downscale="image", p=1
+                (data.scale_min - 1, data.scale_max - 1),
+                # not INTER_NEAREST, which is half a pixel off against the image
+                mask_interpolation=cv2.INTER_NEAREST_EXACT,
+                area_for_downscale="image",
+                p=1,
             ),
             albumentations.RandomCrop(
                 data.crop_size, data.crop_size, pad_if_needed=True, pad_position="random"

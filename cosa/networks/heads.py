@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
@@ -19,7 +21,22 @@ class CamHead(nn.Module):
     ) -> tuple[Float[Tensor, "b c"], Float[Tensor, "b c p q"]]:
         """Class logits Z = pool(F) W and the map M = F W, both unbounded."""
         logits = F.linear(features.amax(dim=(2, 3)), self.weight)
-        return logits, F.conv2d(features, self.weight[:, :, None, None])
+        return logits, self._map(features, self.weight)
+
+    def guided(
+        self, features: Float[Tensor, "b d p q"], detach: Literal["features", "classifier"]
+    ) -> Float[Tensor, "b c p q"]:
+        """The same M, whose gradient does not reach F (`features`) or W (`classifier`).
+
+        Paper: Tab. 4a.
+        """
+        if detach == "features":
+            return self._map(features.detach(), self.weight)
+        return self._map(features, self.weight.detach())
+
+    @staticmethod
+    def _map(features: Float[Tensor, "b d p q"], weight: Float[Tensor, "c d"]) -> Float[Tensor, "b c p q"]:
+        return F.conv2d(features, weight[:, :, None, None])
 
 
 class LargeFov(nn.Sequential):

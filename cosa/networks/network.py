@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -27,12 +29,19 @@ class CosaNetwork(nn.Module):
         """Side of a patch, pixels: images must be multiples of it."""
         return self.encoder.patch_size
 
-    def forward(self, images: Float[Tensor, "b 3 h w"], *, segment: bool = True) -> NetworkOutput:
+    def forward(
+        self,
+        images: Float[Tensor, "b 3 h w"],
+        *,
+        segment: bool = True,
+        detach: Literal["none", "features", "classifier"] = "none",
+    ) -> NetworkOutput:
         """All outputs on the patch grid, in fp32 even under autocast.
 
         Args:
             images: Normalised images, sides multiples of `patch_size`.
             segment: False leaves the decoder out, as the warm-up does.
+            detach: What of M = F W the guidance's gradient is not to reach; it then gets a map of its own.
         """
         aux_features, features = self.encoder(images)
         cls_logits, cam = self.cam_head(features)
@@ -43,6 +52,7 @@ class CosaNetwork(nn.Module):
             cam=cam.float(),
             aux_cam=aux_cam.float(),
             seg_logits=self.decoder(features).float() if segment else None,
+            guided_cam=None if detach == "none" else self.cam_head.guided(features, detach).float(),
         )
 
 

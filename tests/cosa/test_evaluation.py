@@ -9,7 +9,7 @@ import torch
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
-from cosa.config import EvaluationConfig
+from cosa.config import Config, EvaluationConfig
 from cosa.evaluation import Evaluation, coexistence_indices, evaluate
 from cosa.structures import IGNORE, EvaluationBatch
 from tests.oracles.evaluation import slow_evaluation
@@ -30,6 +30,7 @@ def split(images: int = 5, seed: int = 0) -> list[EvaluationBatch]:
             EvaluationBatch(
                 names=tuple(f"image_{start + i}" for i in range(count)),
                 images=torch.randn(count, 3, 16, 16, generator=rng),
+                sizes=tuple((mask.shape[0], mask.shape[1]) for mask in masks),
                 masks=tuple(masks),
                 labels=torch.tensor([[float((mask == c).any()) for c in (1, 2)] for mask in masks]),
             )
@@ -56,7 +57,7 @@ def run(
     return evaluate(
         network or ColourNetwork(),
         batches,
-        config=settings,
+        config=Config(evaluation=settings),
         classes=CLASSES,
         xi=xi,
         aux_xi=0.7,
@@ -91,6 +92,7 @@ def test_a_confusion_with_an_absent_class_costs_only_the_label_free_protocol() -
     batch = EvaluationBatch(
         names=("image",),
         images=torch.ones(1, 3, 8, 8),
+        sizes=((8, 8),),
         masks=(torch.full((8, 8), 2),),
         labels=torch.tensor([[0.0, 1.0]]),
     )
@@ -130,7 +132,13 @@ def test_a_worker_without_images_adds_nothing() -> None:
 def test_images_are_counted_alike_in_every_batching() -> None:
     batches = split(4)
     singles = [
-        EvaluationBatch(b.names[i : i + 1], b.images[i : i + 1], b.masks[i : i + 1], b.labels[i : i + 1])
+        EvaluationBatch(
+            b.names[i : i + 1],
+            b.images[i : i + 1],
+            b.sizes[i : i + 1],
+            b.masks[i : i + 1],
+            b.labels[i : i + 1],
+        )
         for b in batches
         for i in range(len(b.names))
     ]
@@ -195,6 +203,7 @@ def test_a_class_that_is_nowhere_has_no_iou() -> None:
     batch = EvaluationBatch(
         names=("image",),
         images=torch.ones(1, 3, 8, 8),
+        sizes=((8, 8),),
         masks=(torch.zeros(8, 8, dtype=torch.int64),),
         labels=torch.tensor([[1.0, 0.0]]),
     )

@@ -187,6 +187,8 @@ def test_outputs_are_fp32_and_close_under_autocast(network: CosaNetwork, images:
 
     assert not torch.equal(half.cam, whole.cam)  # it was computed in bfloat16
     for name, value in vars(half).items():
+        if value is None:
+            continue
         assert value.dtype == torch.float32, name
         torch.testing.assert_close(value, getattr(whole, name), rtol=0.1, atol=0.05)
 

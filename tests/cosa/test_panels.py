@@ -8,7 +8,7 @@ import torch
 
 from cosa.config import EvaluationConfig
 from cosa.data.dataset import normalise
-from cosa.panels import PanelRow, draw_panels, palette, panel_rows
+from cosa.panels import PanelRow, draw_panels, palette, panel_indices, panel_rows
 from cosa.structures import IGNORE, EvaluationBatch
 from tests.oracles.network import ColourNetwork
 
@@ -23,6 +23,7 @@ def batches(count: int = 4) -> list[EvaluationBatch]:
         EvaluationBatch(
             names=(f"first_{i}", f"second_{i}"),
             images=normalise(rng.integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)),
+            sizes=((16, 16), (8, 12)),
             masks=(torch.zeros(16, 16, dtype=torch.int64), torch.ones(8, 12, dtype=torch.int64)),
             labels=torch.tensor([[1.0, 0.0], [0.0, 1.0]]),
         )
@@ -33,7 +34,7 @@ def batches(count: int = 4) -> list[EvaluationBatch]:
 def row(**changes: object) -> PanelRow:
     plain = PanelRow(
         name="image",
-        labels=torch.tensor([0.0, 0.0]),
+        labels=torch.tensor([1.0, 1.0]),
         image=np.full((10, 10, 3), 100, dtype=np.uint8),
         ground_truth=torch.zeros(10, 10, dtype=torch.int64),
         activation=torch.zeros(2, 10, 10),
@@ -69,17 +70,52 @@ def test_the_palette_tells_256_classes_apart() -> None:
     assert len({tuple(colour) for colour in palette(256).tolist()}) == 256
 
 
-def test_rows_stop_at_the_number_of_panel_images() -> None:
-    read = iter(batches())
+def test_there_is_a_row_for_each_image() -> None:
+    rows = panel_rows(ColourNetwork(), batches(2), config=SETTINGS, xi=0.5, device=CPU)
 
-    rows = panel_rows(ColourNetwork(), read, config=SETTINGS, xi=0.5, device=CPU)
-
-    assert [r.name for r in rows] == ["first_0", "second_0", "first_1"]
-    assert len(list(read)) == 2
+    assert [r.name for r in rows] == ["first_0", "second_0", "first_1", "second_1"]
 
 
-def test_a_short_split_gives_fewer_rows() -> None:
-    assert len(panel_rows(ColourNetwork(), batches(1), config=SETTINGS, xi=0.5, device=CPU)) == 2
+def test_an_image_without_a_mask_is_shown_with_nothing_to_compare_it_to() -> None:
+    batch = dataclasses.replace(batches()[0], masks=())
+
+    shown = panel_rows(ColourNetwork(), [batch], config=SETTINGS, xi=0.5, device=CPU)
+
+    assert [r.ground_truth.shape for r in shown] == [(16, 16), (8, 12)]
+    assert all(r.ground_truth.eq(IGNORE).all() for r in shown)
+
+
+# labels of eight images; boat is class 0
+LABELS = torch.tensor([[float(i in {1, 4, 6}), 1.0] for i in range(8)])
+
+
+def chosen(**changes: object) -> list[int]:
+    settings = dataclasses.replace(SETTINGS, coexistence=("boat",), **changes)
+    return panel_indices(LABELS, CLASSES, settings)
+
+
+def test_panel_images_are_drawn_by_their_seed() -> None:
+    draws = {tuple(chosen(panel_seed=seed)) for seed in range(20)}
+
+    assert len(draws) > 5
+    assert all(len(set(draw)) == 3 for draw in draws)
+    assert chosen(panel_seed=3) == chosen(panel_seed=3)
+
+
+def test_the_first_images_are_shown_on_request() -> None:
+    assert chosen(panel_choice="first") == [0, 1, 2]
+
+
+def test_images_that_suffer_from_coexistence_are_shown_alone() -> None:
+    assert chosen(panel_choice="coexistence") == [1, 4, 6]
+
+
+def test_images_that_are_not_evaluated_are_not_shown() -> None:
+    assert chosen(panel_choice="coexistence", max_images=5) == [1, 4]
+
+
+def test_a_split_without_coexistence_shows_other_images() -> None:
+    assert len(chosen(panel_choice="coexistence", max_images=1)) == 1
 
 
 def test_a_row_shows_the_picture_that_was_read() -> None:
@@ -103,7 +139,7 @@ def test_assignments_of_a_row_know_the_labels_and_the_prediction_does_not() -> N
     assert shown.prediction.eq(1).all()
     assert not shown.spl.eq(1).any()
     assert not shown.cpl.eq(1).any()
-    assert shown.activation[0].eq(0).all()
+    assert len(shown.activation) == 1  # of its one class
 
 
 @pytest.mark.parametrize(

@@ -195,7 +195,7 @@ def test_two_workers_assign_what_one_with_the_whole_batch_assigns(network: CosaN
             return summed
 
         share = slice(2 * rank, 2 * rank + 2)
-        half = Batch(**{name: tensor[share] for name, tensor in vars(batch).items()})
+        half = Batch(**{name: t[share] for name, t in vars(batch).items() if t is not None})
         return assign(network, half, thresholds(config), config, total)
 
     with ThreadPoolExecutor(2) as pool:
@@ -319,7 +319,8 @@ def test_each_term_teaches_the_outputs_it_is_about_and_no_others(
 
     learned(output, batch, assigned(network, batch))[term].backward()
 
-    touched = {name for name, leaf in vars(output).items() if leaf.grad is not None and leaf.grad.any()}
+    leaves = {name: leaf for name, leaf in vars(output).items() if leaf is not None}
+    touched = {name for name, leaf in leaves.items() if leaf.grad is not None and leaf.grad.any()}
     assert touched == REACH[term]
 
 
@@ -365,7 +366,7 @@ def test_padding_teaches_nothing(network: CosaNetwork, batch: Batch) -> None:
 def test_the_mean_over_shares_is_the_mean_over_the_batch(network: CosaNetwork, batch: Batch) -> None:
     """Although the second share holds more padding than the first."""
     order = torch.tensor([0, 3, 1, 2])
-    batch = Batch(**{name: tensor[order] for name, tensor in vars(batch).items()})
+    batch = Batch(**{name: t[order] for name, t in vars(batch).items() if t is not None})
     target, output, keys = assigned(network, batch), output_of(batch), keys_for(batch)
     whole = learn(output, batch, target, SETTINGS, keys=keys)
     valid = batch.valid[:, 1::2, 1::2]
@@ -374,7 +375,7 @@ def test_the_mean_over_shares_is_the_mean_over_the_batch(network: CosaNetwork, b
     shares = []
     for share in (slice(0, 2), slice(2, 4)):
         part, said = (
-            type(item)(**{name: tensor[share] for name, tensor in vars(item).items()})
+            type(item)(**{name: t[share] for name, t in vars(item).items() if t is not None})
             for item in (batch, output)
         )
         heads = {
