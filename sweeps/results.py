@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from sweeps.drawing import Drawing
 
 
+_TIE = 0.0005
+"""Half of the last printed digit: rows closer than this are not told apart."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One arm with ours and the published values."""
@@ -68,7 +72,8 @@ class FilledTable:
     def best(self) -> Row | None:
         """The row of the highest mean of the table's first metric, oracles and rows that lack a seed apart.
 
-        None where fewer than two rows can be compared, or where higher is not better.
+        None where fewer than two rows can be compared, where the two highest differ by less than a report
+        prints, or where higher is not better.
         """
         key = self.table.metrics[0]
         judged = [row for row in self.rows if not row.oracle and row.cells[key].values]
@@ -76,7 +81,8 @@ class FilledTable:
         judged = [row for row in judged if len(row.cells[key].values) == most]
         if len(judged) < 2 or not METRICS[key].percent:
             return None
-        return max(judged, key=lambda row: row.cells[key].mean)
+        first, second = sorted(judged, key=lambda row: row.cells[key].mean, reverse=True)[:2]
+        return first if first.cells[key].mean - second.cells[key].mean >= _TIE else None
 
 
 @dataclass(frozen=True)

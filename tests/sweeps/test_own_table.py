@@ -35,7 +35,7 @@ def test_the_documented_table_has_about_ten_lines():
 def test_the_documented_table_is_planned_beside_the_papers(own):
     plan = read_order("ablation", "", (), ["--tables", "3b", own(EXAMPLE)]).plan
     rows = {row for trial in plan.trials if trial.kind == "trial" for row in trial.arms}
-    assert {"tau/full", "tau/tau-0.1", "tau/tau-x10", "3b/full"} <= rows
+    assert {"tau/full", "tau/tau-0.1", "tau/tau-half", "3b/full"} <= rows
     full = next(trial for trial in plan.trials if "tau/full" in trial.arms)
     assert "3b/full" in full.arms
 

@@ -325,6 +325,16 @@ def test_a_row_with_fewer_seeds_than_others_is_not_called_best(filled):
     assert fill(TABLE, plan_content(), runs, {}).best.arm.name == "full"
 
 
+@pytest.mark.parametrize(("value", "best"), [(0.5004, None), (0.5006, "full")])
+def test_of_two_rows_that_print_alike_none_is_called_best(value, best):
+    runs = {
+        trial_of("no-CSC", 0).identity: run_of(seg_miou_labelled=0.5),
+        trial_of("full", 0).identity: run_of(seg_miou_labelled=value),
+    }
+    found = fill(TABLE, plan_content(), runs, {}).best
+    assert (found.arm.name if found else None) == best
+
+
 def test_one_row_alone_is_not_called_best():
     assert fill(TABLE, plan_content(), {trial_of("full", 0).identity: run_of()}, {}).best is None
 
