@@ -1,0 +1,78 @@
+"""Work spread over processes: order, errors, and an end that leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from cosa.data.processes import CHUNK, chunks, in_processes
+from tests.reading import ROOT
+
+
+def _place(item: int) -> tuple[int, int]:
+    if item == 0:
+        raise ValueError("zero")
+    return item, os.getpid()
+
+
+def test_chunks_keep_every_item_in_order() -> None:
+    items = list(range(2 * CHUNK + 1))
+
+    parts = chunks(items)
+
+    assert [len(part) for part in parts] == [CHUNK, CHUNK, 1]
+    assert [item for part in parts for item in part] == items
+    assert chunks([]) == []
+
+
+def test_one_item_starts_no_process() -> None:
+    assert list(in_processes(_place, [7])) == [(7, os.getpid())]
+
+
+def test_one_core_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+
+    assert {pid for _, pid in in_processes(_place, [1, 2, 3])} == {os.getpid()}
+
+
+def test_results_come_in_order_from_other_processes_until_the_first_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    results = in_processes(_place, [3, 1, 2, 0, 5])
+
+    before = [next(results) for _ in range(3)]
+
+    assert [item for item, _ in before] == [3, 1, 2]
+    assert os.getpid() not in {pid for _, pid in before}
+    with pytest.raises(ValueError, match="zero"):
+        next(results)
+
+
+def test_the_processes_of_one_that_was_killed_end() -> None:
+    program = """
+import os, time
+os.cpu_count = lambda: 2
+from cosa.data.processes import in_processes
+if __name__ == "__main__":
+    results = in_processes(time.sleep, [0, 0, 600, 600])
+    next(results)
+    print("begun", flush=True)
+    list(results)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == "begun\n"
+    children = psutil.Process(parent.pid).children(recursive=True)
+
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    _, alive = psutil.wait_procs(children, timeout=20)
+
+    assert len(children) >= 2
+    assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE]
