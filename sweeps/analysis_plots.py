@@ -16,6 +16,8 @@ from sweeps.recordings import Bins
 
 _WHISKERS = (0.05, 0.25, 0.5, 0.75, 0.95)
 _MOST_LINES = 5
+LEAST_SHARE = 0.01
+"""Share of the pixels that a dot of accuracy by perplexity stands for, at least."""
 
 File = Mapping[str, Any]
 """An analysis file's content."""
@@ -64,26 +66,20 @@ def accuracy_lines(files: Sequence[File]) -> Part:
     shown = spread(range(len(files)), _MOST_LINES)
     colours = ListedColormap(mpl.colormaps["cividis"](np.linspace(0, 0.85, len(shown))))
     for place, index in enumerate(shown):
-        bins = _bins(files[index], "perplexity")
-        x = _middles(bins.edges)
+        # pixels right at the threshold are few: bins of their own would show chance
+        bins = _bins(files[index], "perplexity").merged(LEAST_SHARE)
         label = f"{'step ' if place == 0 else ''}{thousands(files[index]['step'])}"
-        axes.plot(x, 100 * bins.accuracy, color=colours(place), label=label)
-        shares = bins.counts / max(bins.counts.sum(), 1)
-        axes.scatter(x, 100 * bins.accuracy, s=3 + 60 * np.sqrt(shares), color=colours(place), linewidth=0)
-    x = _middles(_bins(files[0], "perplexity").edges)
-    last = float(_bins(files[0], "perplexity").edges[-2])
-    ticks = [*range(int(last)), float(x[-1])]
-    axes.set_xticks(ticks, [*(f"{tick:g}" for tick in ticks[:-1]), f"≥{last:g}"])
+        axes.plot(_middles(bins.edges), 100 * bins.accuracy, color=colours(place), label=label, marker="o")
     label_axes(axes, "perplexity", "accuracy of CPL, %")
     canvas.legend()
     return canvas.part("fig3c", "(c) accuracy by perplexity")
 
 
 def _middles(edges: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Middles of the bins; an open last one as if it were as wide as the one before."""
+    """Middles of the bins; of an open last one its lower edge, all that is known."""
     closed = edges.copy()
     if np.isinf(closed[-1]):
-        closed[-1] = 2 * closed[-2] - closed[-3]
+        closed[-1] = closed[-2]
     middles: NDArray[np.float64] = (closed[1:] + closed[:-1]) / 2
     return middles
 

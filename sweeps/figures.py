@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sweeps import panel_tiles
-from sweeps.analysis_plots import accuracy_lines, boxes, confidence_map, confidences, spread
+from sweeps.analysis_plots import LEAST_SHARE, accuracy_lines, boxes, confidence_map, confidences, spread
 from sweeps.drawing import (
     AUX_COLOUR,
     BLUE,
@@ -151,9 +151,9 @@ def _figure_3(recordings: Recordings) -> Drawing | None:
     parts = [confidence_map(files), accuracy_lines(files), confidences(files[-1])]
     seen = (
         "How often CPL of M are right (a) by confidence, the largest activation of a pixel, with the "
-        "training's threshold at each step (black line), and (c) by perplexity, in dots that grow with the "
-        "bin's share of pixels; bins without a pixel are blank. (e) How confidences are distributed after "
-        f"the last step, split by the threshold. Since co-training began; seed {found.seed}."
+        "training's threshold at each step (black line; bins without a pixel are blank), and (c) by "
+        f"perplexity, at least {LEAST_SHARE:.0%} of the pixels to a dot. (e) How confidences are distributed "
+        f"after the last step, split by the threshold. Since co-training began; seed {found.seed}."
     )
     return _drawing(recordings, "3", "accuracy of CPL by confidence and perplexity", seen, parts, arms)
 
@@ -246,7 +246,7 @@ def _figure_8(recordings: Recordings) -> Drawing | None:
     arms = _arms(recordings, "no-CSC", "full")
     if not arms["no-CSC"].planned:
         return None
-    parts = list(_panels(arms, "fig8", "class activation", ("M", "CPL")))
+    parts = list(_panels(arms, "fig8", "no-CSC and full", ("M", "CPL")))
     seen = (
         "CAMs and the CPL made from them, without contrastive separation (no-CSC) and with it (full). "
         + _rule(recordings)
@@ -316,12 +316,12 @@ def _threshold_sweep(recordings: Recordings, full: Series) -> Iterator[Part]:
 
 
 def _figure_10(recordings: Recordings) -> Drawing | None:
-    arms = _arms(recordings, "Base", "full")
+    arms, columns = _arms(recordings, "Base", "full"), ["M", "prediction"]
     if not arms["Base"].planned:
-        arms = _arms(recordings, "full")
-    parts = list(_panels(arms, "fig10", "CAMs and predictions", ("M", "prediction")))
-    seen = "CAMs and label-free predictions. " + _rule(recordings)
-    return _drawing(recordings, "10", "what the networks see", seen, parts, arms)
+        arms, columns = _arms(recordings, "full"), ["M", "CPL", "SPL", "prediction"]
+    parts = list(_panels(arms, "fig10", " and ".join(arms), columns))
+    seen = "CAMs (M), what is made of them, and the label-free prediction. " + _rule(recordings)
+    return _drawing(recordings, "10", "qualitative comparison", seen, parts, arms)
 
 
 def _panels(arms: Arms, name: str, title: str, columns: Sequence[str]) -> Iterator[Part]:

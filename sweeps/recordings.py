@@ -66,6 +66,26 @@ class Bins:
         empty = self.counts == 0
         return np.where(empty, np.nan, self.correct / np.where(empty, 1, self.counts))
 
+    def merged(self, share: float) -> Bins:
+        """Neighbours put together from the left until each bin holds at least `share` of the count.
+
+        What is left at the right end joins the last bin; empty bins before the first full one are left out.
+        """
+        least = share * self.counts.sum()
+        starts, held = [int(np.argmax(self.counts > 0))], 0
+        for place, count in enumerate(self.counts):
+            if held >= least and held > 0:
+                starts.append(place)
+                held = 0
+            held += int(count)
+        if held < least and len(starts) > 1:
+            starts.pop()
+        return Bins(
+            self.edges[[*starts, -1]],
+            np.add.reduceat(self.counts, starts),
+            np.add.reduceat(self.correct, starts),
+        )
+
     def quantile(self, share: float) -> float:
         """The value below which `share` of the count lies, evenly spread within a bin.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import re
@@ -10,14 +11,15 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from sweeps import analysis_plots, figures, panel_tiles
+from sweeps import analysis_plots, figures, panel_tiles, report
 from sweeps.drawing import Canvas, draw_lines, styled
 from sweeps.recordings import Bins, over_seeds
+from sweeps.results import Results
 from sweeps.tables import get_tables
 from tests.sweeps.made_up_sweep import (
     CONFIDENCE,
-    PERPLEXITY,
     STEPS,
+    analysis,
     analysis_file,
     histogram,
     made_up,
@@ -254,7 +256,64 @@ def test_a_picture_that_is_no_panel_is_not_cut_up():
     assert panel_tiles.compose({"a": Image.new("RGB", (100, 100))}, ("M",)) is None
 
 
-def test_perplexities_end_in_an_open_bin():
-    read = Bins.read({"edges": [*PERPLEXITY, None], "count": [1] * 26})
-    assert math.isinf(read.edges[-1])
-    assert math.isfinite(analysis_plots._middles(read.edges)[-1])
+def test_small_bins_join_their_neighbours_from_the_left():
+    # of 20 at least 5: 6 alone, 2 + 0 + 3, 5 alone; the 4 left over join the last, the empty first is gone
+    merged = bins([0, 6, 2, 0, 3, 5, 4], range(8), [0, 6, 1, 0, 1, 5, 0]).merged(0.25)
+    assert merged.edges.tolist() == [1, 2, 5, 7]
+    assert (merged.counts.tolist(), merged.correct.tolist()) == ([6, 5, 9], [6, 2, 5])
+
+
+def test_merging_loses_no_pixel_and_keeps_the_open_end():
+    content = analysis(2000)["networks"]["assignment"]["cam"]["perplexity"]
+    whole = Bins.read(content)
+    merged = whole.merged(0.01)
+    assert merged.counts.sum() == whole.counts.sum()
+    assert merged.counts.min() >= 0.01 * whole.counts.sum()
+    assert math.isinf(merged.edges[-1])
+
+
+def test_nothing_merges_into_one_empty_bin():
+    assert bins([0, 0, 0], range(4)).merged(0.1).counts.tolist() == [0]
+
+
+def test_the_open_bin_is_drawn_at_its_lower_edge():
+    assert analysis_plots._middles(np.array([0, 2, 4, math.inf])).tolist() == [1, 3, 4]
+
+
+@pytest.fixture(scope="module")
+def results(drawn):
+    return Results(
+        sweep="small",
+        preset="shapes",
+        seeds=(0,),
+        tables=(),
+        full=None,
+        panels=(),
+        provenance={"trials": "4 of 6 finished", "training": "1 hour"},
+        figures=tuple(drawn.values()),
+    )
+
+
+def test_the_page_holds_every_figure_with_its_caption_and_needs_no_other_file(results, drawn):
+    page = report.html(results, "")
+    assert page.count("<svg role") == 13
+    assert page.count("data:image/png;base64,") == 3
+    assert all(drawing.title in page for drawing in drawn.values())
+    assert "http" not in page
+
+
+def test_the_page_says_which_arm_a_figure_lacks(results, drawn):
+    lacking = dataclasses.replace(drawn["6"], note="no-SA has 0 of 2 seeds")
+    page = report.html(dataclasses.replace(results, figures=(lacking,)), "")
+    assert "Missing: no-SA has 0 of 2 seeds." in page
+
+
+def test_each_picture_is_a_file_beside_the_page(results, tmp_path):
+    files = report.write(results, tmp_path, "")
+    names = [path.relative_to(tmp_path).as_posix() for path in files]
+    assert "figures/fig3a.svg" in names
+    assert (tmp_path / "figures/fig8.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_report_without_figures_has_no_section_of_them(results):
+    assert "from these runs" not in report.html(dataclasses.replace(results, figures=()), "")
