@@ -131,9 +131,11 @@ def _folder(given: argparse.Namespace, stored: StoredModel) -> Path:
     """Where the results go: beside what was judged, those of each split and network apart."""
     if given.out:
         return Path(given.out).expanduser().absolute()
-    home = stored.folder or Path("evaluation").absolute() / str(given.source)
+    home = (
+        stored.folder / "evaluation" if stored.folder else Path("evaluation").absolute() / str(given.source)
+    )
     split, network = stored.config.data.val_split, stored.facts.network
-    return home / "evaluation" / (split if network == "assignment" else f"{split}-{network}")
+    return home / (split if network == "assignment" else f"{split}-{network}")
 
 
 def _make(folder: Path) -> None:

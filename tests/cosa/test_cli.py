@@ -353,6 +353,44 @@ def test_durations_read_well(seconds: float, text: str) -> None:
     assert displays.duration(seconds) == text
 
 
+def test_a_counter_shows_how_far_it_is_in_one_line_that_is_rewritten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seconds = iter([0.0, 2.0, 4.0])
+    monkeypatch.setattr(displays.time, "perf_counter", lambda: next(seconds))
+    terminal = _Terminal()
+    counter = displays.Counter(_display_on(terminal), 40, "images")
+
+    counter.add(10)
+    counter.add(10)
+
+    lines = terminal.getvalue().split("\r\x1b[2K")
+    assert lines == ["", "10/40 images | 5 images/s | 6 s left", "20/40 images | 5 images/s | 4 s left"]
+
+
+def test_a_counter_writes_to_a_log_file_now_and_then_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter(range(100))
+    monkeypatch.setattr(displays.time, "perf_counter", lambda: float(next(seconds)))
+    log = io.StringIO()
+    counter = displays.Counter(_display_on(log), 25, "images")
+
+    for _ in range(25):
+        counter.add(1)
+
+    assert [line.partition("/")[0] for line in log.getvalue().splitlines()] == ["1", "11", "21", "25"]
+
+
+def test_a_table_is_markdown_with_its_columns_aligned() -> None:
+    table = displays.aligned_table(["IoU", "seg"], [["cat", "10.00"], ["aeroplane", "9.50"]])
+
+    assert table.splitlines() == [
+        "| IoU       |   seg |",
+        "| --------- | ----: |",
+        "| cat       | 10.00 |",
+        "| aeroplane |  9.50 |",
+    ]
+
+
 def test_a_metric_that_a_network_lacks_is_no_zero() -> None:
     table = displays.metrics_table({"AN": {"seg_miou": 0.5}, "ON": {}})
 

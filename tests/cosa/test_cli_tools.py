@@ -12,12 +12,14 @@ from pathlib import Path
 import mlflow.pyfunc
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 from PIL import Image
 
 from cosa import cli
 from cosa.config import Config
 from cosa.data.dataset import open_dataset
 from cosa.model import build_model, load_model, resolve_model, save_model
+from cosa.tracking import initialise_store
 from cosa.trainer import train
 
 
@@ -89,6 +91,20 @@ def test_an_exported_model_is_judged_as_its_run(run: Path) -> None:
 
     first, *others = (json.loads(Path(out, "evaluation.json").read_text()) for out in "abc")
     assert all(other == first for other in others)
+
+
+def test_a_tracked_run_is_judged_by_its_id(run: Path, tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/runs/mlflow.db"
+    client, experiment = MlflowClient(uri), initialise_store(uri, "cosa")
+    run_id = client.create_run(experiment).info.run_id
+    assert cli.export(["run", "--out", "model"]) == 0
+    client.log_artifacts(run_id, "model", "model")
+
+    assert cli.evaluate([run_id]) == 0
+
+    expected = json.loads((run / "result.json").read_text())["metrics"]["val/assignment/seg_miou"]
+    found = json.loads(Path("evaluation", run_id, "val", "evaluation.json").read_text())
+    assert found["metrics"]["seg_miou"] == expected
 
 
 def test_a_split_without_masks_is_judged_by_its_labels(

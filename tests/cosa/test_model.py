@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow.pyfunc
@@ -14,7 +15,7 @@ from PIL import Image
 
 from cosa import checkpoint
 from cosa import model as models
-from cosa.config import Config, override
+from cosa.config import Config, from_json, override, to_json
 from cosa.data.dataset import open_dataset
 from cosa.data.loader import evaluation_batches
 from cosa.inference import multiscale, resize
@@ -244,6 +245,31 @@ def test_a_run_that_is_still_going_on_is_its_newest_checkpoint(run_folder: Path,
     found = resolve_model(going)
 
     assert (found.facts.step, found.folder) == (1, going)
+
+
+def test_a_finished_run_is_its_final_model_and_one_that_goes_on_is_not(
+    run_folder: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run)
+    built = build_model(resolve_model(run), device=CPU)
+    final = replace(built.facts, step=99)
+    save_model(run / "model", built.network, built.config, built.classes, facts=final)
+
+    assert resolve_model(run).facts.step == 99
+    assert resolve_model(run / "model").folder == run
+    assert resolve_model(run, network="online").facts.step == 2
+    (run / "result.json").unlink()
+    assert resolve_model(run).facts.step == 2
+
+
+def test_a_checkpoint_that_names_its_classes_needs_no_data_set(run_folder: Path, tmp_path: Path) -> None:
+    state = checkpoint.load(run_folder / "checkpoints" / "step_00000002.pt")
+    moved = override(from_json(state["config"]), {"data.layout": "voc", "data.root": "nowhere"})
+    classes = ("a", "b", "c", "d", "e", "f")
+    checkpoint.save(tmp_path, {**state, "config": to_json(moved), "classes": classes}, keep=1)
+
+    assert resolve_model(tmp_path / "step_00000002.pt").classes == classes
 
 
 def test_a_checkpoint_names_the_folder_of_its_run(run_folder: Path) -> None:
