@@ -124,8 +124,10 @@ def locked(folder: Path) -> Iterator[None]:
         lock = (folder / "lock").open("w")
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
-        message = f"data.cache must be a folder that can be written, got {str(folder)!r} ({reason}); "
-        raise OSError(error.errno, message + "set --data.cache to another") from error
+        raise OSError(
+            f"data.cache must be a folder that can be written, got {str(folder)!r} ({reason}); "
+            "set --data.cache to another"
+        ) from error
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -316,7 +316,7 @@ def test_a_cache_that_cannot_be_written_is_named(coco: CocoFolder) -> None:
     coco.cache.write_text("in the way")
 
     with pytest.raises(
-        OSError, match=r"data\.cache must be a folder that can be written, got .*cache.*; set"
+        OSError, match=r"^data\.cache must be a folder that can be written, got .*cache.*; set"
     ):
         opened(coco)
 
