@@ -297,7 +297,7 @@ def results(drawn):
 def test_the_page_holds_every_figure_with_its_caption_and_needs_no_other_file(results, drawn):
     page = report.html(results, "")
     assert page.count("<svg role") == 13
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count('<img src="data:image/png;base64,') == 3
     assert all(drawing.title in page for drawing in drawn.values())
     assert "http" not in page
 
