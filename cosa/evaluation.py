@@ -6,7 +6,7 @@ the number of images. Metrics:
     seg_miou, seg_cmiou                     segmentation, label-free: the usual protocol, the one to select by
     seg_miou_labelled, seg_cmiou_labelled   the paper's protocol on val: never a class that the image lacks
     seg_miou_crf, seg_miou_labelled_crf     the same after a dense CRF, with `evaluation.crf`
-    images_per_second, crf_images_per_second    without and with the CRF, with `evaluation.crf`
+    images_per_second, crf_images_per_second    label-free, of one process, without and with the CRF
     cpl_miou, cpl_cmiou                     CPL of M at `evaluation.xi`
     cpl_miou_own, cpl_cmiou_own             CPL of M at the training's threshold
     cpl_miou_sure                           the same on the pixels with a perplexity up to `csc.epsilon`
@@ -24,17 +24,21 @@ classification alone.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from cosa.cam import to_activation
 from cosa.config import Config, EvaluationConfig, nearest
+from cosa.crf import CrfPool
 from cosa.inference import multiscale, resize
 from cosa.metrics import CplCounts, ImageCounts, ScoreCounts, confusion_matrix, iou, mean_iou
 from cosa.networks.network import CosaNetwork
@@ -54,8 +58,8 @@ class Evaluation:
     metrics: dict[str, float]
     """By name, as the module's docstring lists them; NaN where the split has nothing to count."""
     per_class: dict[str, dict[str, float]]
-    """IoU by protocol (`seg_iou`, `seg_iou_labelled`, `cpl_iou`, `aux_cpl_iou`), then by class; a class
-    that is neither in the ground truth nor predicted is left out."""
+    """IoU by protocol (`seg_iou`, `seg_iou_labelled`, both with `_crf`, `cpl_iou`, `aux_cpl_iou`), then by
+    class; a class that is neither in the ground truth nor predicted is left out."""
     curves: dict[str, list[tuple[float, float]]]
     """CPL mIoU over the threshold, of `cam` and `aux_cam`."""
     analysis: dict[str, Any]
@@ -76,6 +80,9 @@ class _Counts:
         self.cpl, self.aux_cpl, self.ensemble = (CplCounts(classes, device) for _ in range(3))
         self.cls, self.aux_cls = (ScoreCounts(classes, device) for _ in range(2))
         self.single = ImageCounts(device)
+        self.refined, self.refined_labelled = torch.zeros_like(self.seg), torch.zeros_like(self.seg)
+        self.seconds = torch.zeros(2, dtype=torch.float64, device=device)
+        """Spent on label-free predictions, without and with the CRF."""
 
     def add(
         self,
@@ -128,11 +135,48 @@ class _Counts:
         quality = iou(confusion_matrix(cpl, target, len(self.seg))).nanmean()
         self.single.update(quality, doubt.double().mean())
 
+    def add_refined(
+        self, pool: CrfPool, fused: FusedOutput, batch: EvaluationBatch, masks: Sequence[Tensor], begun: float
+    ) -> None:
+        """Count what the CRF makes of a batch; `begun` is when the network was first asked about it."""
+        maps = [
+            resize(fused.seg_logits[i : i + 1], (mask.shape[0], mask.shape[1]))
+            for i, mask in enumerate(masks)
+        ]
+        for logits in maps:
+            logits.argmax(1).cpu()  # what the network's own prediction takes
+        seconds = [time.perf_counter() - begun]
+        free = pool.predictions(batch.originals, [_probs(logits) for logits in maps])
+        seconds.append(time.perf_counter() - begun)
+        self.seconds += torch.tensor(seconds, dtype=torch.float64, device=self.seconds.device)
+        own = [
+            _probs(keep_labelled(logits, batch.labels[i : i + 1].to(logits.device)))
+            for i, logits in enumerate(maps)
+        ]
+        self.refined += self._confusion(free, masks)
+        self.refined_labelled += self._confusion(pool.predictions(batch.originals, own), masks)
+
+    def _confusion(
+        self, predictions: Sequence[UInt8[np.ndarray, "_h _w"]], masks: Sequence[Int[Tensor, "_h _w"]]
+    ) -> Int[Tensor, "k k"]:
+        """Of all images of a batch."""
+        found = torch.zeros_like(self.seg)
+        for prediction, mask in zip(predictions, masks, strict=True):
+            found += confusion_matrix(torch.from_numpy(prediction).to(mask.device), mask, len(found))
+        return found
+
     def reduce(self, reduce: Callable[[Tensor], Tensor]) -> None:
         """Take the sum over all workers for each count."""
         self.images, self.seg, self.labelled = map(reduce, (self.images, self.seg, self.labelled))
+        self.refined, self.refined_labelled = reduce(self.refined), reduce(self.refined_labelled)
+        self.seconds = reduce(self.seconds)
         for part in (self.cpl, self.aux_cpl, self.ensemble, self.cls, self.aux_cls, self.single):
             part.counts = reduce(part.counts)
+
+
+def _probs(logits: Float[Tensor, "1 k h w"]) -> Float[np.ndarray, "k h w"]:
+    probs: Float[np.ndarray, "k h w"] = logits.softmax(1)[0].cpu().numpy()
+    return probs
 
 
 def _alone(count: Tensor) -> Tensor:
@@ -168,21 +212,35 @@ def evaluate(
         segmentation: False judges CAMs and classification alone, as Tab. 1 does on the training images.
 
     Raises:
-        ValueError: `evaluation.coexistence` names a class that the data set does not have.
+        ValueError: `evaluation.coexistence` names a class that the data set does not have, or
+            `evaluation.crf` asks for what is not installed.
     """
     settings = config.evaluation
     affected = coexistence_indices(settings, classes)
     counts = _Counts(len(classes), config, xi, device)
-    for batch in batches:
-        images = batch.images.to(device)
-        size = (images.shape[2], images.shape[3])
-        fused = multiscale(network, images, scales=settings.scales, flip=settings.flip, size=size)
-        masks = [mask.to(device) for mask in batch.masks]
-        counts.add(fused, batch.labels.to(device), masks, segmentation=segmentation)
+    with _crf(config) if settings.crf and segmentation else contextlib.nullcontext() as pool:
+        for batch in batches:
+            begun = time.perf_counter()
+            images = batch.images.to(device)
+            size = (images.shape[2], images.shape[3])
+            fused = multiscale(network, images, scales=settings.scales, flip=settings.flip, size=size)
+            masks = [mask.to(device) for mask in batch.masks]
+            if pool:
+                counts.add_refined(pool, fused, batch, masks, begun)
+            counts.add(fused, batch.labels.to(device), masks, segmentation=segmentation)
     counts.reduce(reduce)
     return _summarise(
         counts, config, classes, affected, {"cpl": xi, "aux_cpl": aux_xi}, segmentation=segmentation
     )
+
+
+def _crf(config: Config) -> CrfPool:
+    """Processes that are up and running, so that no image waits for their start."""
+    workers = config.data.loader_workers
+    pool = CrfPool(workers)
+    grey, probs = np.full((8, 8, 3), 128, np.uint8), np.full((2, 8, 8), 0.5, np.float32)
+    pool.predictions([grey] * workers, [probs] * workers)
+    return pool
 
 
 def coexistence_indices(config: EvaluationConfig, classes: tuple[str, ...]) -> list[int]:
@@ -223,6 +281,10 @@ def _summarise(
         **{(head, "_own"): cpl[head].confusion(own[head]) for head in cpl},
         ("ensemble_cpl", ""): counts.ensemble.confusion(xi),
     }
+    if segmentation and config.evaluation.crf:
+        confusions |= {("seg", "_crf"): counts.refined, ("seg", "_labelled_crf"): counts.refined_labelled}
+        speeds = (images / counts.seconds).tolist()
+        metrics |= dict(zip(("images_per_second", "crf_images_per_second"), speeds, strict=True))
     metrics |= {f"{head}_miou{suffix}": mean_iou(matrix) for (head, suffix), matrix in confusions.items()}
     if affected:
         for (head, suffix), matrix in confusions.items():

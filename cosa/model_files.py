@@ -21,7 +21,6 @@ from torch import Tensor
 import cosa
 from cosa import checkpoint
 from cosa.config import Config, from_json, to_json
-from cosa.data.dataset import open_dataset
 from cosa.networks.encoder import read_tensors
 from cosa.networks.network import CosaNetwork
 from cosa.tracking import download_model
@@ -180,19 +179,17 @@ def _from_checkpoint(path: Path, network: NetworkName) -> StoredModel:
 
 def _from_state(saved: checkpoint.State, network: NetworkName, folder: Path) -> StoredModel:
     config = from_json(saved["config"])
-    # a checkpoint that does not name its classes was written beside its data set, which does
-    classes = saved.get("classes") or open_dataset(config.data, config.data.val_split, needs="images").classes
     facts = Facts(
         step=saved["step"],
-        xi=float(saved["threshold"]["value"]),
-        aux_xi=float(saved["aux_threshold"]["value"]),
+        xi=saved["xi"],
+        aux_xi=saved["aux_xi"],
         data_fingerprint=saved["data_fingerprint"],
         network=network,
         run_id=saved["run_id"],
         metrics=saved["metrics"],
     )
     return StoredModel(
-        config=config, classes=tuple(classes), facts=facts, weights=saved[network], folder=folder
+        config=config, classes=tuple(saved["classes"]), facts=facts, weights=saved[network], folder=folder
     )
 
 

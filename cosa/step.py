@@ -44,17 +44,20 @@ class TrainingState:
     details: dict[str, Any] = field(default_factory=dict)
     """Per-class IoU and curves of the last evaluation, by network."""
 
-    def to_dict(self, config: Config, fingerprint: str) -> checkpoint.State:
-        """Plain data and tensors for a checkpoint."""
+    def to_dict(self, config: Config, classes: tuple[str, ...], fingerprint: str) -> checkpoint.State:
+        """Plain data and tensors for a checkpoint; all that a reader needs who has neither data nor run."""
         return {
             "step": self.step,
             "config": to_json(config),
+            "classes": classes,
             "data_fingerprint": fingerprint,
             "online": self.online.state_dict(),
             "assignment": self.assignment.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "threshold": self.thresholds.cam.state_dict(),
             "aux_threshold": self.thresholds.aux_cam.state_dict(),
+            "xi": float(self.thresholds.cam.value),
+            "aux_xi": float(self.thresholds.aux_cam.value),
             "seconds": self.seconds,
             "run_id": self.run_id,
             "metrics": self.metrics,

@@ -7,7 +7,7 @@ What a run leaves in its folder `out`:
     journal.jsonl            every metric with its step, one JSON object a line
     panels/                  a picture panel per evaluation
     analysis/                counts behind the paper's analysis figures, per evaluation
-    assignment.safetensors   the final AN
+    model/                   the final AN, as `cosa.model.load_model` reads it
     result.json              written last: its presence means that the run is finished
 """
 
@@ -24,7 +24,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import save as safetensors
 from torch import Tensor
 
 from cosa import checkpoint
@@ -41,7 +40,7 @@ from cosa.data.dataset import SegmentationDataset, open_dataset
 from cosa.data.loader import step_names, train_batches
 from cosa.evaluation import coexistence_indices
 from cosa.judging import Judgement, judge, judge_training_images
-from cosa.networks.network import CosaNetwork
+from cosa.model_files import Facts, save_model
 from cosa.ranks import Ranks
 from cosa.step import TERMS, TrainingState, build_state, cotraining, training_step, wrap
 from cosa.structures import Batch
@@ -275,7 +274,7 @@ class _Run:
                 _append_line(self.out / "journal.jsonl", {"step": state.step, **metrics})
                 self.tracker.log_metrics(metrics, state.step)
             if save:
-                whole = state.to_dict(self.config, self.fingerprint)
+                whole = state.to_dict(self.config, self.dataset.classes, self.fingerprint)
                 checkpoint.save(self.out / "checkpoints", whole, keep=self.config.train.keep_checkpoints)
         speed = self.clock.speed(state.step)
         self.report(
@@ -322,11 +321,17 @@ class _Run:
         """Leave AN and, last of all, `result.json`, the mark of a finished run."""
         state = self.state
         if self.ranks.first and not _is_finished(self.out, state.step):
-            final = self.out / "assignment.safetensors"
-            # as bytes: a full disk is then an OSError as everywhere, and the file has ordinary permissions
-            weights = safetensors(_on_cpu(state.assignment))
-            checkpoint.write_atomically(final, lambda draft: draft.write_bytes(weights))
-            self.tracker.log_artifact(final)
+            facts = Facts(
+                step=state.step,
+                xi=float(state.thresholds.cam.value),
+                aux_xi=float(state.thresholds.aux_cam.value),
+                data_fingerprint=self.fingerprint,
+                run_id=state.run_id,
+                metrics=state.metrics,
+            )
+            model, classes = self.out / "model", self.dataset.classes
+            for path in save_model(model, state.assignment, self.config, classes, facts=facts):
+                self.tracker.log_artifact(path, model.name)
             result = {
                 "identity": identity(self.config),
                 "warmup_identity": warmup_identity(self.config),
@@ -438,10 +443,6 @@ def _load_warmup(path: Path, config: Config) -> checkpoint.State:
 def _is_finished(out: Path, step: int) -> bool:
     path = out / "result.json"
     return path.is_file() and json.loads(path.read_text())["step"] == step
-
-
-def _on_cpu(network: CosaNetwork) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -22,7 +22,7 @@ FLOORS = (
     frozenset({"", "_torchvision", "config", "structures"}),
     EQUATION_ROOMS | {"crf", "presets", "provenance", "ranks"},
     frozenset({"networks", "data"}),
-    frozenset({"inference"}),
+    frozenset({"inference", "crf"}),
     frozenset({"swap", "evaluation", "panels", "optim", "checkpoint", "tracking"}),
     frozenset({"step", "model_files"}),
     frozenset({"judging", "model"}),

@@ -307,7 +307,7 @@ def test_a_setting_makes_another_experiment_unless_it_belongs_to_the_machine(nam
 def test_a_warm_up_is_shared_unless_it_reads_the_setting(name: str) -> None:
     changed = override(Config(), {name: OTHER[name]})
     section = name.partition(".")[0]
-    unread = name in MACHINE_FIELDS or section in {
+    unread = name in {*MACHINE_FIELDS, "data.val_split"} or section in {
         "cam",
         "threshold",
         "raw",

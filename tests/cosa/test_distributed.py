@@ -49,7 +49,7 @@ def _journal(out: Path) -> list[dict[str, float]]:
 
 
 def _weights(result: Result) -> dict[str, torch.Tensor]:
-    return load_file(result.out / "assignment.safetensors")
+    return load_file(result.out / "model/model.safetensors")
 
 
 def _kill_a_worker_at(step: int) -> Callable[[Progress], None]:

@@ -105,11 +105,14 @@ def test_a_run_leaves_what_the_module_s_docstring_says(tiny_config: Config, tmp_
     result = train(tiny_config, out=tmp_path)
 
     assert sorted(files(tmp_path)) == [
-        "assignment.safetensors",
+        "analysis/step_00000002.json",
         "checkpoints/step_00000001.pt",
         "checkpoints/step_00000002.pt",
         "config.json",
         "journal.jsonl",
+        "model/config.json",
+        "model/model.json",
+        "model/model.safetensors",
         "panels/step_00000002.png",
         "result.json",
     ]
@@ -138,7 +141,7 @@ def test_result_json_holds_every_class_and_curve_of_both_networks(whole: Result)
 
 
 def test_the_final_assignment_network_is_that_of_the_last_checkpoint(whole: Result) -> None:
-    final = load_file(whole.out / "assignment.safetensors")
+    final = load_file(whole.out / "model/model.safetensors")
 
     kept = checkpoint.load(whole.checkpoint)["assignment"]
     assert final.keys() == kept.keys()
@@ -179,7 +182,7 @@ def test_a_run_in_bf16_trains_and_is_judged(tiny_config: Config, tmp_path: Path)
     result = train(override(tiny_config, {"train.precision": "bf16"}), out=tmp_path)
 
     assert 0 <= result.metrics["val/assignment/seg_miou"] < 1
-    assert {tensor.dtype for tensor in load_file(tmp_path / "assignment.safetensors").values()} == {
+    assert {tensor.dtype for tensor in load_file(tmp_path / "model/model.safetensors").values()} == {
         torch.float32
     }
 
@@ -197,7 +200,7 @@ def test_result_json_is_written_after_everything_else(
 
     train(short, out=tmp_path)
 
-    assert written[-3:] == ["step_00000002.pt", "assignment.safetensors", "result.json"]
+    assert written[-3:] == ["config.json", "model.json", "result.json"]
     assert written.count("result.json") == 1
 
 
@@ -242,9 +245,12 @@ def test_the_tracker_is_told_what_the_journal_holds_and_how_it_ended(
     assert tracker.calls == [
         ("start", 0),
         ("metrics", 1, tuple(key for key in journal[0] if key != "step")),
+        ("artifact", "analysis/step_00000002.json"),
         ("artifact", "panels/step_00000002.png"),
         ("metrics", 2, tuple(key for key in journal[1] if key != "step")),
-        ("artifact", "assignment.safetensors"),
+        ("artifact", "model/model.safetensors"),
+        ("artifact", "model/config.json"),
+        ("artifact", "model/model.json"),
         ("artifact", "result.json"),
         ("finish", "FINISHED"),
     ]
@@ -351,7 +357,7 @@ def test_a_finished_run_called_again_does_nothing_and_says_the_same(
     def forbidden(*arguments: Any, **more: Any) -> Any:
         raise AssertionError("nothing is left to do")
 
-    for name in ("training_step", "evaluate", "panel_rows"):
+    for name in ("training_step", "judge", "judge_training_images"):
         monkeypatch.setattr(trainer, name, forbidden)
     again = train(tiny_config, out=tmp_path, report=forbidden)
 
@@ -608,7 +614,7 @@ def test_a_full_disk_ends_a_run_in_one_line_and_what_was_written_stays_whole(
     assert differences(saved_state(tmp_path, STEPS), saved_state(whole.out, STEPS)) == []
 
 
-@pytest.mark.parametrize("name", ["assignment.safetensors", "result.json", "config.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "result.json", "config.json"])
 def test_a_disk_that_is_full_for_any_file_is_told_and_the_run_ends_whole_later(
     short: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -870,7 +876,7 @@ def test_real_images_with_real_weights_train_resume_and_are_judged(
     assert 0 <= result.metrics["val/assignment/seg_miou"] < 1
     assert 0 < result.metrics["val/assignment/cpl_miou"] < 1
     published = load_file(weights)
-    final = load_file(result.out / "assignment.safetensors")
+    final = load_file(result.out / "model/model.safetensors")
     name = "blocks.0.mlp.fc1.weight"
     torch.testing.assert_close(final[f"encoder.vit.{name}"], published[name], rtol=0, atol=1e-3)
     with Image.open(result.out / "panels/step_00000003.png") as panel:
