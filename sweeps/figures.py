@@ -302,7 +302,9 @@ def _threshold_sweep(recordings: Recordings, full: Series) -> Iterator[Part]:
     axes = canvas.axes
     means = [100 * float(np.mean(values)) for values in fixed.values()]
     deviations = [100 * float(np.std(v, ddof=1)) if len(v) > 1 else 0.0 for v in fixed.values()]
-    axes.errorbar(list(fixed), means, deviations, color=GREY, marker="o", capsize=2.5, label="fixed")
+    axes.errorbar(
+        list(fixed), means, deviations, color=GREY, marker="o", capsize=2.5, elinewidth=1, label="fixed"
+    )
     dynamic = full.last(key)
     if dynamic:
         mean = 100 * float(np.mean(dynamic))
