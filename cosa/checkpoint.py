@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-FORMAT = 1
+FORMAT = 2
 _NAME = re.compile(r"step_(\d{8})\.pt")
 
 State = dict[str, Any]

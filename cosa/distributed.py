@@ -259,7 +259,10 @@ def _queue_here() -> Queue:
 
 def _absolute_paths(config: Config) -> Config:
     """`config` with its paths made absolute, since workers run in folders of their own."""
-    changes = {"data.root": str(Path(config.data.root).expanduser().absolute())}
+    changes = {
+        "data.root": str(Path(config.data.root).expanduser().absolute()),
+        "data.cache": str(Path(config.data.cache).expanduser().absolute()),
+    }
     if config.network.weights:
         changes["network.weights"] = str(Path(config.network.weights).expanduser().absolute())
     return override(config, changes)

@@ -162,7 +162,9 @@ class _Counts:
         """Of all images of a batch."""
         found = torch.zeros_like(self.seg)
         for prediction, mask in zip(predictions, masks, strict=True):
-            found += confusion_matrix(torch.from_numpy(prediction).to(mask.device), mask, len(found))
+            found += confusion_matrix(
+                torch.from_numpy(prediction.astype(np.int64)).to(mask.device), mask, len(found)
+            )
         return found
 
     def reduce(self, reduce: Callable[[Tensor], Tensor]) -> None:

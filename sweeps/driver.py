@@ -109,7 +109,8 @@ def read_order(name: str, description: str, tables: Sequence[str], arguments: Se
         raise ValueError(f"--retries must be >= 0, got {found.retries}")
     home = _home()
     base = override(get_preset(found.preset), _settings(found.set))
-    base = override(base, {"data.root": str(_absolute(home, base.data.root))})
+    places = {name: str(_absolute(home, getattr(base.data, name))) for name in ("root", "cache")}
+    base = override(base, {f"data.{name}": path for name, path in places.items()})
     if base.network.weights:
         base = override(base, {"network.weights": str(_absolute(home, base.network.weights))})
     first = base.train.seed
@@ -258,7 +259,10 @@ def _check_data(order: Order) -> None:
 
     data = order.base.data
     seen = open_dataset(data, data.train_split).fingerprint()
-    open_dataset(data, data.val_split)
+    if data.val_split:
+        open_dataset(data, data.val_split)
+    if order.base.evaluation.train_split:
+        open_dataset(data, order.base.evaluation.train_split, needs="masks")
     for name, result in _finished(order).items():
         before = result.get("data_fingerprint", seen)
         if before != seen:

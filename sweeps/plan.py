@@ -122,7 +122,7 @@ def make_plan(base: Config, tables: Sequence[Table], seeds: Sequence[int]) -> Pl
                 arms.setdefault(identity(config), []).append(f"{table.name}/{arm.name}")
                 rows += 1
                 row_iterations += config.train.iterations
-        trials += _trials_of_seed(seed, configs, arms)
+        trials += _trials_of_seed(seed, seeded, configs, arms)
     return Plan(base, tables, tuple(seeds), tuple(trials), rows, row_iterations)
 
 
@@ -133,7 +133,9 @@ def _config_of(table: Table, arm: Arm, base: Config) -> Config:
         raise type(error)(f"arm {table.name}/{arm.name}: {error}") from None
 
 
-def _trials_of_seed(seed: int, configs: dict[str, Config], arms: dict[str, list[str]]) -> Iterator[Trial]:
+def _trials_of_seed(
+    seed: int, base: Config, configs: dict[str, Config], arms: dict[str, list[str]]
+) -> Iterator[Trial]:
     """Each warm-up that two or more trials share, followed by its trials; then those that stand alone."""
     phases: dict[str, list[str]] = {}
     for key, config in configs.items():
@@ -144,15 +146,17 @@ def _trials_of_seed(seed: int, configs: dict[str, Config], arms: dict[str, list[
         warmup = f"warmup-seed{seed}-{phase[:8]}" if shared else None
         if warmup:
             rows = tuple(row for key in keys for row in arms[key])
-            yield Trial(warmup, "warmup", _warmup_config(first), seed, rows, None)
+            yield Trial(warmup, "warmup", _warmup_config(first, base), seed, rows, None)
         for key in keys:
             yield Trial(f"trial-seed{seed}-{key[:8]}", "trial", configs[key], seed, tuple(arms[key]), warmup)
 
 
-def _warmup_config(config: Config) -> Config:
-    """`config` with all that only co-training reads at its default: the same warm-up is the same config."""
-    default = Config()
-    return dataclasses.replace(config, **{name: getattr(default, name) for name in COTRAINING_SECTIONS})
+def _warmup_config(config: Config, base: Config) -> Config:
+    """`config` with all that only co-training reads as `base` has it: the same warm-up is the same config.
+
+    The warm-up's evaluations read thresholds and perplexities there, too.
+    """
+    return dataclasses.replace(config, **{name: getattr(base, name) for name in COTRAINING_SECTIONS})
 
 
 def draw_tree(plan: Plan, finished: Collection[str] = ()) -> str:
