@@ -88,9 +88,18 @@ def test_changed_settings_give_other_trials():
 
 def test_changed_cotraining_settings_keep_the_warmup():
     def warmups(base):
-        return {(t.name, identity(t.config)) for t in make_plan(base, [get_table("3b")], [0]).trials[:1]}
+        trials = make_plan(base, [get_table("3b")], [0]).trials[:1]
+        return {(t.name, warmup_identity(t.config)) for t in trials}
 
     assert warmups(BASE) == warmups(override(BASE, {"c2s.weight": 0.2, "threshold.xi": 0.3}))
+
+
+def test_a_warmup_is_evaluated_at_the_settings_of_its_sweep():
+    base = override(BASE, {"threshold.xi": 0.3, "csc.epsilon": 2.0})
+
+    warmup = make_plan(base, [get_table("3b")], [0]).trials[0].config
+
+    assert (warmup.threshold.xi, warmup.csc.epsilon) == (0.3, 2.0)
 
 
 def test_finished_trials_and_warmups_nobody_needs_do_not_remain():
