@@ -1,16 +1,23 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import average_precision_score
 from torch import Tensor
+from torch.nn.functional import interpolate
 
-from cosa.config import Config, EvaluationConfig
+from cosa.cam import to_activation
+from cosa.config import Config, DataConfig, EvaluationConfig
+from cosa.crf import refine
 from cosa.evaluation import Evaluation, coexistence_indices, evaluate
+from cosa.metrics import confusion_matrix, mean_iou
+from cosa.reliability import perplexity
 from cosa.structures import IGNORE, EvaluationBatch
 from tests.oracles.evaluation import slow_evaluation
 from tests.oracles.network import ColourNetwork
@@ -239,3 +246,151 @@ def test_evaluation_leaves_no_gradient() -> None:
     run(split(1), network=network)
 
     assert network.weights["cam"].grad is None
+
+
+# What the analysis figures need
+
+
+def by_pixel(batches: Sequence[EvaluationBatch], xi: float) -> list[tuple[float, int, int]]:
+    """(activation, CPL at xi, ground truth) of every pixel that counts, read off one by one."""
+    network, found = ColourNetwork(), []
+    for batch in batches:
+        for i, mask in enumerate(batch.masks):
+            cam = network(batch.images[i : i + 1]).cam
+            for size in (batch.images.shape[2:], mask.shape):
+                cam = interpolate(cam, size=tuple(size), mode="bilinear", align_corners=False)
+            everywhere = torch.ones(1, *mask.shape, dtype=torch.bool)
+            activation, strongest = to_activation(cam, batch.labels[i : i + 1], everywhere)[0].max(0)
+            pixels = zip(
+                activation.flatten().tolist(),
+                strongest.flatten().tolist(),
+                mask.flatten().tolist(),
+                strict=True,
+            )
+            found += [(nu, s + 1 if nu >= xi else 0, t) for nu, s, t in pixels if t != IGNORE]
+    return found
+
+
+def test_accuracy_by_confidence_is_that_of_the_pixels() -> None:
+    batches = split(6)
+
+    confidence = run(batches, xi=0.3).analysis["cam"]["confidence"]
+
+    pixels = by_pixel(batches, 0.3)
+    edges = confidence["edges"]
+    assert (len(edges), edges[0], edges[-1]) == (51, 0, 1)
+    for b in (0, 10, 20, 49):
+        last = b == 49
+        inside = [p for p in pixels if edges[b] <= p[0] and (p[0] < edges[b + 1] or last)]
+        assert confidence["pixels"][b] == len(inside)
+        assert confidence["correct"][b] == sum(cpl == true for _, cpl, true in inside)
+
+
+def test_perplexity_is_that_of_the_pixels_to_the_width_of_a_bin() -> None:
+    batches = split(6)
+
+    found = run(batches, xi=0.3)
+
+    nu = torch.tensor([p[0] for p in by_pixel(batches, 0.3)])[None, None]
+    exact = perplexity(nu, 0.3, alpha=0.8, beta=1.0).mean().item()
+    assert found.metrics["cpl_perplexity"] == pytest.approx(exact, rel=0.05)
+    counted = found.analysis["cam"]["perplexity"]
+    assert sum(counted["pixels"]) == nu.numel()
+    assert counted["edges"][-1] is None
+    assert sum(counted["correct"]) == sum(found.analysis["cam"]["confidence"]["correct"])
+    assert counted["pixels"][0] == 0  # nothing is surer than -log(0.8) = 0.223
+
+
+def test_sure_pixels_are_those_of_low_perplexity() -> None:
+    """At xi 0.5 a perplexity up to 1 is a distance of 0.46 or more: below 0.27 or above 0.73."""
+    batches = split(6)
+
+    found = run(batches, xi=0.5).metrics["cpl_miou_sure"]
+
+    # whole bins are sure or not: the bins that hold the two bounds are told by their middles
+    sure = [(t, c) for nu, c, t in by_pixel(batches, 0.5) if nu < 0.27 or nu >= 0.73]
+    classes = {value for pair in sure for value in pair}
+    ious = [sum(t == c == k for t, c in sure) / sum(k in (t, c) for t, c in sure) for k in sorted(classes)]
+    assert found == pytest.approx(sum(ious) / len(ious))
+
+
+def test_each_image_enters_the_distributions_once() -> None:
+    batches = split(5)
+
+    images = run(batches).analysis["images"]
+
+    assert [sum(images[name]["count"]) for name in ("iou", "perplexity", "distance")] == [5, 5, 5]
+    assert all(len(part["edges"]) == len(part["count"]) + 1 for part in images.values())
+
+
+def test_the_analysis_is_plain_json() -> None:
+    analysis = run(split(3)).analysis
+
+    assert json.loads(json.dumps(analysis, allow_nan=False)) == analysis
+
+
+def test_a_split_without_masks_is_judged_by_its_labels_alone() -> None:
+    batches = split(5)
+    bare = [dataclasses.replace(b, masks=()) for b in batches]
+
+    found = run(bare)
+
+    whole = run(batches).metrics
+    assert found.metrics == {name: value for name, value in whole.items() if "cls" in name}
+    assert (found.per_class, found.curves, found.analysis) == ({}, {}, {})
+
+
+def test_training_images_are_judged_by_their_cams_and_scores_alone() -> None:
+    batches = split(5)
+
+    found = evaluate(
+        ColourNetwork(),
+        batches,
+        config=Config(evaluation=SETTINGS),
+        classes=CLASSES,
+        xi=0.3,
+        aux_xi=0.7,
+        device=torch.device("cpu"),
+        segmentation=False,
+    ).metrics
+
+    assert found == {name: value for name, value in run(batches).metrics.items() if "seg" not in name}
+
+
+def test_the_crf_judges_both_protocols_beside_the_network_alone() -> None:
+    pytest.importorskip("pydensecrf", reason="needs the extra `crf`")
+    batches = split(4)
+    rng = np.random.default_rng(0)
+    pictured = [
+        dataclasses.replace(
+            b, originals=tuple(rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in b.sizes)
+        )
+        for b in batches
+    ]
+    plain, refined = (
+        evaluate(
+            ColourNetwork(),
+            pictured,
+            config=Config(
+                data=DataConfig(loader_workers=0), evaluation=dataclasses.replace(SETTINGS, crf=crf)
+            ),
+            classes=CLASSES,
+            xi=0.3,
+            aux_xi=0.7,
+            device=torch.device("cpu"),
+        ).metrics
+        for crf in (False, True)
+    )
+
+    # the CRF by hand, image by image
+    matrix = torch.zeros(3, 3, dtype=torch.int64)
+    for batch in pictured:
+        for i, mask in enumerate(batch.masks):
+            logits = ColourNetwork()(batch.images[i : i + 1]).seg_logits
+            for size in (batch.images.shape[2:], mask.shape):
+                logits = interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
+            probs = refine(batch.originals[i], logits.softmax(1)[0].numpy())
+            matrix += confusion_matrix(torch.from_numpy(probs.argmax(0)), mask, 3)
+    assert refined["seg_miou_crf"] == pytest.approx(mean_iou(matrix))
+    assert {name: refined[name] for name in plain} == plain
+    assert refined["images_per_second"] > refined["crf_images_per_second"] > 0

@@ -11,6 +11,7 @@ from sklearn import metrics as reference
 
 from cosa.metrics import (
     CplCounts,
+    ImageCounts,
     ScoreCounts,
     confusion_matrix,
     iou,
@@ -18,7 +19,7 @@ from cosa.metrics import (
     multilabel_average_precision,
 )
 from cosa.structures import IGNORE
-from cosa.threshold import BINS
+from cosa.threshold import BINS, activation_bin
 
 CPU = torch.device("cpu")
 CONFUSION = torch.tensor([[3, 1, 0], [2, 4, 0], [0, 0, 0]])
@@ -181,3 +182,61 @@ def test_scores_beyond_the_limit_are_kept_at_the_ends() -> None:
     counts.update(torch.tensor([[1000.0], [-1000.0]]), torch.tensor([[1.0], [0.0]]))
 
     assert counts.average_precision() == 1
+
+
+def test_precision_and_recall_agree_with_scikit_learn() -> None:
+    logits = torch.randn(40, 5, generator=generator(3))
+    labels = (torch.rand(40, 5, generator=generator(4)) < 0.4).float()
+    counts = ScoreCounts(5, CPU)
+
+    counts.update(logits, labels)
+
+    said, truth = (logits >= 0).int().flatten(), labels.int().flatten()
+    expected = (reference.precision_score(truth, said), reference.recall_score(truth, said))
+    assert counts.precision_recall() == pytest.approx(expected)
+
+
+def test_precision_of_nothing_named_is_not_a_number() -> None:
+    counts = ScoreCounts(2, CPU)
+    counts.update(torch.full((3, 2), -5.0), torch.ones(3, 2))
+
+    precision, recall = counts.precision_recall()
+
+    assert math.isnan(precision)
+    assert recall == 0
+
+
+@pytest.mark.parametrize("edge", [1, 60, 199])
+def test_accuracy_by_confidence_agrees_with_the_cpl_pixel_by_pixel(edge: int) -> None:
+    activation = torch.randint(0, BINS + 1, (30, 30), generator=generator(5)) / BINS
+    strongest = torch.randint(0, 3, (30, 30), generator=generator(6))
+    target = targets(7, 4, 30, 30)
+    counts = CplCounts(3, CPU)
+    counts.update(activation, strongest, target)
+
+    pixels, correct = counts.accuracy(edge / BINS)
+
+    cpl = cpl_of(activation, strongest, edge / BINS)
+    for b in (0, edge - 1, edge, BINS - 1):
+        inside = (activation_bin(activation) == b) & (target != IGNORE)
+        assert pixels[b] == inside.sum()
+        assert correct[b] == (inside & (cpl == target)).sum()
+
+
+def test_a_confusion_of_some_bins_counts_their_pixels_alone() -> None:
+    activation = torch.tensor([0.1, 0.3, 0.5, 0.9])
+    counts = CplCounts(1, CPU)
+    counts.update(activation, torch.zeros(4, dtype=torch.int64), torch.tensor([0, 1, 1, 1]))
+
+    sure = (counts.activations - 0.4).abs() > 0.15  # leaves out 0.3 and 0.5
+
+    assert counts.confusion(0.4, only=sure).tolist() == [[1, 0], [0, 1]]
+
+
+def test_single_images_are_counted_where_their_values_lie() -> None:
+    single = ImageCounts(CPU)
+
+    single.update(torch.tensor(0.505), torch.tensor(0.81))  # distance (0.495 + 0.81) / 2 = 0.6525
+    single.update(torch.tensor(1.0), torch.tensor(9.0))  # beyond the last edges
+
+    assert [row.nonzero().flatten().tolist() for row in single.counts] == [[25, 50], [8, 50], [13, 50]]

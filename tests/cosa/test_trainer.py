@@ -881,3 +881,58 @@ def test_real_images_with_real_weights_train_resume_and_are_judged(
     torch.testing.assert_close(final[f"encoder.vit.{name}"], published[name], rtol=0, atol=1e-3)
     with Image.open(result.out / "panels/step_00000003.png") as panel:
         assert len(panel.convert("RGB").resize((256, 256)).getcolors(65_536)) > 2_000  # photographs
+
+
+# What is judged
+
+
+def test_training_images_are_judged_once_after_the_last_step(tiny_config: Config, tmp_path: Path) -> None:
+    judged = override(
+        tiny_config,
+        {"evaluation.train_split": "train_aug", "evaluation.every": 1, "evaluation.max_images": 4},
+    )
+
+    result = train(judged, out=tmp_path)
+
+    journal = read_journal(tmp_path)
+    names = ["cpl_miou", "aux_cpl_miou", "ensemble_cpl_miou", "cls_precision"]
+    assert all(f"train/assignment/{name}" in result.metrics for name in names)
+    assert not any(key.startswith("train/assignment") for key in journal[0])
+    told = json.loads((tmp_path / "result.json").read_text())
+    assert set(told["assignment_train"]["per_class"]) == {"cpl_iou", "aux_cpl_iou"}
+
+
+def test_a_shared_warm_up_judges_no_training_images(tiny_config: Config, tmp_path: Path) -> None:
+    judged = override(tiny_config, {"evaluation.train_split": "train_aug"})
+
+    result = train(judged, out=tmp_path, stop_at=1)
+
+    assert not any(key.startswith("train/assignment") for key in result.metrics)
+
+
+def test_without_a_validation_split_nothing_is_evaluated(tiny_config: Config, tmp_path: Path) -> None:
+    result = train(override(tiny_config, {"data.val_split": ""}), out=tmp_path)
+
+    assert result.metrics == {}
+    assert not (tmp_path / "panels").exists()
+    assert (tmp_path / "model/model.json").is_file()
+
+
+def test_analysis_counts_every_pixel_of_the_validation_masks(tiny_config: Config, tmp_path: Path) -> None:
+    train(tiny_config, out=tmp_path)
+
+    record = json.loads((tmp_path / "analysis/step_00000002.json").read_text())
+    dataset = open_dataset(tiny_config.data, "val")
+    pixels = sum(int((dataset.mask(i) != 255).sum()) for i in range(len(dataset)))
+    assert (record["step"], record["epsilon"]) == (2, 1.0)
+    for network in ("assignment", "online"):
+        for head in ("cam", "aux_cam"):
+            for kind in ("confidence", "perplexity"):
+                assert sum(record["networks"][network][head][kind]["pixels"]) == pixels
+
+
+def test_an_infinite_epsilon_is_kept_in_plain_json(tiny_config: Config, tmp_path: Path) -> None:
+    train(override(tiny_config, {"csc.epsilon": float("inf")}), out=tmp_path)
+
+    text = (tmp_path / "analysis/step_00000002.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["epsilon"] is None
