@@ -595,9 +595,10 @@ def identity(config: Config) -> str:
 def warmup_identity(config: Config) -> str:
     """Sixteen hex digits that two configs share exactly where their warm-up phases are the same.
 
-    Co-training settings and everything about evaluation stay out: the warm-up never reads them.
+    Co-training settings and everything about evaluation stay out: the warm-up never reads them. So does the
+    EMA: ON learns without AN there, and one warm-up can carry an AN for each momentum.
     """
-    ignored = COTRAINING_SECTIONS | {"evaluation"}
+    ignored = COTRAINING_SECTIONS | {"evaluation", "ema"}
     values = {k: v for k, v in _portable(config).items() if k.partition(".")[0] not in ignored}
     del values["data.val_split"]
     return _digest(values)

@@ -27,7 +27,7 @@ import socket
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,7 @@ class _Job:
     tracking: TrackingSpec
     fork_from: Path | None
     stop_at: int | None
+    momenta: Sequence[float]
     token: str
     messages: Queue
 
@@ -110,6 +111,7 @@ def fit(
     tracking: TrackingSpec | None = None,
     fork_from: Path | None = None,
     stop_at: int | None = None,
+    momenta: Sequence[float] = (),
     show: Callable[[Progress], object] | None = None,
     max_failures: int = 3,
     address: str = "local",
@@ -126,6 +128,7 @@ def fit(
         tracking: Where the run is tracked, by its first worker; nowhere by default.
         fork_from: Checkpoint of a shared warm-up to start from, see `trainer.train`.
         stop_at: Stop after this step, see `trainer.train`.
+        momenta: Further momenta that a shared warm-up keeps an AN of, see `trainer.train`.
         show: Called in this process with the progress of the first worker; what it raises ends the run.
         max_failures: How many times workers may die before the run is given up.
         address: Cluster to join where this process is in none yet; `local` starts one for this run alone.
@@ -149,6 +152,7 @@ def fit(
                 tracking=tracking,
                 fork_from=fork_from.absolute() if fork_from else None,
                 stop_at=stop_at,
+                momenta=momenta,
                 token=secrets.token_hex(8),
                 messages=messages,
             )
@@ -350,6 +354,7 @@ class _Worker:
                     report=lambda progress: _report(progress, job.messages, first=first),
                     fork_from=job.fork_from,
                     stop_at=job.stop_at,
+                    momenta=job.momenta,
                 )
         except Exception as error:
             if isinstance(error, _FinalError) or not _is_final(error):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +44,8 @@ class TrainingState:
     """What the last evaluation found."""
     details: dict[str, Any] = field(default_factory=dict)
     """Per-class IoU and curves of the last evaluation, by network."""
+    followers: dict[float, CosaNetwork] = field(default_factory=dict)
+    """ANs of other momenta, which a shared warm-up carries along for the arms that will need them."""
 
     def to_dict(self, config: Config, classes: tuple[str, ...], fingerprint: str) -> checkpoint.State:
         """Plain data and tensors for a checkpoint; all that a reader needs who has neither data nor run."""
@@ -53,6 +56,7 @@ class TrainingState:
             "data_fingerprint": fingerprint,
             "online": self.online.state_dict(),
             "assignment": self.assignment.state_dict(),
+            "followers": {repr(m): network.state_dict() for m, network in self.followers.items()},
             "optimizer": self.optimizer.state_dict(),
             "threshold": self.thresholds.cam.state_dict(),
             "aux_threshold": self.thresholds.aux_cam.state_dict(),
@@ -67,21 +71,37 @@ class TrainingState:
     def resume(self, saved: checkpoint.State) -> None:
         """Go on where `saved` stopped."""
         self.fork(saved)
+        for momentum, network in self.followers.items():
+            network.load_state_dict(saved["followers"][repr(momentum)])
         self.thresholds.cam.load_state_dict(saved["threshold"])
         self.thresholds.aux_cam.load_state_dict(saved["aux_threshold"])
         self.seconds, self.run_id = saved["seconds"], saved["run_id"]
         self.metrics, self.details = saved["metrics"], saved["details"]
 
-    def fork(self, saved: checkpoint.State) -> None:
-        """Start from another run's networks and optimiser, with an account of one's own."""
+    def fork(self, saved: checkpoint.State, momentum: float | None = None) -> None:
+        """Start from another run's networks and optimiser, with an account of one's own.
+
+        Args:
+            saved: Where to start.
+            momentum: Of the follower to take as AN; the run's own AN by default.
+        """
         self.online.load_state_dict(saved["online"])
-        self.assignment.load_state_dict(saved["assignment"])
+        assignment = saved["assignment"] if momentum is None else saved["followers"][repr(momentum)]
+        self.assignment.load_state_dict(assignment)
         self.optimizer.load_state_dict(saved["optimizer"])
         self.step = saved["step"]
 
 
-def build_state(config: Config, classes: int, device: torch.device) -> TrainingState:
+def build_state(
+    config: Config, classes: int, device: torch.device, momenta: Sequence[float] = ()
+) -> TrainingState:
     """The state before the first step: heads drawn from the seed, AN an exact copy of ON.
+
+    Args:
+        config: What to train.
+        classes: Foreground classes.
+        device: Where to train.
+        momenta: Momenta of further ANs that are to follow ON.
 
     Raises:
         ValueError: The config's sizes do not fit the encoder.
@@ -116,6 +136,7 @@ def build_state(config: Config, classes: int, device: torch.device) -> TrainingS
         optimizer=build_optimizer(online, config.optim),
         thresholds=Thresholds(threshold(), threshold()),
         bad_step=torch.full((len(TERMS),), -1, device=device),
+        followers={momentum: assignment_of(online) for momentum in momenta},
     )
 
 
@@ -197,6 +218,8 @@ def training_step(
     set_learning_rate(state.optimizer, learning_rate_scale(state.step, config.train.iterations, config.optim))
     state.optimizer.step()
     follow(state.assignment, state.online, config.ema.momentum)
+    for momentum, network in state.followers.items():
+        follow(network, state.online, momentum)
     _note_non_finite(state, terms)
     state.step += 1
     return terms

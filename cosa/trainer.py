@@ -19,7 +19,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -98,6 +98,7 @@ def train(
     report: Callable[[Progress], None] | None = None,
     fork_from: Path | None = None,
     stop_at: int | None = None,
+    momenta: Sequence[float] = (),
 ) -> Result:
     """Train CoSA, or go on where this run stopped.
 
@@ -112,6 +113,8 @@ def train(
         report: Called on every rank at each log step, evaluation and checkpoint.
         fork_from: Checkpoint of a shared warm-up to start from, where `out` has none yet.
         stop_at: Stop after this step instead of `train.iterations`, keeping the schedule of the whole run.
+        momenta: Further momenta that a shared warm-up keeps an AN of: runs fork from it that differ from
+            `config` in `ema.momentum` alone or in what only co-training reads.
 
     Raises:
         ValueError: `out` holds another run, the fork's warm-up is another, or data or weights are unfit.
@@ -122,6 +125,10 @@ def train(
     out = out.absolute()
     target = config.train.iterations if stop_at is None else stop_at
     _check_call(config, out, target, ranks)
+    if momenta and target > config.train.warmup:
+        raise ValueError(
+            f"stop_at must end a warm-up of several momenta by {config.train.warmup}, got {target}"
+        )
     dataset = open_dataset(config.data, config.data.train_split, needs="masks" if config.oracle else "labels")
     coexistence_indices(config.evaluation, dataset.classes)  # refuses now what would end the first evaluation
     run = _Run(
@@ -135,7 +142,9 @@ def train(
         fingerprint=dataset.fingerprint(),  # once: it looks at every file
         validation=_open_validation(config),
         training_images=_open_training_images(config),
-        state=build_state(config, len(dataset.classes), ranks.device),
+        state=build_state(
+            config, len(dataset.classes), ranks.device, [m for m in momenta if m != config.ema.momentum]
+        ),
     )
     run.begin(fork_from)
     try:
@@ -171,10 +180,11 @@ class _Run:
         state = self.state
         saved = checkpoint.newest(self.out / "checkpoints", log.warning)
         if saved is not None:
+            _check_momenta(self.out, saved, [*state.followers])
             state.resume(saved)
         elif fork_from is not None:
-            saved = _load_warmup(fork_from, self.config)
-            state.fork(saved)
+            saved, momentum = _load_warmup(fork_from, self.config)
+            state.fork(saved, momentum)
         if state.step > self.target:
             raise ValueError(
                 f"stop_at must be at least {state.step}, the steps that {str(self.out)!r} has behind it, "
@@ -336,6 +346,7 @@ class _Run:
                 "identity": identity(self.config),
                 "warmup_identity": warmup_identity(self.config),
                 "step": state.step,
+                "momenta": [self.config.ema.momentum, *state.followers],
                 "metrics": state.metrics,
                 **state.details,
                 "classes": self.dataset.classes,
@@ -427,8 +438,20 @@ def _check_call(config: Config, out: Path, target: int, ranks: Ranks) -> None:
         )
 
 
-def _load_warmup(path: Path, config: Config) -> checkpoint.State:
-    """The state of a shared warm-up, checked to be the one that `config` would train itself."""
+def _check_momenta(where: Path, saved: checkpoint.State, wanted: Sequence[float]) -> None:
+    missing = [momentum for momentum in wanted if repr(momentum) not in saved["followers"]]
+    if missing:
+        raise ValueError(
+            f"warm-up must carry an AN of momentum {missing[0]!r}, got only "
+            f"{', '.join(saved['followers']) or 'its own'} in {str(where)!r}; train it in a new folder"
+        )
+
+
+def _load_warmup(path: Path, config: Config) -> tuple[checkpoint.State, float | None]:
+    """The state of a shared warm-up, checked to be the one that `config` would train itself.
+
+    With it the momentum of the follower that is to be AN; None where it is the warm-up's own.
+    """
     saved = checkpoint.load(path)
     trained = from_json(saved["config"])
     if warmup_identity(trained) != warmup_identity(config) or saved["step"] != config.train.warmup:
@@ -437,7 +460,11 @@ def _load_warmup(path: Path, config: Config) -> checkpoint.State:
             f"after {saved['step']} steps of warm-up {warmup_identity(trained)} instead of "
             f"{warmup_identity(config)}"
         )
-    return saved
+    momentum = config.ema.momentum
+    if momentum == trained.ema.momentum:
+        return saved, None
+    _check_momenta(path, saved, [momentum])
+    return saved, momentum
 
 
 def _is_finished(out: Path, step: int) -> bool:

@@ -7,6 +7,7 @@ which is a trial of its own that stops where co-training would start.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -34,6 +35,8 @@ class Trial:
     """Rows that it fills, `3a/full`; for a warm-up those of the trials that fork from it."""
     warmup: str | None
     """Name of the trial that it forks from, if it shares its warm-up."""
+    momenta: tuple[float, ...] = ()
+    """Momenta of the further ANs that a warm-up carries for its arms (Tab. 5d)."""
 
     @property
     def identity(self) -> str:
@@ -142,11 +145,13 @@ def _trials_of_seed(
         phases.setdefault(warmup_identity(config), []).append(key)
     for phase, keys in phases.items():
         first = configs[keys[0]]
-        shared = len(keys) > 1 and first.train.warmup > 0
-        warmup = f"warmup-seed{seed}-{phase[:8]}" if shared else None
-        if warmup:
+        warmup = None
+        if len(keys) > 1 and first.train.warmup > 0:
             rows = tuple(row for key in keys for row in arms[key])
-            yield Trial(warmup, "warmup", _warmup_config(first, base), seed, rows, None)
+            momenta = sorted({configs[key].ema.momentum for key in keys} - {base.ema.momentum})
+            carried = hashlib.sha256(f"{phase} {base.ema.momentum} {momenta}".encode()).hexdigest()
+            warmup = f"warmup-seed{seed}-{carried[:8]}"
+            yield Trial(warmup, "warmup", _warmup_config(first, base), seed, rows, None, tuple(momenta))
         for key in keys:
             yield Trial(f"trial-seed{seed}-{key[:8]}", "trial", configs[key], seed, tuple(arms[key]), warmup)
 
@@ -154,9 +159,10 @@ def _trials_of_seed(
 def _warmup_config(config: Config, base: Config) -> Config:
     """`config` with all that only co-training reads as `base` has it: the same warm-up is the same config.
 
-    The warm-up's evaluations read thresholds and perplexities there, too.
+    The warm-up's evaluations read thresholds and perplexities there, too, and judge the AN of its EMA.
     """
-    return dataclasses.replace(config, **{name: getattr(base, name) for name in COTRAINING_SECTIONS})
+    sections = COTRAINING_SECTIONS | {"ema"}
+    return dataclasses.replace(config, **{name: getattr(base, name) for name in sections})
 
 
 def draw_tree(plan: Plan, finished: Collection[str] = ()) -> str:

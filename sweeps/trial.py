@@ -40,6 +40,8 @@ class Job:
     """Folder of the shared warm-up that it forks from, or empty."""
     first_step: int
     """Step that it forks at; 0 without a shared warm-up."""
+    momenta: tuple[float, ...]
+    """Momenta of the further ANs that a warm-up carries."""
     stop_at: int | None
     """Last step of a warm-up; None trains to the end."""
     tracking: TrackingSpec
@@ -55,6 +57,7 @@ def make_job(trial: Trial, root: Path, tracking: TrackingSpec, workers: int) -> 
         folder=str(folders.trial_folder(root, trial.name)),
         warmup_folder=str(folders.trial_folder(root, trial.warmup)) if trial.warmup else "",
         first_step=trial.first_step,
+        momenta=trial.momenta,
         stop_at=trial.last_step if trial.kind == "warmup" else None,
         tracking=tracking,
         workers=workers,
@@ -99,13 +102,21 @@ def _train(job: Job, train: Train | None) -> None:
             tracking=tracking,
             fork_from=fork_from,
             stop_at=job.stop_at,
+            momenta=job.momenta,
         )
         return
     if train is None:
         from cosa import trainer
 
         train = trainer.train
-    train(config, out=out, tracker=tracking.tracker(), fork_from=fork_from, stop_at=job.stop_at)
+    train(
+        config,
+        out=out,
+        tracker=tracking.tracker(),
+        fork_from=fork_from,
+        stop_at=job.stop_at,
+        momenta=job.momenta,
+    )
 
 
 def describe(error: BaseException) -> str:

@@ -315,6 +315,7 @@ def test_a_warm_up_is_shared_unless_it_reads_the_setting(name: str) -> None:
         "s2c",
         "csc",
         "evaluation",
+        "ema",
     }
 
     assert (warmup_identity(changed) == warmup_identity(Config())) == unread

@@ -461,6 +461,31 @@ def test_a_forked_arm_is_the_arm_trained_from_its_beginning_bit_for_bit(
     assert repr(forked.metrics) == repr(scratch.metrics)
 
 
+def test_one_warm_up_carries_an_assignment_network_for_each_momentum(config: Config, tmp_path: Path) -> None:
+    """Forked arms are those trained from their beginning, bit for bit, also where the warm-up was resumed."""
+    with pytest.raises(StopError):
+        train(config, out=tmp_path / "warmup", stop_at=WARMUP, momenta=(0.5, 1.0), report=stop_after(2))
+    carrying = train(config, out=tmp_path / "warmup", stop_at=WARMUP, momenta=(0.5, 1.0)).checkpoint
+
+    for momentum in (0.5, 1.0, config.ema.momentum):
+        changed = override(config, {"ema.momentum": momentum})
+        forked = train(changed, out=tmp_path / f"forked-{momentum}", fork_from=carrying)
+        scratch = train(changed, out=tmp_path / f"scratch-{momentum}")
+        assert differences(saved_state(forked.out, STEPS), saved_state(scratch.out, STEPS)) == []
+
+
+def test_a_momentum_that_the_warm_up_does_not_carry_is_refused(
+    config: Config, warmup: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"warm-up must carry an AN of momentum 0\.8, got only its own"):
+        train(override(config, {"ema.momentum": 0.8}), out=tmp_path, fork_from=warmup)
+
+
+def test_only_a_warm_up_carries_several_assignment_networks(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="stop_at must end a warm-up of several momenta by 3, got 7"):
+        train(config, out=tmp_path, momenta=(0.5,))
+
+
 def test_a_fork_has_an_account_of_its_own(config: Config, warmup: Path, tmp_path: Path) -> None:
     tracker = Recorder()
     kept = checkpoint.load(warmup)
@@ -489,9 +514,7 @@ def test_an_interrupted_fork_goes_on_from_its_own_checkpoint(
     assert differences(saved_state(tmp_path / "run", STEPS), saved_state(whole.out, STEPS)) == []
 
 
-@pytest.mark.parametrize(
-    "changes", [{"train.seed": 1}, {"optim.lr": 2e-3}, {"ema.momentum": 0.8}, {"train.iterations": STEPS + 1}]
-)
+@pytest.mark.parametrize("changes", [{"train.seed": 1}, {"optim.lr": 2e-3}, {"train.iterations": STEPS + 1}])
 def test_a_fork_from_another_warm_up_is_refused(
     config: Config, warmup: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:

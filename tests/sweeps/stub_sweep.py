@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONTROL = os.environ.setdefault("STUB_CONTROL", sys.argv[1])
 
 
-def train(config, *, out, tracker, fork_from=None, stop_at=None):
+def train(config, *, out, tracker, fork_from=None, stop_at=None, momenta=()):
     """Count to the last step, a checkpoint a step; go on from the newest one as the real trainer does."""
     import json
     import os

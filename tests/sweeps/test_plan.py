@@ -49,7 +49,7 @@ def test_a_warmup_comes_before_the_trials_that_fork_from_it():
 
 
 def test_an_arm_that_changes_the_warmup_does_not_share_it():
-    plan = make_plan(BASE, [table_of({}, {"csc.weight": 0.0}, {"ema.momentum": 0.9})], [0])
+    plan = make_plan(BASE, [table_of({}, {"csc.weight": 0.0}, {"optim.lr": 0.9})], [0])
     warmups = {trial.arms: trial.warmup for trial in plan.trials if trial.kind == "trial"}
     assert warmups["t/arm0",] is not None
     assert warmups["t/arm0",] == warmups["t/arm1",]
@@ -92,6 +92,24 @@ def test_changed_cotraining_settings_keep_the_warmup():
         return {(t.name, warmup_identity(t.config)) for t in trials}
 
     assert warmups(BASE) == warmups(override(BASE, {"c2s.weight": 0.2, "threshold.xi": 0.3}))
+
+
+def test_one_warmup_carries_the_momenta_of_all_its_arms():
+    arms = table_of({}, {"ema.momentum": 0.9}, {"ema.momentum": 0.5}, {"ema.momentum": 0.9, "csc.weight": 0})
+
+    warmup, *trials = make_plan(BASE, [arms], [0]).trials
+
+    assert warmup.momenta == (0.5, 0.9)
+    assert warmup.config.ema == BASE.ema
+    assert {trial.warmup for trial in trials} == {warmup.name}
+
+
+def test_a_warmup_that_carries_other_momenta_has_another_folder():
+    def warmup(*momenta):
+        arms = table_of({}, *({"ema.momentum": m} for m in momenta))
+        return make_plan(BASE, [arms], [0]).trials[0].name
+
+    assert len({warmup(0.9), warmup(0.5), warmup(0.5, 0.9)}) == 3
 
 
 def test_a_warmup_is_evaluated_at_the_settings_of_its_sweep():
