@@ -10,10 +10,10 @@ PYTHONS := $(or $(PYTHON),python3 python3.11 python3.12 python3.13)
 TORCH = $(shell grep '^torch==' requirements.lock)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint format clean
+.PHONY: help env demo test test-faults lint format clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 env: $(STAMP)  ## make .venv from requirements.lock; does nothing when it is up to date
 
@@ -23,6 +23,9 @@ demo: env  ## Table 3 of the paper on the `shapes` set: about 15 minutes on 2 co
 
 test: lint  ## formatting, lint, types and tests; COSA_TEST_DATA=DIR (holding data/ and weights/) adds the real images
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+test-faults: env  ## what a week on bad machines does to a sweep: random kills; about 15 minutes on 2 cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults -s tests/faults
 
 lint: env  ## formatting, lint and types, without the tests
 	$(BIN)/ruff format --check .
