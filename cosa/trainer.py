@@ -13,12 +13,10 @@ What a run leaves in its folder `out`:
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import logging
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,11 +25,9 @@ import torch
 from torch import Tensor
 
 from cosa import checkpoint
+from cosa.clock import Clock
 from cosa.config import (
-    MACHINE_FIELDS,
     Config,
-    difference,
-    from_json,
     identity,
     to_json,
     warmup_identity,
@@ -42,10 +38,12 @@ from cosa.evaluation import coexistence_indices
 from cosa.judging import Judgement, judge, judge_training_images
 from cosa.model_files import Facts, save_model
 from cosa.ranks import Ranks
+from cosa.run_folder import append_line, cut_journal, is_finished, require_same_run, write_text
 from cosa.step import TERMS, TrainingState, build_state, cotraining, training_step, wrap
 from cosa.structures import Batch
 from cosa.swap import objective
 from cosa.tracking import NullTracker, Tracker
+from cosa.warmup import load_warmup, require_momenta
 
 log = logging.getLogger(__name__)
 
@@ -173,17 +171,17 @@ class _Run:
     validation: SegmentationDataset | None
     training_images: SegmentationDataset | None
     state: TrainingState
-    clock: _Clock = field(init=False)
+    clock: Clock = field(init=False)
 
     def begin(self, fork_from: Path | None) -> None:
         """Resume, fork, or start; then tell the tracker."""
         state = self.state
         saved = checkpoint.newest(self.out / "checkpoints", log.warning)
         if saved is not None:
-            _check_momenta(self.out, saved, [*state.followers])
+            require_momenta(self.out, saved, [*state.followers])
             state.resume(saved)
         elif fork_from is not None:
-            saved, momentum = _load_warmup(fork_from, self.config)
+            saved, momentum = load_warmup(fork_from, self.config)
             state.fork(saved, momentum)
         if state.step > self.target:
             raise ValueError(
@@ -196,15 +194,15 @@ class _Run:
             )
         self.ranks.wait()  # every rank has read before the first one writes
         if self.ranks.first:
-            _write_text(self.out / "config.json", to_json(self.config))
-            _cut_journal(self.out / "journal.jsonl", after=state.step)
-            if not _is_finished(self.out, self.target):  # a run that goes on is not finished
+            write_text(self.out / "config.json", to_json(self.config))
+            cut_journal(self.out / "journal.jsonl", after=state.step)
+            if not is_finished(self.out, self.target):  # a run that goes on is not finished
                 (self.out / "result.json").unlink(missing_ok=True)
         tags = {"cosa.data_fingerprint": self.fingerprint}
         if self.config.oracle:
             tags["cosa.oracle"] = self.config.s2c.source
         state.run_id = self.tracker.start(self.config, out=self.out, tags=tags, resume_step=state.step)
-        self.clock = _Clock(state.step)
+        self.clock = Clock(state.step)
 
     def loop(self) -> None:
         """Train from the state's step to the target; log, evaluate and save on the way."""
@@ -281,7 +279,7 @@ class _Run:
         path = checkpoint.checkpoint_path(self.out / "checkpoints", state.step) if save else None
         if self.ranks.first:
             if metrics:
-                _append_line(self.out / "journal.jsonl", {"step": state.step, **metrics})
+                append_line(self.out / "journal.jsonl", {"step": state.step, **metrics})
                 self.tracker.log_metrics(metrics, state.step)
             if save:
                 whole = state.to_dict(self.config, self.dataset.classes, self.fingerprint)
@@ -330,7 +328,7 @@ class _Run:
     def end(self) -> Result:
         """Leave AN and, last of all, `result.json`, the mark of a finished run."""
         state = self.state
-        if self.ranks.first and not _is_finished(self.out, state.step):
+        if self.ranks.first and not is_finished(self.out, state.step):
             facts = Facts(
                 step=state.step,
                 xi=float(state.thresholds.cam.value),
@@ -354,7 +352,7 @@ class _Run:
                 "run_id": state.run_id,
                 "data_fingerprint": self.fingerprint,
             }
-            _write_text(self.out / "result.json", json.dumps(result, indent=2) + "\n")
+            write_text(self.out / "result.json", json.dumps(result, indent=2) + "\n")
             self.tracker.log_artifact(self.out / "result.json")
         self.ranks.wait()
         return Result(
@@ -369,32 +367,6 @@ class _Run:
 
 def _say_nothing(progress: Progress) -> None:
     """The report of a caller that listens to none."""
-
-
-class _Clock:
-    """Training speed of this session, evaluations left out."""
-
-    def __init__(self, step: int) -> None:
-        self.first_step = step
-        self.begun = self.lap_begun = time.perf_counter()
-        self.left_out = 0.0
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Time that does not count as training."""
-        begun = time.perf_counter()
-        yield
-        self.left_out += time.perf_counter() - begun
-
-    def speed(self, step: int) -> float:
-        """Steps per second so far."""
-        return (step - self.first_step) / max(time.perf_counter() - self.begun - self.left_out, 1e-9)
-
-    def lap(self) -> float:
-        """Seconds since the last lap, everything counted."""
-        now = time.perf_counter()
-        seconds, self.lap_begun = now - self.lap_begun, now
-        return seconds
 
 
 def _open_validation(config: Config) -> SegmentationDataset | None:
@@ -423,74 +395,4 @@ def _check_call(config: Config, out: Path, target: int, ranks: Ranks) -> None:
             f"train.batch_size must be a multiple of workers x train.accumulate = {shares}, "
             f"got {config.train.batch_size}"
         )
-    if not (out / "config.json").is_file():
-        return
-    before = from_json((out / "config.json").read_text())
-    if identity(before) != identity(config):
-        changes = "; ".join(
-            f"{name} {old!r} -> {new!r}"
-            for name, old, new in difference(before, config)
-            if name not in MACHINE_FIELDS
-        )
-        raise ValueError(
-            f"out must be a new folder or hold this very run, got {str(out)!r}, whose run differs in "
-            f"{changes}; choose another folder or the old settings"
-        )
-
-
-def _check_momenta(where: Path, saved: checkpoint.State, wanted: Sequence[float]) -> None:
-    missing = [momentum for momentum in wanted if repr(momentum) not in saved["followers"]]
-    if missing:
-        raise ValueError(
-            f"warm-up must carry an AN of momentum {missing[0]!r}, got only "
-            f"{', '.join(saved['followers']) or 'its own'} in {str(where)!r}; train it in a new folder"
-        )
-
-
-def _load_warmup(path: Path, config: Config) -> tuple[checkpoint.State, float | None]:
-    """The state of a shared warm-up, checked to be the one that `config` would train itself.
-
-    With it the momentum of the follower that is to be AN; None where it is the warm-up's own.
-    """
-    saved = checkpoint.load(path)
-    trained = from_json(saved["config"])
-    if warmup_identity(trained) != warmup_identity(config) or saved["step"] != config.train.warmup:
-        raise ValueError(
-            f"fork_from must be this run's own warm-up after {config.train.warmup} steps, got {str(path)!r} "
-            f"after {saved['step']} steps of warm-up {warmup_identity(trained)} instead of "
-            f"{warmup_identity(config)}"
-        )
-    momentum = config.ema.momentum
-    if momentum == trained.ema.momentum:
-        return saved, None
-    _check_momenta(path, saved, [momentum])
-    return saved, momentum
-
-
-def _is_finished(out: Path, step: int) -> bool:
-    path = out / "result.json"
-    return path.is_file() and json.loads(path.read_text())["step"] == step
-
-
-def _write_text(path: Path, text: str) -> None:
-    checkpoint.write_atomically(path, lambda draft: draft.write_text(text))
-
-
-def _append_line(path: Path, entry: Mapping[str, object]) -> None:
-    try:
-        with path.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
-    except OSError as error:
-        raise checkpoint.write_error(path, error) from error
-
-
-def _cut_journal(path: Path, *, after: int) -> None:
-    """Drop lines of steps that will be trained again, and a torn last line."""
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            if json.loads(line)["step"] <= after:
-                kept.append(line + "\n")
-    _write_text(path, "".join(kept))
+    require_same_run(out, config)
