@@ -1,65 +1,36 @@
 """What the sweep scripts share: from the command line to the report, resumable at every point.
 
-Every start makes the same plan from the same arguments and runs what the trials' folders do not say is
-finished. Exit codes: 0 all is finished, 1 a trial failed, 2 the user's mistake, 130 interrupted.
+Every start makes the same plan from the same arguments and runs what neither the trials' folders nor, of
+earlier sweeps, MLflow says is finished. Exit codes: 0 all that was asked for is finished, 1 a trial failed,
+2 the user's mistake, 130 interrupted.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from cosa.config import Config, override
-from cosa.presets import PRESETS, get_preset
-from cosa.tracking import TrackingError, resolve_uri
-from sweeps import folders
+from cosa.provenance import source_tags
+from cosa.tracking import TrackingError, mask
+from sweeps import cost, folders, kept_plan
+from sweeps import plan as planning
 from sweeps.console import LiveLine, complain, duration, say
-from sweeps.plan import Plan, Trial, draw_tree, make_plan
-from sweeps.ray_session import Request
-from sweeps.tables import get_tables
+from sweeps.order import Order, read_order
+from sweeps.plan import Plan, Trial, draw_tree
+from sweeps.reuse import COMMIT_TAG, Reuse, find_reusable, still_there
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
     from sweeps.store import Sweep
     from sweeps.trial import Train
 
+__all__ = ["FAILED", "INTERRUPTED", "MISTAKE", "Order", "main", "read_order"]
+
 FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
-
-_JOB_FOLDER = "runtime_resources"
-"""Part of the path of the folder into which Ray unpacks what a job uploads; it ends with the cluster."""
-
-
-@dataclass(frozen=True)
-class Order:
-    """What the command line asks for."""
-
-    name: str
-    """The script's name."""
-    preset: str
-    base: Config
-    """Settings of every arm, paths absolute."""
-    plan: Plan
-    root: Path
-    """The sweep's folder."""
-    uri: str
-    experiment: str
-    request: Request
-    retries: int
-    commit: str
-    dry_run: bool
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports a bad command line in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Called by argparse."""
-        raise ValueError(f"{message}; see {self.prog} --help")
 
 
 def main(
@@ -80,8 +51,9 @@ def main(
     """
     try:
         order = read_order(name, description, tables, sys.argv[1:] if arguments is None else arguments)
+        kept_plan.check(order.root, order.plan)
         if order.dry_run:
-            _show_plan(order)
+            _preview(order)
             return 0
         with folders.locked(order.root):
             return _run(order, train)
@@ -95,126 +67,62 @@ def main(
         return INTERRUPTED
 
 
-def read_order(name: str, description: str, tables: Sequence[str], arguments: Sequence[str]) -> Order:
-    """What `arguments` ask for.
-
-    Raises:
-        ValueError, TypeError: An unknown preset, table or setting, or a value against its law.
-    """
-    parser = _parser(name, description, tables)
-    found = parser.parse_args(arguments)
-    if found.seeds < 1:
-        raise ValueError(f"--seeds must be >= 1, got {found.seeds}")
-    if found.retries < 0:
-        raise ValueError(f"--retries must be >= 0, got {found.retries}")
-    home = _home()
-    base = override(get_preset(found.preset), _settings(found.set))
-    places = {name: str(_absolute(home, getattr(base.data, name))) for name in ("root", "cache")}
-    base = override(base, {f"data.{name}": path for name, path in places.items()})
-    if base.network.weights:
-        base = override(base, {"network.weights": str(_absolute(home, base.network.weights))})
-    first = base.train.seed
-    plan = make_plan(base, get_tables(found.tables), range(first, first + found.seeds))
-    uri = (
-        found.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'runs/mlflow.db'}"
-    )
-    return Order(
-        name=name,
-        preset=found.preset,
-        base=base,
-        plan=plan,
-        root=_absolute(home, found.out or f"runs/{name}-{found.preset}"),
-        uri=resolve_uri(uri),
-        experiment=found.experiment,
-        request=Request(
-            found.cpus_per_trial, found.gpus_per_trial, found.workers_per_trial, found.max_concurrent
-        ),
-        retries=found.retries,
-        commit=found.commit,
-        dry_run=found.dry_run,
-    )
-
-
-def _parser(name: str, description: str, tables: Sequence[str]) -> argparse.ArgumentParser:
-    parser = _Parser(prog=f"sweeps/{name}.py", description=description, allow_abbrev=False)
-    add = parser.add_argument
-    add("--preset", default="shapes", help=f"settings of every arm: {', '.join(PRESETS)} (default: shapes)")
-    add(
-        "--tables",
-        nargs="+",
-        default=list(tables),
-        metavar="TABLE",
-        help=(
-            f"tables to fill: names such as {', '.join(tables)}, all, or files such as my_table.py "
-            f"(default: {' '.join(tables)})"
-        ),
-    )
-    add("--seeds", type=int, default=1, help="seeds of every arm, counted up from train.seed (default: 1)")
-    add(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME=VALUE",
-        help="change settings of the preset, as in csc.weight=0.2; an arm's own changes win over them",
-    )
-    add("--out", default="", help=f"folder of the sweep (default: runs/{name}-PRESET)")
-    add("--tracking-uri", default="", help="MLflow store (default: MLFLOW_TRACKING_URI or runs/mlflow.db)")
-    add("--experiment", default="cosa", help="MLflow experiment (default: cosa)")
-    add("--max-concurrent", type=int, help="most trials at a time (default: as many as fit)")
-    add("--cpus-per-trial", type=float, default=1.0, help="CPUs and threads of a trial (default: 1)")
-    add(
-        "--gpus-per-trial",
-        type=lambda text: None if text == "auto" else float(text),
-        help="GPUs of a trial, 0.25 packs four on one (default: auto, the GPUs shared by --max-concurrent)",
-    )
-    add(
-        "--workers-per-trial",
-        type=int,
-        default=1,
-        help="data-parallel processes of a trial; 0 and 1 train in the trial's own (default: 1)",
-    )
-    add(
-        "--retries",
-        type=int,
-        default=1,
-        help="new starts of a failed trial, from its checkpoint (default: 1)",
-    )
-    add("--commit", default="", help="commit to record where the code comes without its history: a Ray job")
-    add("--dry-run", action="store_true", help="show the plan, train nothing")
-    add("--traceback", action="store_true", help="show where an error came from")
-    return parser
-
-
-def _settings(pairs: Sequence[str]) -> Mapping[str, str]:
-    """`--set` pairs as changes for `override`."""
-    changes = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise ValueError(f"--set must be NAME=VALUE, got {pair!r}")
-        changes[name.strip()] = value
-    return changes
-
-
-def _home() -> Path:
-    """Where relative paths start: here, or ~/cosa where here is a Ray job's copy of the code."""
-    here = Path.cwd()
-    return Path.home() / "cosa" if _JOB_FOLDER in here.parts else here
-
-
-def _absolute(home: Path, path: str) -> Path:
-    return home / Path(path).expanduser()
-
-
 def _finished(order: Order) -> dict[str, Mapping[str, Any]]:
     """Results of the trials that are finished, by name."""
     results = {trial.name: folders.read_result(order.root, trial) for trial in order.plan.trials}
     return {name: result for name, result in results.items() if result is not None}
 
 
-def _show_plan(order: Order) -> None:
-    say(draw_tree(order.plan, _finished(order)))
+def _preview(order: Order) -> None:
+    """Show the plan and what it will cost; nothing is made, neither data nor a store."""
+    earlier, store_found = Reuse({}), None
+    try:
+        if _may_answer(order.uri):
+            from sweeps.store import find_experiment  # mlflow and all that comes with it
+
+            store_found = find_experiment(order.uri, order.experiment)
+            earlier = _earlier(order, _fingerprint_if_there(order))
+    except TrackingError as error:
+        complain(str(error))
+    _show_plan(order, earlier)
+    _show_cost(order, order.plan.remaining({*_finished(order), *earlier.runs}), store_found)
+
+
+def _may_answer(uri: str) -> bool:
+    """Whether a store can be there: a file that is not need not be asked, nor MLflow be imported for it."""
+    return not uri.startswith("sqlite") or Path(uri.partition(":///")[2]).is_file()
+
+
+def _fingerprint_if_there(order: Order) -> str:
+    """The training images' fingerprint; empty where there are none yet: `shapes` is written by the sweep."""
+    data = order.base.data
+    if not Path(data.root).exists():
+        return ""
+    from cosa.data.dataset import open_dataset  # imports torch
+
+    return open_dataset(data, data.train_split).fingerprint()
+
+
+def _earlier(order: Order, fingerprint: str) -> Reuse:
+    """The earlier runs that this sweep takes: those it took before, and others that will do."""
+    from sweeps.store import explained, find_experiment
+
+    found = None if order.fresh else find_experiment(order.uri, order.experiment)
+    if found is None:
+        return Reuse({})
+    client, experiment_id = found
+    code = {COMMIT_TAG: order.commit} if order.commit else source_tags()
+    with explained(order.uri):
+        taken = still_there(client, order.plan.trials, kept_plan.reused(order.root))
+        missing = [t for t in order.plan.remaining({*_finished(order), *taken}) if t.kind == "trial"]
+        new = find_reusable(client, experiment_id, missing, code, fingerprint)
+    return Reuse({**taken, **new.runs}, new.refused)
+
+
+def _show_plan(order: Order, earlier: Reuse) -> None:
+    say(draw_tree(order.plan, _finished(order), earlier.runs))
+    if earlier.refused:
+        say(earlier.refused)
     asking = [table.name for table in order.plan.tables if any(m.startswith("train/") for m in table.metrics)]
     if asking and not order.base.evaluation.train_split:
         say(
@@ -223,17 +131,40 @@ def _show_plan(order: Order) -> None:
         )
 
 
+def _show_cost(order: Order, trials: Sequence[Trial], found: tuple[MlflowClient, str] | None) -> None:
+    """What `trials` will take at the speed of finished runs, or how to measure one."""
+    if not trials:
+        return
+    speed = None
+    if found is not None:
+        from sweeps.store import explained
+
+        with explained(order.uri):
+            speed = cost.measured(*found, order.base)
+    if speed is None:
+        base = order.base
+        say(
+            "hours: not known, no finished run of this network, crop and batch is in "
+            f"{mask(order.uri)}; one measures them, a short one will do: cosa-train {order.preset} "
+            f"--train.iterations 40 --train.warmup 20 --data.root {base.data.root} "
+            f"--tracking-uri {mask(order.uri)}"
+        )
+        return
+    say(cost.told(trials, speed, order.request))
+
+
 def _run(order: Order, train: Train | None) -> int:
     """Run what remains, mend what a killed process left behind, report."""
     from sweeps import report, store  # mlflow and all that comes with it
 
     plan, root = order.plan, order.root
-    _show_plan(order)
+    earlier = _earlier(order, _check_data(order))
+    _show_plan(order, earlier)
     say(f"outputs: {root}")
-    _check_data(order)
-    sweep = store.open_sweep(order.uri, order.experiment, root, order.base, plan, _tags(order))
+    sweep = store.open_sweep(order.uri, order.experiment, root, order.base, plan, _tags(order), earlier.runs)
+    kept_plan.keep(root, planning.to_json(plan, earlier.runs))
     try:
-        remaining = plan.remaining(_finished(order))
+        remaining = _remaining(order, sweep, earlier)
         failures = _train(order, sweep, remaining, train) if remaining else {}
         _mend(order, sweep, failures)
         results = sweep.results()
@@ -249,8 +180,30 @@ def _run(order: Order, train: Train | None) -> int:
     return _verdict(plan, failures)
 
 
-def _check_data(order: Order) -> None:
+def _remaining(order: Order, sweep: Sweep, earlier: Reuse) -> list[Trial]:
+    """Trials to run now: all that are not finished, or of them those that failed."""
+    plan, done = order.plan, {*_finished(order), *earlier.runs}
+    if not order.retry_failed:
+        return plan.remaining(done)
+    failed = {t.name for t in plan.trials if folders.read_failure(folders.trial_folder(order.root, t.name))}
+    failed |= sweep.failures().keys()
+    others = {trial.name for trial in plan.trials if trial.kind == "trial"} - failed
+    remaining = plan.remaining({*done, *others})
+    waiting = sum(trial.kind == "trial" for trial in plan.remaining(done)) - sum(
+        trial.kind == "trial" for trial in remaining
+    )
+    if not remaining:
+        say("nothing has failed")
+    if waiting:
+        say(f"not run yet and left alone: {waiting}; the same command without --retry-failed runs them")
+    return remaining
+
+
+def _check_data(order: Order) -> str:
     """Open the data before anything is started; `shapes` is written here, once, and not by every trial.
+
+    Returns:
+        The training images' fingerprint.
 
     Raises:
         ValueError: Data that cannot be trained on, or other data than the finished trials saw.
@@ -270,6 +223,7 @@ def _check_data(order: Order) -> None:
                 f"data in {data.root!r} must be what the sweep began with, got fingerprint {seen} instead of "
                 f"{before} ({order.plan.named(name).label}); bring it back, or choose another --out"
             )
+    return seen
 
 
 def _tags(order: Order) -> dict[str, str]:
@@ -323,7 +277,10 @@ def _verdict(plan: Plan, failures: Mapping[str, str]) -> int:
     """The exit code, after a table of what failed."""
     if not failures:
         return 0
-    complain(f"{len(failures)} of {len(plan.trials)} trials failed; the same command tries them again:")
+    complain(
+        f"{len(failures)} of {len(plan.trials)} trials failed; the same command tries them again, "
+        "with --retry-failed them alone:"
+    )
     labels = {name: plan.named(name).label for name in failures}
     width = max(map(len, labels.values()))
     for name, reason in failures.items():

@@ -2,6 +2,7 @@
 
     OUT/.lock                 held by the driver while it runs
     OUT/run.json              the sweep's run in MLflow
+    OUT/plan.json             what it was last asked for
     OUT/.tune/                Ray Tune's own notes of the current start, thrown away
     OUT/trials/NAME/          one trial: what the trainer leaves, and
         .lock                 held by the process that trains it
@@ -131,6 +132,15 @@ def read_step(folder: Path) -> int:
         with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError):  # a line being written
             return int(json.loads(line)["step"])
     return 0
+
+
+def read_journal(folder: Path) -> Iterator[tuple[int, dict[str, float]]]:
+    """A trial's metrics by step, as its journal has them; a torn line is left out."""
+    with contextlib.suppress(FileNotFoundError), (folder / "journal.jsonl").open() as file:
+        for line in file:
+            with contextlib.suppress(json.JSONDecodeError):
+                entry = json.loads(line)
+                yield int(entry.pop("step")), entry
 
 
 def read_failure(folder: Path) -> str:

@@ -10,12 +10,13 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from cosa import config as configs
 from cosa.config import COTRAINING_SECTIONS, Config, identity, override, warmup_identity
+from sweeps.runs import RUN_KEY
 from sweeps.tables import Arm, Table
 
 
@@ -165,22 +166,27 @@ def _warmup_config(config: Config, base: Config) -> Config:
     return dataclasses.replace(config, **{name: getattr(base, name) for name in sections})
 
 
-def draw_tree(plan: Plan, finished: Collection[str] = ()) -> str:
-    """The plan as a tree, with what sharing saves and what is finished already."""
+def draw_tree(plan: Plan, finished: Collection[str] = (), reused: Collection[str] = ()) -> str:
+    """The plan as a tree, with what sharing saves, what is finished, and what is taken from earlier runs."""
     lines = [_headline(plan)]
     roots = [trial for trial in plan.trials if trial.warmup is None]
     for root in roots:
         forks = [trial for trial in plan.trials if trial.warmup == root.name]
-        lines.append(_tree_line(root, "├─ ", finished))
+        last = "└─ " if root is roots[-1] else "├─ "
+        marks = {**dict.fromkeys(reused, "finished in an earlier run"), **dict.fromkeys(finished, "finished")}
+        lines.append(_tree_line(root, last, marks))
         for fork in forks:
             branch = "└─ " if fork is forks[-1] else "├─ "
-            lines.append(_tree_line(fork, f"│  {branch}", finished))
+            lines.append(_tree_line(fork, ("   " if root is roots[-1] else "│  ") + branch, marks))
     lines.append(_savings(plan))
-    remaining = plan.remaining(finished)
+    remaining = plan.remaining({*finished, *reused})
     left = sum(trial.last_step - trial.first_step for trial in remaining)
     if len(remaining) < len(plan.trials):
+        taken = len(set(reused) - set(finished))
         lines.append(
-            f"finished already: {len(plan.trials) - len(remaining)}; left to train: {left:,} iterations"
+            f"finished already: {sum(trial.name in finished for trial in plan.trials)}; "
+            + (f"taken from earlier runs: {taken}; " if taken else "")
+            + f"left to train: {_count(len(remaining), 'trial')}, {left:,} iterations"
         )
     return "\n".join(lines)
 
@@ -198,11 +204,11 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _tree_line(trial: Trial, branch: str, finished: Collection[str]) -> str:
+def _tree_line(trial: Trial, branch: str, marks: Mapping[str, str]) -> str:
     steps = trial.last_step - trial.first_step
     rows = "" if trial.kind == "warmup" else "  " + " ".join(trial.arms)
     rows += "  (oracle: trains on ground-truth masks)" if trial.config.oracle else ""
-    mark = "  finished" if trial.name in finished else ""
+    mark = f"  {marks[trial.name]}" if trial.name in marks else ""
     return f"{branch}{trial.label}".ljust(36) + f"{steps:>9,} iterations{rows}{mark}"
 
 
@@ -214,8 +220,14 @@ def _savings(plan: Plan) -> str:
     )
 
 
-def to_json(plan: Plan) -> str:
-    """What a report must know of the plan: its tables, yours among them, and which trial fills which row."""
+def to_json(plan: Plan, reused: Mapping[str, str] | None = None) -> str:
+    """What a report must know of the plan: its tables, yours among them, and which trial fills which row.
+
+    Args:
+        plan: The plan.
+        reused: Ids of the earlier runs that stand for trials, by the trials' names.
+    """
+    runs = reused or {}
     content = {
         "config": json.loads(configs.to_json(plan.base)),
         "tables": [table.to_dict() for table in plan.tables],
@@ -229,6 +241,7 @@ def to_json(plan: Plan) -> str:
                 "warmup": trial.warmup,
                 "identity": trial.identity,
                 "iterations": trial.last_step - trial.first_step,
+                **({RUN_KEY: runs[trial.name]} if trial.name in runs else {}),
             }
             for trial in plan.trials
         ],

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosa.config import Config, EvaluationConfig, identity, override
-from sweeps.runs import base_of
+from sweeps.runs import FORK_TAG, base_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -202,11 +202,13 @@ class Recordings:
             for arm in table["arms"]
         }
         finished: dict[tuple[str, str], str] = {}
+        forked_from: dict[str, str] = {}
         for run in runs:
             kind = run.data.tags.get("cosa.kind", "")
             tag = "cosa.warmup_identity" if kind == "warmup" else "cosa.identity"
             if run.info.status == "FINISHED":
                 finished[kind, run.data.tags.get(tag, "")] = run.info.run_id
+                forked_from[run.info.run_id] = run.data.tags.get(FORK_TAG, "")
         warmups = {trial["name"]: trial["identity"] for trial in plan["trials"] if trial["kind"] == "warmup"}
         for trial in plan["trials"]:
             if trial["kind"] != "trial":
@@ -217,8 +219,11 @@ class Recordings:
             run_id = finished.get(("trial", trial["identity"]))
             if run_id is None:
                 continue
-            warmup_id = finished.get(("warmup", warmups.get(trial["warmup"], "")))
-            run_ids = (warmup_id, run_id) if warmup_id else (run_id,)
+            own = forked_from[run_id]  # an earlier sweep's run has its warm-up there
+            planned = finished.get(("warmup", warmups.get(trial["warmup"], "")))
+            warmup_id = own if own in forked_from else planned
+            judged = config.ema.momentum == self.base.ema.momentum  # a warm-up is judged by this AN alone
+            run_ids = (warmup_id, run_id) if warmup_id and judged else (run_id,)
             arm.setdefault(trial["seed"], Recording(trial["seed"], config, client, run_ids))
 
     def series(self, changes: Mapping[str, Any]) -> Series:

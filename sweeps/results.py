@@ -11,14 +11,26 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cosa.config import Config, flatten, override
 from sweeps.cells import Cell
 from sweeps.full_model import FullModel, read_full_model
-from sweeps.runs import FAILURES, ORACLE_TAG, PLAN, REASON_TAG, base_of, children_of, is_trial, read_json
+from sweeps.runs import (
+    FAILURES,
+    FORK_TAG,
+    ORACLE_TAG,
+    PLAN,
+    REASON_TAG,
+    RUN_KEY,
+    base_of,
+    children_of,
+    find_run,
+    is_trial,
+    read_json,
+)
 from sweeps.tables.metrics import METRICS
 from sweeps.tables.table import Arm, Table, from_dict
 
@@ -29,6 +41,8 @@ if TYPE_CHECKING:
     from sweeps.drawing import Drawing
 
 
+PANELS_FILE = "fig10.png"
+"""Where the figures have it, the panels of single arms say nothing more."""
 _TIE = 0.0005
 """Half of the last printed digit: rows closer than this are not told apart."""
 
@@ -54,6 +68,8 @@ class Row:
     """To the reference arm, percent, by column."""
     gaps: tuple[str, ...]
     """Why values are missing, a line per seed and reason."""
+    runs: Mapping[int, str]
+    """Ids of the finished runs that its values are from, by seed."""
 
     @property
     def seeds(self) -> int:
@@ -106,6 +122,10 @@ class Results:
     panels: tuple[Panel, ...]
     provenance: Mapping[str, str]
     figures: tuple[Drawing, ...] = ()
+    curves: Mapping[str, Drawing] = field(default_factory=dict)
+    """Of each table that has any, by its name: a metric of its arms over iterations."""
+    experiment_id: str = ""
+    """Of the sweep, for addresses."""
 
 
 def read_results(uri: str, run_id: str) -> Results:
@@ -118,6 +138,7 @@ def read_results(uri: str, run_id: str) -> Results:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowClient
 
+    from sweeps.curves import draw_curves
     from sweeps.figures import draw_figures
     from sweeps.recordings import Recordings
 
@@ -131,22 +152,37 @@ def read_results(uri: str, run_id: str) -> Results:
             f"sweep must be planned by this version of cosa, got {run_id!r} of an earlier one; "
             f"its own report is among its artifacts"
         )
-    children = list(children_of(client, parent))
+    children = [*_earlier_runs(client, plan), *children_of(client, parent)]
     runs = {run.data.tags["cosa.identity"]: run for run in children if is_trial(run)}
     failures = read_json(client, run_id, FAILURES)
     tables = tuple(fill(from_dict(table), plan, runs, failures) for table in plan["tables"])
     tags = parent.data.tags
     recordings = Recordings(client, plan, children, tags.get("cosa.preset", ""))
+    figures = tuple(draw_figures(recordings))
+    shown = any(part.file == PANELS_FILE for drawing in figures for part in drawing.parts)
     return Results(
         sweep=tags.get("cosa.sweep", run_id),
         preset=tags.get("cosa.preset", ""),
         seeds=tuple(plan["seeds"]),
         tables=tables,
         full=read_full_model(client, tags.get("cosa.preset", ""), plan, children),
-        panels=tuple(_panels(client, plan, runs, tables)),
+        panels=() if shown else tuple(_panels(client, plan, runs, tables)),
         provenance=_provenance(parent, plan, list(runs.values())),
-        figures=tuple(draw_figures(recordings)),
+        figures=figures,
+        curves=draw_curves(recordings, [filled.table for filled in tables]),
+        experiment_id=parent.info.experiment_id,
     )
+
+
+def _earlier_runs(client: MlflowClient, plan: Mapping[str, Any]) -> list[Run]:
+    """Runs of other sweeps that stand for trials of this plan, each after the warm-up that it forked from."""
+    found: list[Run] = []
+    for trial in plan["trials"]:
+        run = find_run(client, trial.get(RUN_KEY, ""))
+        if run is not None:
+            warmup = find_run(client, run.data.tags.get(FORK_TAG, ""))
+            found += [warmup, run] if warmup is not None else [run]
+    return found
 
 
 def fill(
@@ -169,6 +205,7 @@ def fill(
     keys = shown_and_online(table)
     cells: dict[str, dict[str, Cell]] = {}
     gaps: dict[str, tuple[str, ...]] = {}
+    ids: dict[str, dict[int, str]] = {arm.name: {} for arm in table.arms}
     oracles: set[str] = set()
     for arm in table.arms:
         found: dict[str, dict[int, float]] = {key: {} for key in keys}
@@ -182,13 +219,17 @@ def fill(
             if gap:
                 missing.append(f"seed {seed}: {gap}")
             elif run is not None:
+                ids[arm.name][seed] = run.info.run_id
                 for key, values in found.items():
                     if key in run.data.metrics:
                         values[seed] = run.data.metrics[key]
         cells[arm.name] = {key: Cell(values) for key, values in found.items()}
         gaps[arm.name] = tuple(missing)
     base = base_of(plan)
-    rows = (_row(table, arm, override(base, arm.changes), cells, gaps[arm.name]) for arm in table.arms)
+    rows = (
+        _row(table, arm, override(base, arm.changes), cells, gaps[arm.name], ids[arm.name])
+        for arm in table.arms
+    )
     return FilledTable(
         table,
         tuple(dataclasses.replace(row, oracle=row.oracle or row.arm.name in oracles) for row in rows),
@@ -218,7 +259,12 @@ def _gap(trial: Mapping[str, Any], run: Run | None, failures: Mapping[str, str])
 
 
 def _row(
-    table: Table, arm: Arm, config: Config, cells: Mapping[str, Mapping[str, Cell]], gaps: tuple[str, ...]
+    table: Table,
+    arm: Arm,
+    config: Config,
+    cells: Mapping[str, Mapping[str, Cell]],
+    gaps: tuple[str, ...],
+    runs: Mapping[int, str],
 ) -> Row:
     reference = table.arm(table.reference)
     settings = flatten(config)
@@ -237,6 +283,7 @@ def _row(
             if column in reference.paper
         },
         gaps=gaps,
+        runs=runs,
     )
 
 
@@ -286,15 +333,18 @@ def _provenance(parent: Run, plan: Mapping[str, Any], runs: Sequence[Run]) -> di
     data = [value for (value,) in distinct("cosa.data_fingerprint")]
     iterations = sum(trial["iterations"] for trial in plan["trials"])
     finished = sum(run.info.status == "FINISHED" for run in runs)
+    earlier = sum(run.data.tags.get("mlflow.parentRunId") != parent.info.run_id for run in runs)
     planned = sum(trial["kind"] == "trial" for trial in plan["trials"])
     hours = float(parent.data.tags.get("cosa.training_hours", "nan"))
     return {
         "preset": parent.data.tags.get("cosa.preset", ""),
         "seeds": " ".join(map(str, plan["seeds"])),
-        "trials": f"{finished} of {planned} finished, {iterations:,} iterations with shared warm-ups",
-        "training": "unknown" if math.isnan(hours) else f"{hours:.2f} hours over all trials",
+        "trials": f"{finished} of {planned} finished, "
+        + (f"{earlier} of them in earlier runs, " if earlier else "")
+        + f"{iterations:,} iterations with shared warm-ups",
+        "training": "unknown" if math.isnan(hours) else f"{hours:.2f} hours over all trials of this sweep",
         "commit": ", ".join(commits) or "unknown: the code came without its history (see --commit)",
-        "data": ", ".join(data) or "unknown",
+        "data": ", ".join(f"fingerprint {value}" for value in data) or "unknown",
         "hardware": "; ".join(hardware) or "unknown",
         "versions": ", ".join(versions),
         "MLflow run": parent.info.run_id,

@@ -15,8 +15,12 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 PLAN = "plan.json"
+RUN_KEY = "run"
+"""Of a trial in a plan: the id of the earlier run that stands for it."""
 FAILURES = "failures.json"
 REASON_TAG = "cosa.failure"
+FORK_TAG = "cosa.forked_from"
+"""On runs that share a warm-up: the id of the warm-up's run."""
 ORACLE_TAG = "cosa.oracle"
 """On runs whose training saw ground-truth masks."""
 
@@ -29,6 +33,27 @@ def base_of(plan: Mapping[str, Any]) -> Config:
 def is_trial(run: Run) -> bool:
     """Whether it fills rows: no sweep and no warm-up."""
     return run.data.tags.get("cosa.kind") == "trial" and "cosa.identity" in run.data.tags
+
+
+def metric_names(run: Run) -> set[str]:
+    """Names of what a run has, metrics that were never finite among them."""
+    prefix = "cosa.non_finite."
+    return {*run.data.metrics, *(tag.removeprefix(prefix) for tag in run.data.tags if tag.startswith(prefix))}
+
+
+def find_run(client: MlflowClient, run_id: str) -> Run | None:
+    """A run by its id; None where there is none or it was deleted."""
+    from mlflow.exceptions import MlflowException
+
+    if not run_id:
+        return None
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return run if run.info.lifecycle_stage == "active" else None
 
 
 def children_of(client: MlflowClient, parent: Run) -> list[Run]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from cosa.tracking import (
     DATA_TAG,
     RUN_FILE,
     MlflowTracker,
+    Tracker,
     TrackingError,
     TrackingSpec,
     initialise_store,
@@ -29,11 +31,13 @@ from sweeps import folders
 from sweeps import plan as planning
 from sweeps.plan import Plan, Trial
 from sweeps.results import Results, read_results
-from sweeps.runs import FAILURES, PLAN, REASON_TAG
+from sweeps.runs import FAILURES, FORK_TAG, ORACLE_TAG, PLAN, REASON_TAG, find_run, metric_names, read_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+
+_KIND_TAG = "mlflow.experimentKind"
+"""Of an experiment: whether MLflow's UI shows training runs or conversations with a language model first."""
 
 
 @dataclass(frozen=True)
@@ -63,15 +67,17 @@ class Sweep:
 
     def mend(self, root: Path, trial: Trial, result: Mapping[str, Any]) -> None:
         """Have the run of a finished trial say so: the trial may have been killed, or its run deleted."""
-        with _explained(self.uri):
+        with explained(self.uri):
             self._mend(root, trial, result)
 
     def _mend(self, root: Path, trial: Trial, result: Mapping[str, Any]) -> None:
         folder = folders.trial_folder(root, trial.name)
         spec = self.spec(trial)
-        run = _find(client_of(self.uri), read_run_id(folder))
+        run = find_run(client_of(self.uri), read_run_id(folder))
         whole = (
-            run is not None and run.info.status == "FINISHED" and result["metrics"].keys() <= _metrics(run)
+            run is not None
+            and run.info.status == "FINISHED"
+            and result["metrics"].keys() <= metric_names(run)
         )
         if run is not None and whole:
             wanted = {**spec.tags, "mlflow.parentRunId": self.run_id}
@@ -81,20 +87,14 @@ class Sweep:
             if REASON_TAG in run.data.tags:
                 client_of(self.uri).delete_tag(run.info.run_id, REASON_TAG)
             return
-        tracker = spec.tracker()
-        tracker.start(trial.config, out=folder, tags={DATA_TAG: str(result.get("data_fingerprint", ""))})
-        tracker.log_metrics(result["metrics"], trial.last_step)
-        for panel in sorted(folder.glob("panels/*.png"))[-1:]:
-            tracker.log_artifact(panel, "panels")
-        tracker.log_artifact(folder / folders.RESULT)
-        tracker.finish("FINISHED")
+        _write_again(spec.tracker(), root, trial, result)
 
     def fail(self, root: Path, reasons: Mapping[str, str]) -> None:
         """Tag the runs of failed trials with their reasons; those that never had a run are in the parent."""
-        with _explained(self.uri):
+        with explained(self.uri):
             client = client_of(self.uri)
             for name, reason in reasons.items():
-                run = _find(client, read_run_id(folders.trial_folder(root, name)))
+                run = find_run(client, read_run_id(folders.trial_folder(root, name)))
                 if run is not None:
                     client.set_tag(run.info.run_id, REASON_TAG, mask(reason))
                     client.set_terminated(run.info.run_id, "FAILED")
@@ -102,34 +102,65 @@ class Sweep:
 
     def stop(self, root: Path, trials: Sequence[Trial], status: Literal["FAILED", "KILLED"]) -> None:
         """Close the sweep's run and those of its trials that were training: nothing trains any more."""
-        with _explained(self.uri):
+        with explained(self.uri):
             client = client_of(self.uri)
             for trial in trials:
-                run = _find(client, read_run_id(folders.trial_folder(root, trial.name)))
+                run = find_run(client, read_run_id(folders.trial_folder(root, trial.name)))
                 if run is not None and run.info.status == "RUNNING":
                     client.set_terminated(run.info.run_id, "KILLED")
         self.tracker.finish(status)
 
     def tag(self, key: str, value: str) -> None:
         """Tag the sweep's own run."""
-        with _explained(self.uri):
+        with explained(self.uri):
             client_of(self.uri).set_tag(self.run_id, key, value)
+
+    def failures(self) -> Mapping[str, str]:
+        """Reasons of the trials that failed when the sweep last ended, by name."""
+        with explained(self.uri):
+            return read_json(client_of(self.uri), self.run_id, FAILURES)
 
     def results(self) -> Results:
         """What a report shows of the sweep."""
-        with _explained(self.uri):
+        with explained(self.uri):
             return read_results(self.uri, self.run_id)
 
     def close(self, markdown: str, report: Sequence[Path], *, failed: bool) -> None:
         """Show the tables at the head of the sweep's page, keep the report's files, and close the run."""
         self.tag("mlflow.note.content", markdown)
         for path in report:
-            self.tracker.log_artifact(path, "report")
+            within = "figures" if path.parent.name == "figures" else ""
+            self.tracker.log_artifact(path, f"report/{within}".rstrip("/"))
         self.tracker.finish("FAILED" if failed else "FINISHED")
 
 
+def _write_again(tracker: Tracker, root: Path, trial: Trial, result: Mapping[str, Any]) -> None:
+    """All that a trial's folder holds, into its run: what the run has already is not written twice."""
+    folder = folders.trial_folder(root, trial.name)
+    tags = {DATA_TAG: str(result.get("data_fingerprint", ""))}
+    if trial.config.oracle:
+        tags[ORACLE_TAG] = trial.config.s2c.source
+    if trial.warmup:
+        tags[FORK_TAG] = read_run_id(folders.trial_folder(root, trial.warmup)) or trial.warmup
+    tracker.start(trial.config, out=folder, tags=tags)
+    for step, metrics in folders.read_journal(folder):
+        tracker.log_metrics(metrics, step)
+    tracker.log_metrics(result["metrics"], trial.last_step)
+    for name in ("panels", "analysis", "model"):
+        for path in sorted(folder.glob(f"{name}/*.*")):
+            tracker.log_artifact(path, name)
+    tracker.log_artifact(folder / folders.RESULT)
+    tracker.finish("FINISHED")
+
+
 def open_sweep(
-    uri: str, experiment: str, root: Path, base: Config, plan: Plan, tags: Mapping[str, str]
+    uri: str,
+    experiment: str,
+    root: Path,
+    base: Config,
+    plan: Plan,
+    tags: Mapping[str, str],
+    reused: Mapping[str, str] | None = None,
 ) -> Sweep:
     """Make the sweep's run, or open it again, in a store that is made where there is none.
 
@@ -140,25 +171,45 @@ def open_sweep(
         base: Settings that all arms start from; they are the run's params.
         plan: Kept as the artifact `plan.json`.
         tags: Further tags, of this run and of every trial's.
+        reused: Ids of the earlier runs that stand for trials, by the trials' names.
 
     Raises:
         TrackingError: The store does not answer or refuses the run.
-        ValueError: The sweep was tracked elsewhere before.
+        ValueError: The sweep was tracked elsewhere before, or the experiment is another project's.
     """
     resolved = resolve_uri(uri)
     _check_same_store(root, resolved)
-    initialise_store(resolved, experiment)
+    experiment_id = initialise_store(resolved, experiment)
+    with explained(resolved):
+        _claim(client_of(resolved), experiment_id, experiment)
     shared = {"cosa.sweep": root.name, **tags}
     own = {
         "cosa.kind": "sweep",
         "cosa.tables": " ".join(table.name for table in plan.tables),
         "cosa.seeds": " ".join(map(str, plan.seeds)),
+        "cosa.reused": str(len(reused or {})),
     }
     tracker = MlflowTracker(resolved, experiment, run_name=root.name, tags={**shared, **own})
     run_id = tracker.start(base, out=root)
     assert run_id is not None  # MLflow always has one
-    tracker.log_text(planning.to_json(plan), PLAN)
+    tracker.log_text(planning.to_json(plan, reused), PLAN)
     return Sweep(resolved, experiment, run_id, tracker, shared)
+
+
+def _claim(client: MlflowClient, experiment_id: str, name: str) -> None:
+    """Refuse an experiment whose runs are another project's; have the UI open ours as training runs.
+
+    Raises:
+        ValueError: The experiment has runs, and none of them is ours.
+    """
+    ours = client.search_runs([experiment_id], "tags.`cosa.identity` LIKE '%'", max_results=1)
+    if not ours and (others := client.search_runs([experiment_id], max_results=1)):
+        raise ValueError(
+            f"--experiment must be new or hold runs of cosa, got {name!r} with runs of another project "
+            f"such as {others[0].info.run_name!r}; name another"
+        )
+    if _KIND_TAG not in client.get_experiment(experiment_id).tags:
+        client.set_experiment_tag(experiment_id, _KIND_TAG, "custom_model_development")
 
 
 def _check_same_store(root: Path, uri: str) -> None:
@@ -175,8 +226,12 @@ def _check_same_store(root: Path, uri: str) -> None:
 
 
 @contextlib.contextmanager
-def _explained(uri: str) -> Iterator[None]:
-    """One line for a store that stops answering."""
+def explained(uri: str) -> Iterator[None]:
+    """One line for a store that stops answering.
+
+    Raises:
+        TrackingError: In place of what MLflow raises.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
@@ -200,7 +255,7 @@ def find_sweep(uri: str, experiment: str, name: str) -> str:
     if uri.startswith("sqlite") and not path.is_file():
         raise ValueError(f"--tracking-uri must name a store that exists, got no file {str(path)!r}")
     experiment_id = initialise_store(uri, experiment)
-    with _explained(uri):
+    with explained(uri):
         sweeps = client_of(uri).search_runs([experiment_id], "tags.`cosa.kind` = 'sweep'")
     names = [run.data.tags.get("cosa.sweep", "") for run in sweeps]  # newest first
     for run, own_name in zip(sweeps, names, strict=True):
@@ -209,28 +264,27 @@ def find_sweep(uri: str, experiment: str, name: str) -> str:
     raise ValueError(f"--sweep must be one in {mask(uri)}, got {name!r}{nearest(name, names)}")
 
 
+def find_experiment(uri: str, experiment: str) -> tuple[MlflowClient, str] | None:
+    """A client and the experiment's id, making nothing; None where there is no such store or experiment.
+
+    Raises:
+        TrackingError: The store does not answer.
+    """
+    path = Path(uri.partition(":///")[2])
+    if uri.startswith("sqlite") and not path.is_file():  # or MLflow would make one
+        return None
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # by default it tries for minutes
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    with explained(uri):
+        client = client_of(uri)
+        found = client.get_experiment_by_name(experiment)
+    if found is None or found.lifecycle_stage != "active":
+        return None
+    return client, str(found.experiment_id)
+
+
 def client_of(uri: str) -> MlflowClient:
     """A client of a store that is known to answer."""
     from mlflow import MlflowClient
 
     return MlflowClient(uri)
-
-
-def _find(client: MlflowClient, run_id: str) -> Run | None:
-    from mlflow.exceptions import MlflowException
-
-    if not run_id:
-        return None
-    try:
-        run = client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return None
-    return run if run.info.lifecycle_stage == "active" else None
-
-
-def _metrics(run: Run) -> set[str]:
-    """Names of what a run has, metrics that were never finite among them."""
-    prefix = "cosa.non_finite."
-    return {*run.data.metrics, *(tag.removeprefix(prefix) for tag in run.data.tags if tag.startswith(prefix))}

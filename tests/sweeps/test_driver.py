@@ -11,7 +11,8 @@ import pytest
 
 from cosa.config import identity, warmup_identity
 from cosa.presets import PRESETS
-from sweeps import folders
+from sweeps import folders, kept_plan
+from sweeps import plan as planning
 from sweeps.driver import main, read_order
 from sweeps.tables import tables
 
@@ -95,8 +96,8 @@ def test_a_table_that_asks_for_training_images_says_what_it_needs(capsys):
 
 def test_the_plan_names_its_oracles(capsys):
     assert run("--dry-run", "--tables", "4a") == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if "oracle" in line]
-    assert [line.split()[2] for line in lines] == ["GT,"]
+    lines = [line for line in capsys.readouterr().out.splitlines() if "(oracle" in line]
+    assert [line.partition(",")[0].split()[-1] for line in lines] == ["GT"]
 
 
 def test_a_dry_run_marks_what_is_finished(capsys, tmp_path):
@@ -109,9 +110,23 @@ def test_a_dry_run_marks_what_is_finished(capsys, tmp_path):
     assert "3a/Base  finished" in capsys.readouterr().out
 
 
+def test_a_dry_run_says_how_to_measure_what_nobody_has(capsys):
+    assert run("--dry-run") == 0
+    assert "hours: not known, no finished run of this network, crop and batch" in capsys.readouterr().out
+
+
+def test_a_dry_run_goes_on_without_a_store_that_answers(capsys, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    assert run("--dry-run", "--tracking-uri", "http://127.0.0.1:9") == 0
+    printed = capsys.readouterr()
+    assert "tracking store must answer, got none from http://127.0.0.1:9" in printed.err
+    assert "hours: not known" in printed.out
+
+
 def test_a_dry_run_waits_for_no_heavy_import():
     program = (
-        "import sys; from sweeps.driver import main; main('ablation', '', ('3a',), ['--dry-run']); "
+        "import sys; from sweeps.driver import main; "
+        "main('ablation', '', ('3a',), ['--dry-run', '--tracking-uri', 'sqlite:////none/mlflow.db']); "
         "print(*sys.modules)"
     )
     done = subprocess.run(
@@ -161,6 +176,17 @@ def test_a_ray_jobs_outputs_outlive_its_folder(tmp_path, monkeypatch):
 def test_the_users_store_is_taken_from_the_environment(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     assert order().uri == "http://127.0.0.1:5000"
+
+
+def test_other_settings_in_the_same_folder_are_refused_with_the_difference(tmp_path, capsys):
+    plan = order("--out", "sweep").plan
+    (tmp_path / "sweep").mkdir()
+    kept_plan.keep(tmp_path / "sweep", planning.to_json(plan))
+    assert run("--out", "sweep", "--dry-run", "--set", "csc.tau=0.2") == 2
+    error = capsys.readouterr().err
+    assert "got csc.tau 0.5 -> 0.2; go on with the old ones, or begin another sweep" in error
+    assert error.count("\n") == 1
+    assert run("--out", "sweep", "--dry-run", "--seeds", "2", "--tables", "3a", "5a") == 0
 
 
 def test_two_drivers_never_run_the_same_sweep(tmp_path, capsys):

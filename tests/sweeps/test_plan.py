@@ -128,12 +128,26 @@ def test_finished_trials_and_warmups_nobody_needs_do_not_remain():
     assert plan.remaining([first0.name, second0.name]) == [warmup1, first1, second1]
 
 
+def test_the_tree_tells_earlier_runs_from_own_ones():
+    plan = make_plan(BASE, [table_of({}, {"csc.weight": 0.0})], [0])
+    first, second = (trial.name for trial in plan.trials[1:])
+    tree = planning.draw_tree(plan, finished={first}, reused={second})
+    assert "t/arm1  finished in an earlier run" in tree
+    assert "finished already: 1; taken from earlier runs: 1; left to train: 0 trials, 0 iterations" in tree
+
+
+def test_the_plan_as_json_names_the_earlier_runs():
+    plan = make_plan(BASE, [table_of({}, {"csc.weight": 0.0})], [0])
+    content = json.loads(planning.to_json(plan, {plan.trials[1].name: "abc"}))
+    assert [trial.get("run") for trial in content["trials"]] == [None, "abc", None]
+
+
 def test_the_tree_shows_every_trial_and_the_saving():
     plan = make_plan(BASE, [table_of({}, {}, {"csc.weight": 0.0})], [0])
     tree = planning.draw_tree(plan, finished={plan.trials[0].name})
     assert "3 rows, 2 distinct trials, 1 shared warm-up" in tree
     assert "30 for every row on its own, 20 with equal rows merged, 16 with shared warm-ups" in tree
-    assert "finished already: 1; left to train: 12 iterations" in tree
+    assert "finished already: 1; left to train: 2 trials, 12 iterations" in tree
     assert "t/arm0 t/arm1" in tree
 
 

@@ -37,7 +37,8 @@ PLAN = make_plan(Config(train=TrainConfig(iterations=10, warmup=4)), [TABLE], [0
 def run_of(status="FINISHED", tags=None, **metrics):
     values = {key: metrics.get(key.rpartition("/")[2], 0.5) for key in STANDARD}
     return SimpleNamespace(
-        info=SimpleNamespace(status=status), data=SimpleNamespace(metrics=values, tags=tags or {})
+        info=SimpleNamespace(status=status, run_id="0a1b2c"),
+        data=SimpleNamespace(metrics=values, tags=tags or {}),
     )
 
 
@@ -263,7 +264,7 @@ def with_oracle():
     values = {"GT": 0.9, "NO": 0.7, "full": 0.6}
     runs = {
         trial["identity"]: SimpleNamespace(
-            info=SimpleNamespace(status="FINISHED"),
+            info=SimpleNamespace(status="FINISHED", run_id="0a1b2c"),
             data=SimpleNamespace(metrics={ORACLE.metrics[0]: values[arm], ORACLE.metrics[1]: 1.25}, tags={}),
         )
         for trial in plan["trials"]

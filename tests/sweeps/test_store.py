@@ -116,6 +116,69 @@ def test_a_deleted_run_is_written_again_from_the_result(uri, root):
     assert (run.info.status, run.data.metrics) == ("FINISHED", METRICS)
 
 
+def test_a_run_that_is_written_again_has_its_histories_and_files(uri, root):
+    sweep = open_sweep(uri, root)
+    warmup_run = train(sweep, root, WARMUP)
+    store.client_of(uri).delete_run(train(sweep, root, TRIAL))
+    folder = folders.trial_folder(root, TRIAL.name)
+    for name in ("analysis/step_00000006.json", "panels/step_00000006.png", "model/classes.json"):
+        (folder / name).parent.mkdir()
+        (folder / name).write_text("{}")
+    lines = [{"step": step, "val/assignment/seg_miou": step / 20} for step in (6, 8)]
+    (folder / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 1')
+    (folder / "result.json").write_text("{}")
+    sweep.mend(root, TRIAL, result_of(TRIAL))
+    run_id, client = read_run_id(folder), store.client_of(uri)
+    history = client.get_metric_history(run_id, "val/assignment/seg_miou")
+    assert [(point.step, point.value) for point in history] == [(6, 0.3), (8, 0.4), (10, 0.5)]
+    kept = {
+        item.path for name in ("analysis", "panels", "model") for item in client.list_artifacts(run_id, name)
+    }
+    assert kept == {"analysis/step_00000006.json", "panels/step_00000006.png", "model/classes.json"}
+    assert read(uri, run_id).data.tags["cosa.forked_from"] == warmup_run
+
+
+def test_a_run_of_an_oracle_that_is_written_again_says_so(uri, root):
+    oracle = Table(name="4a", title="", reference="GT", arms=(Arm("GT", {"s2c.source": "gt"}),))
+    plan = make_plan(BASE, [oracle], [0])
+    sweep = open_sweep(uri, root, plan)
+    sweep.mend(root, plan.trials[0], result_of(plan.trials[0]))
+    run_id = read_run_id(folders.trial_folder(root, plan.trials[0].name))
+    assert read(uri, run_id).data.tags["cosa.oracle"] == "gt"
+
+
+def test_figures_keep_their_folder_in_the_report(uri, root, tmp_path):
+    sweep = open_sweep(uri, root)
+    (tmp_path / "figures").mkdir()
+    files = [tmp_path / "tables.md", tmp_path / "figures" / "fig9-left.svg"]
+    for path in files:
+        path.write_text("x")
+    sweep.close("", files, failed=False)
+    client = store.client_of(uri)
+    assert [item.path for item in client.list_artifacts(sweep.run_id, "report/figures")] == [
+        "report/figures/fig9-left.svg"
+    ]
+
+
+def test_an_experiment_of_another_project_is_refused(uri, root):
+    client = store.client_of(uri)
+    client.create_run(client.create_experiment("theirs"), run_name="their-run")
+    with pytest.raises(ValueError, match="got 'theirs' with runs of another project such as 'their-run'"):
+        store.open_sweep(uri, "theirs", root, BASE, PLAN, {})
+    assert not (root / "run.json").exists()
+
+
+def test_an_experiment_opens_as_training_runs_in_the_ui(uri, root):
+    open_sweep(uri, root)
+    tags = store.client_of(uri).get_experiment_by_name("test").tags
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+
+
+def test_a_store_that_is_not_there_is_not_made(tmp_path):
+    assert store.find_experiment(f"sqlite:///{tmp_path}/none.db", "test") is None
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_finished_trial_is_retagged_when_more_tables_hold_it(uri, root):
     sweep = open_sweep(uri, root)
     run_id = train(sweep, root, TRIAL)
