@@ -27,6 +27,9 @@ LOCK_SECONDS = 60.0
 Train = Callable[..., Any]
 """`cosa.trainer.train`, or what stands for it in a test."""
 
+Report = Callable[..., None]
+"""Takes the trainer's Progress."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -64,8 +67,13 @@ def make_job(trial: Trial, root: Path, tracking: TrackingSpec, workers: int) -> 
     )
 
 
-def run(job: Job, train: Train | None = None) -> None:
+def run(job: Job, train: Train | None = None, report: Report | None = None) -> None:
     """Train one trial to its end, going on from its folder's newest checkpoint if there is one.
+
+    Args:
+        job: What to train.
+        train: Stands for `cosa.trainer.train` in a test.
+        report: Told of the progress; what it raises ends the trial.
 
     Raises:
         FolderInUseError: Another process still trains in its folder.
@@ -77,14 +85,14 @@ def run(job: Job, train: Train | None = None) -> None:
         reason.unlink(missing_ok=True)
         with _logged(folder / folders.LOG):
             try:
-                _train(job, train)
+                _train(job, train, report)
             except Exception as error:
                 traceback.print_exc()
                 reason.write_text(describe(error) + "\n")
                 raise
 
 
-def _train(job: Job, train: Train | None) -> None:
+def _train(job: Job, train: Train | None, report: Report | None) -> None:
     config = from_json(job.config)
     out, warmup = Path(job.folder), Path(job.warmup_folder) if job.warmup_folder else None
     tracking = job.tracking
@@ -103,6 +111,7 @@ def _train(job: Job, train: Train | None) -> None:
             fork_from=fork_from,
             stop_at=job.stop_at,
             momenta=job.momenta,
+            show=report,
         )
         return
     if train is None:
@@ -116,6 +125,7 @@ def _train(job: Job, train: Train | None) -> None:
         fork_from=fork_from,
         stop_at=job.stop_at,
         momenta=job.momenta,
+        **({"report": report} if report else {}),
     )
 
 

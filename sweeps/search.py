@@ -1,0 +1,322 @@
+"""Free search with Optuna on Ray Tune, beyond the paper's grid: the same command line again goes on.
+
+python sweeps/search.py --preset shapes --trials 30
+python sweeps/search.py --preset voc --gpu-hours 200 --set data.root=DIR/VOCdevkit/VOC2012
+
+Around the preset it varies what `sweeps/search_space.py` lists. The paper's own rows come first, then TPE
+suggests. A trial is stopped at a rung of co-training where its label-free mIoU is below the median of those
+that were there before. In the end the best trials and the preset are trained again with fresh seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # imports start at the house
+
+from cosa.config import Config, override
+from cosa.tracking import TrackingError
+from sweeps import folders
+from sweeps.console import LiveLine, complain, say
+from sweeps.driver import FAILED, INTERRUPTED, MISTAKE, Order, read_order
+from sweeps.search_budget import DEFAULT_TRIALS, Budget, Ledger
+from sweeps.search_confirm import Outcome, best_of, plan_confirmation
+from sweeps.search_rungs import Rungs, choose_rungs
+from sweeps.search_space import SPACE, Space, read_space, rows_inside
+from sweeps.tables import Table
+from sweeps.tables.metrics import FREE
+
+if TYPE_CHECKING:
+    from sweeps.search_study import SearchStudy
+    from sweeps.search_track import SearchTrack
+    from sweeps.trial import Train
+
+ROWS = ("3b", "5a", "5b", "5c", "5d")
+"""Tables whose rows are tried first, as far as they lie in the space."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for."""
+
+    order: Order
+    """What it shares with other sweeps."""
+    base: Config
+    """What every trial starts from: the preset, evaluated at every rung."""
+    space: Space
+    """Resolved for the base."""
+    rungs: Rungs
+    budget: Budget
+    rows: Mapping[str, Config]
+    """The paper's rows by origin, the preset first."""
+    confirm: int
+    """Best trials that are trained again."""
+    seeds: int
+    """Fresh seeds of each."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a bad command line in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse."""
+        raise ValueError(f"{message}; see {self.prog} --help")
+
+
+def main(arguments: Sequence[str] | None = None, train: Train | None = None) -> int:
+    """The script, from its command line to its exit code.
+
+    Args:
+        arguments: The command line; by default the process's own.
+        train: Stands for `cosa.trainer.train` in a test.
+    """
+    try:
+        request = read_request(sys.argv[1:] if arguments is None else arguments)
+        _show(request)
+        if request.order.dry_run:
+            return 0
+        with folders.locked(request.order.root):
+            return _run(request, train)
+    except (ValueError, TypeError, OSError, TrackingError) as error:
+        if "--traceback" in sys.argv:
+            raise
+        complain(f"search: {' '.join(str(error).split())}")
+        return MISTAKE
+    except KeyboardInterrupt:
+        complain(f"interrupted; this goes on from here:\n  {shlex.join(['python', *sys.argv])}")
+        return INTERRUPTED
+
+
+def read_request(arguments: Sequence[str]) -> Request:
+    """What `arguments` ask for.
+
+    Raises:
+        ValueError, TypeError: A flag or setting against its law, or a space that does not fit the preset.
+    """
+    parser = _parser()
+    if {"-h", "--help"} & set(arguments):
+        say(parser.format_help() + "\nand what all sweeps take:\n")
+    found, rest = parser.parse_known_args(arguments)
+    order = read_order(
+        "search", "Shared by all sweeps; --tables names rows that are tried first.", ROWS, rest
+    )
+    if len(order.plan.seeds) != 1:
+        raise ValueError(
+            f"--seeds must be 1 in a search, got {len(order.plan.seeds)}; "
+            f"--confirm-seeds are those of the best trials"
+        )
+    for flag, value in (("--confirm", found.confirm), ("--confirm-seeds", found.confirm_seeds)):
+        if value < 0:
+            raise ValueError(f"{flag} must be >= 0, got {value}")
+    given = (found.trials, found.hours, found.gpu_hours)
+    budget = Budget(*given) if any(v is not None for v in given) else Budget(trials=DEFAULT_TRIALS)
+    if not order.base.data.val_split:
+        raise ValueError("data.val_split must name a split with masks to search by, got none")
+    rungs = choose_rungs(order.base.train, order.base.evaluation.every)
+    base = override(order.base, {"evaluation.every": rungs.every})
+    space = (read_space(Path(found.space)) if found.space else SPACE).resolved(base)
+    rows = paper_rows(order.plan.tables, base)
+    seeds = found.confirm_seeds
+    return Request(order, base, space, rungs, budget, rows, found.confirm if seeds else 0, seeds)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="sweeps/search.py",
+        description="Search the settings of co-training with Optuna's TPE on Ray Tune.",
+        add_help=False,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--trials", type=int, help=f"begin so many trials (default: {DEFAULT_TRIALS}, without other limits)")
+    add("--hours", type=float, help="begin trials for so many hours, those of earlier starts counted")
+    add("--gpu-hours", type=float, help="begin trials until so many GPU-hours are used, warm-ups counted")
+    add("--space", default="", metavar="FILE", help="Python file whose SPACE is searched instead of ours")
+    add("--confirm", type=int, default=3, help="best trials to train again with fresh seeds (default: 3)")
+    add("--confirm-seeds", type=int, default=3, help="fresh seeds of each, and of the preset (default: 3)")
+    return parser
+
+
+def paper_rows(tables: Sequence[Table], base: Config) -> dict[str, Config]:
+    """The preset and the paper's rows by origin: first the preset, then of each table those nearest to it."""
+    nearest: list[tuple[int, int, str, Config]] = []
+    for place, table in enumerate(tables):
+        names = [arm.name for arm in table.arms]
+        middle = names.index(table.reference)
+        nearest += [
+            (
+                abs(names.index(arm.name) - middle),
+                place,
+                f"{table.name}/{arm.name}",
+                override(base, arm.changes),
+            )
+            for arm in table.arms
+            if arm.name != table.reference
+        ]
+    rows = {origin: config for *_, origin, config in sorted(nearest, key=lambda row: row[:3])}
+    return {"full": base, **rows}
+
+
+def _show(request: Request) -> None:
+    """The plan: space, rungs, rows, and what it costs at most."""
+    order, train = request.order, request.base.train
+    say(f"search around {order.preset}: {request.budget.text()}, by {FREE}")
+    width = max(map(len, request.space.texts()))
+    for name, text in request.space.texts().items():
+        say(f"  {name:<{width}}  {text}")
+    if request.rungs.steps:
+        steps = " and ".join(f"{step:,}" for step in request.rungs.steps)
+        say(
+            f"stopped at {steps} of {train.iterations:,} iterations: the worse half of those that came so far"
+        )
+    else:
+        say("stopped nowhere: co-training is too short to be judged on its way")
+    if request.rungs.every != order.base.evaluation.every:
+        say(
+            f"evaluation.every is {request.rungs.every} instead of {order.base.evaluation.every}: trials are "
+            f"evaluated where they may be stopped"
+        )
+    inside, outside = _rows(request)
+    say(
+        f"first come {len(inside)} rows of the paper: {', '.join(name.rpartition('/')[2] for name in inside)}"
+    )
+    if outside:
+        say(f"outside of the space: {', '.join(name.rpartition('/')[2] for name in outside)}")
+    cotraining = train.iterations - train.warmup
+    if request.budget.trials:
+        most = train.warmup + request.budget.trials * cotraining
+        say(f"at most {most:,} iterations, of which {train.warmup:,} are the one warm-up of all trials")
+    if request.confirm:
+        more = request.seeds * (train.warmup + (request.confirm + 1) * cotraining)
+        say(
+            f"then the best {request.confirm} and the preset with {request.seeds} fresh seeds: "
+            f"{more:,} iterations beyond the budget"
+        )
+
+
+def _rows(request: Request) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
+    """Rows to try first, and the names of those outside the space.
+
+    Half of the trials at most, so that there is a search beyond them; a row of all components is the preset.
+    """
+    most = max(1, (request.budget.trials or len(request.rows) * 2) // 2)
+    return rows_inside(request.rows, request.space, request.base, most)
+
+
+def _run(request: Request, train: Train | None) -> int:
+    """Search, confirm, mend what a killed process left behind, report."""
+    from sweeps import report, search_report
+    from sweeps.search_study import open_study
+    from sweeps.search_track import SearchTrack
+
+    order, root = request.order, request.order.root
+    study = open_study(root, request.space, request.base, request.base.train.seed)
+    study.describe(FREE, request.rungs.steps)
+    say(f"outputs: {root}")
+    say(f"the study as it grows: optuna-dashboard {root / 'study.journal'}")
+    fingerprint = _check_data(request)
+    study.enqueue(_rows(request)[0])
+    track = SearchTrack.open(order, request.base, study, request.space.momenta)
+    try:
+        outcome = _train(request, study, track, train)
+        track.mend(outcome)
+        findings = search_report.find(request, study, outcome, fingerprint)
+        files = search_report.write(findings, root)
+        track.close(findings, files)
+    except BaseException as error:
+        track.stop("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    say(search_report.text(findings))
+    say(f"report: {root / 'search.html'}")
+    say(f"MLflow: {report.ui_command(order.uri)}")
+    for label, reason in findings.failures.items():
+        complain(f"failed: {label}  {reason}")
+    return FAILED if findings.failures else 0
+
+
+def _check_data(request: Request) -> str:
+    """Open the data before anything is started; `shapes` is written here, once. Returns its fingerprint."""
+    from cosa.data.dataset import open_dataset  # imports torch
+
+    data = request.base.data
+    fingerprint = open_dataset(data, data.train_split).fingerprint()
+    open_dataset(data, data.val_split, needs="masks")
+    if request.base.evaluation.train_split:
+        open_dataset(data, request.base.evaluation.train_split, needs="masks")
+    return fingerprint
+
+
+def _train(request: Request, study: SearchStudy, track: SearchTrack, train: Train | None) -> Outcome:
+    """Search until the budget is spent, then confirm."""
+    from sweeps.ray_session import connected
+
+    order = request.order
+    with connected(order.request) as allotment:
+        if request.budget.gpu_hours is not None and not allotment.gpus:
+            raise ValueError(
+                "--gpu-hours must have GPUs to count, got trials without; take --hours or --trials"
+            )
+        from sweeps.launch import launch
+        from sweeps.search_flow import Flow
+        from sweeps.search_launch import seek
+
+        workers = max(1, order.request.workers)
+        ledger = Ledger(order.root / "spent.json", allotment.gpus * workers, time.monotonic)
+        flow = Flow(
+            study,
+            request.base,
+            order.root,
+            rungs=request.rungs.steps,
+            momenta=request.space.momenta,
+            budget=request.budget,
+            ledger=ledger,
+            slots=allotment.slots,
+        )
+        line = LiveLine(sys.stdout)
+        if not flow.exhausted:
+            say(f"{allotment.slots} at a time, {ledger.text()} spent before")
+            seek(
+                flow,
+                order.root,
+                track.spec,
+                allotment,
+                rungs=request.rungs.steps,
+                workers=order.request.workers,
+                retries=order.retries,
+                budget=request.budget.text(),
+                line=line,
+                train=train,
+            )
+            ledger.note(0)
+        best = best_of(study.records(), request.confirm)
+        plan = plan_confirmation(best, request.base, request.seeds) if best else None
+        failures: Mapping[str, str] = {}
+        if plan:
+            finished = [t.name for t in plan.trials if folders.read_result(order.root, t)]
+            remaining = plan.remaining(finished)
+            if remaining:
+                say(f"confirming the best {len(best)} and the preset: {len(remaining)} runs")
+                failures = launch(
+                    remaining,
+                    order.root,
+                    track.spec,
+                    allotment,
+                    workers=order.request.workers,
+                    retries=order.retries,
+                    done_before=len(plan.trials) - len(remaining),
+                    line=line,
+                    train=train,
+                ).failures
+        return Outcome(tuple(best), plan, dict(failures), ledger.text())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

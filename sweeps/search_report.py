@@ -1,0 +1,242 @@
+"""What a search found, in four forms: text, Markdown for MLflow, CSV of all trials, one HTML page.
+
+With them come the pictures and `best.json`, the best settings as a Config that `cosa.config.from_json` reads.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cosa.config import Config, flatten, to_json
+from cosa.presets import get_preset
+from sweeps import folders
+from sweeps.drawing import Part
+from sweeps.report import ui_command
+from sweeps.search_confirm import Confirmed, Outcome, best_config, command, confirmed, verdict
+from sweeps.search_plots import draw
+from sweeps.search_record import PRESET, Record, State
+from sweeps.search_space import Space
+
+if TYPE_CHECKING:
+    from sweeps.search import Request
+    from sweeps.search_study import SearchStudy
+
+PAGE, BEST, TRIALS = "search.html", "best.json", "trials.csv"
+_TOP = 10
+"""Trials that the page lists."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything a report of a search shows."""
+
+    title: str
+    preset: str
+    space: Space
+    records: tuple[Record, ...]
+    confirmed: tuple[Confirmed, ...]
+    """The preset and the best trials with fresh seeds, the highest mean first; empty without confirmation."""
+    verdict: tuple[str, ...]
+    """What the confirmation says."""
+    best: Config | None
+    """The settings to go on with; None where no trial was finished."""
+    why: str
+    """Why these."""
+    command: str
+    """Trains them."""
+    changes: Mapping[str, tuple[Any, Any]]
+    """Settings of `best` that differ from the preset's: the preset's value and the new one."""
+    importances: Mapping[str, float]
+    pictures: tuple[Part, ...]
+    failures: Mapping[str, str]
+    """What failed, by name, with the reason."""
+    facts: Mapping[str, str]
+
+    @property
+    def complete(self) -> list[Record]:
+        """Finished trials, the best first."""
+        return sorted((r for r in self.records if r.state == "complete"), key=lambda r: (-r.value, r.number))
+
+    @property
+    def lead(self) -> str:
+        """How many trials became what."""
+        states = Counter(record.state for record in self.records)
+        parts = [f"{states[state]} {word}" for state, word in _STATES.items() if states[state]]
+        return f"{len(self.records)} trials: {', '.join(parts)}."
+
+
+_STATES: Mapping[State, str] = {
+    "complete": "finished",
+    "pruned": "stopped at a rung",
+    "failed": "failed",
+    "running": "unfinished",
+}
+
+
+def find(request: Request, study: SearchStudy, outcome: Outcome, fingerprint: str) -> Findings:
+    """Put together what a search and its confirmation left.
+
+    Args:
+        request: What was asked for.
+        study: The search.
+        outcome: What was run.
+        fingerprint: Of the training images.
+    """
+    order, records = request.order, study.records()
+    found: list[Confirmed] = []
+    if outcome.plan:
+        found = confirmed(
+            records, outcome.best, outcome.plan, lambda trial: folders.read_result(order.root, trial)
+        )
+        found = [one for one in found if one.free.values]
+    complete = any(record.state == "complete" for record in records)
+    best, why = best_config(found, records, order.base) if complete else (None, "")
+    start, own = get_preset(order.preset), flatten(order.base)
+    importances = study.importances()
+    steps = [f"{step:,}" for step in request.rungs.steps]
+    failed = {f"trial {r.label}": r.reason for r in records if r.state == "failed"}
+    return Findings(
+        title=order.root.name,
+        preset=order.preset,
+        space=request.space,
+        records=tuple(records),
+        confirmed=tuple(found),
+        verdict=tuple(verdict(found)),
+        best=best,
+        why=why,
+        command=command(order.preset, start, best) if best else "",
+        changes={name: (own[name], value) for name, value in flatten(best).items() if value != own[name]}
+        if best
+        else {},
+        importances=importances,
+        pictures=tuple(draw(records, request.space, importances, request.base.train.iterations)),
+        failures={**failed, **outcome.failures},
+        facts={
+            "budget": f"{request.budget.text()}; spent: {len(records)} trials, {outcome.spent}",
+            "objective": "label-free mIoU of AN on the validation split, its masks known to the search",
+            "stopped at": f"{' and '.join(steps)} of {request.base.train.iterations:,} iterations"
+            if steps
+            else "no rung",
+            "suggested by": "Optuna's TPE, multivariate and grouped, seed " + str(request.base.train.seed),
+            "training seed": f"{request.base.train.seed} in the search",
+            "data": fingerprint,
+            "study": f"optuna-dashboard {order.root / 'study.journal'}",
+            "all runs": ui_command(order.uri),
+        },
+    )
+
+
+def text(findings: Findings) -> str:
+    """The outcome in lines for the terminal."""
+    best = (
+        f"  {100 * record.value:6.2f}  trial {record.label}  {', '.join(_changes(record.changes))}"
+        for record in findings.complete[:5]
+    )
+    lines = [findings.lead, *best]
+    lines += findings.verdict
+    if findings.best:
+        lines += [f"best settings ({findings.why}): {BEST}", f"  {findings.command}"]
+    return "\n".join(lines)
+
+
+def markdown(findings: Findings) -> str:
+    """The outcome for the head of the search's page in MLflow."""
+    parts = [findings.lead, *findings.verdict]
+    if findings.best:
+        parts.append(f"Best settings, {findings.why}:\n\n```\n{findings.command}\n```")
+    rows = [
+        f"| {record.label} | {100 * record.value:.2f} | {', '.join(_changes(record.changes))} |"
+        for record in findings.complete[:_TOP]
+    ]
+    parts.append("\n".join(["| trial | label-free mIoU | settings |", "|:--|--:|:--|", *rows]))
+    parts.append("\n".join(f"- {name}: {value}" for name, value in findings.facts.items()))
+    return "\n\n".join(parts) + "\n"
+
+
+def as_csv(findings: Findings) -> str:
+    """Every trial with its settings; values are fractions."""
+    stream = io.StringIO()
+    names = [dimension.setting for dimension in findings.space.dimensions]
+    steps = sorted({d.step for record in findings.records for d in record.decisions})
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(
+        ["trial", "origin", "state", "value", *(f"at_{step}" for step in steps), *names, "reason"]
+    )
+    for record in findings.records:
+        at = {decision.step: decision.value for decision in record.decisions}
+        writer.writerow(
+            [
+                record.number,
+                record.origin or "TPE",
+                record.state,
+                "" if math.isnan(record.value) else record.value,
+                *(at.get(step, "") for step in steps),
+                *(record.changes.get(name, "") for name in names),
+                record.reason,
+            ]
+        )
+    return stream.getvalue()
+
+
+def html(findings: Findings) -> str:
+    """The page, complete in itself."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    slices = [part for part in findings.pictures if part.file.startswith("search-slice")]
+    return environment.get_template("search.html.j2").render(
+        findings=findings,
+        top=[(r, _kind(r), _changes(r.changes)) for r in findings.complete[:_TOP]],
+        confirmed=[(one, _confirmed_cells(one)) for one in findings.confirmed],
+        changes={name: (_value(old), _value(new)) for name, (old, new) in findings.changes.items()},
+        finished=len(findings.complete),
+        slices=slices,
+        pictures=[part for part in findings.pictures if part not in slices],
+        texts=findings.space.texts(),
+    )
+
+
+def _kind(record: Record) -> str:
+    return {"": "suggested", PRESET: "preset"}.get(record.origin, record.origin)
+
+
+def _confirmed_cells(one: Confirmed) -> tuple[str, str, str, str, str]:
+    deviation = one.free.deviation
+    spread = f" ± {100 * deviation:.2f}" if math.isfinite(deviation) else ""
+    searched = f"{100 * one.searched:.2f}" if math.isfinite(one.searched) else "–"
+    excess = f"{100 * one.excess:+.2f}".replace("-", "−") if math.isfinite(one.excess) else "–"
+    labelled = f"{100 * one.labelled.mean:.2f}" if one.labelled.values else "–"
+    return searched, f"{100 * one.free.mean:.2f}{spread}", excess, labelled, str(len(one.free.values))
+
+
+def _changes(changes: Mapping[str, Any]) -> list[str]:
+    return [f"{name} {_value(value)}" for name, value in changes.items()]
+
+
+def _value(value: Any) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def write(findings: Findings, folder: Path) -> list[Path]:
+    """Write the page, the trials, the best settings and the pictures."""
+    contents = {PAGE: html(findings).encode(), TRIALS: as_csv(findings).encode()}
+    if findings.best:
+        contents[BEST] = to_json(findings.best).encode()
+    contents |= {f"figures/{part.file}": part.data for part in findings.pictures}
+    (folder / "figures" if findings.pictures else folder).mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    return [folder / name for name in contents]
