@@ -168,7 +168,7 @@ def _run(order: Order, train: Train | None) -> int:
         failures = _train(order, sweep, remaining, train) if remaining else {}
         _mend(order, sweep, failures)
         results = sweep.results()
-        files = report.write(results, root, report.ui_command(order.uri))
+        files = report.write(results, root, order.uri)
         sweep.close(report.headline(results), files, failed=bool(failures))
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)

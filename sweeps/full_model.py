@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cosa.config import identity, override
@@ -40,6 +40,8 @@ class FullModel:
     """Hours of training, evaluations and a shared warm-up included."""
     parameters: int | None
     """Numbers in the assignment network; None where its weights were not kept."""
+    runs: Mapping[int, str] = field(default_factory=dict)
+    """Ids of its runs by seed."""
 
 
 def read_full_model(
@@ -76,6 +78,7 @@ def read_full_model(
         classes=("background", *first.get("classes", ())),
         hours=Cell({seed: (own + warmups.get(seed, 0.0)) / 3600 for seed, own in seconds.items()}),
         parameters=_parameters(client, first_run),
+        runs={seed: run.info.run_id for seed, run in runs.items()},
     )
 
 

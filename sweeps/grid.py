@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sweeps.cells import Cell
+from sweeps.cells import LEAST_PAIRS, Cell
 from sweeps.results import FilledTable, Row
 from sweeps.tables.metrics import METRICS
 
@@ -50,6 +50,27 @@ def difference(key: str, cell: Cell) -> str:
     return f"{cell.mean:+.2f}".replace("-", "−")
 
 
+def tested(key: str, cell: Cell, seeds: int) -> str:
+    """A difference with the p-value of a paired test over seeds: `−1.2 (p 0.04)`.
+
+    Args:
+        key: The metric.
+        cell: Differences by seed.
+        seeds: Those of the sweep; of fewer pairs their number is told, and that it is too small for a test.
+    """
+    text = difference(key, cell)
+    count = len(cell.values)
+    if seeds < LEAST_PAIRS or not count:
+        return text
+    if count < LEAST_PAIRS:
+        return f"{text} (n = {count}, too small)"
+    return f"{text} ({_p(cell.p_value)}{f', n = {count}' if count < seeds else ''})"
+
+
+def _p(value: float) -> str:
+    return "p < 0.001" if value < 0.001 else f"p {value:.2g}" if value < 0.1 else f"p {value:.1f}"
+
+
 def published(value: float | None, *, signed: bool = False) -> str:
     """A published value in percent, as printed."""
     return ABSENT if value is None else f"{value:{'+' if signed else ''}.2f}".replace("-", "−")
@@ -83,6 +104,8 @@ class Grid:
     """What a reader must know about the table, a line each."""
     notes: tuple[str, ...]
     """Why values are missing, a line each."""
+    sources: tuple[tuple[Mapping[int, str], ...], ...]
+    """For each cell the runs it was made from, ids by seed; none of what is not ours or a name."""
 
 
 def grid(filled: FilledTable, seeds: int) -> Grid:
@@ -106,7 +129,14 @@ def grid(filled: FilledTable, seeds: int) -> Grid:
         marked=tuple(_marked(filled, row) for row in filled.rows),
         remarks=tuple(_remarks(filled)),
         notes=tuple(f"{row.arm.name}, {gap}" for row in filled.rows for gap in row.gaps),
+        sources=tuple(tuple(_sources(row, columns)) for row in filled.rows),
     )
+
+
+def _sources(row: Row, columns: Sequence[Column]) -> Iterator[Mapping[int, str]]:
+    for column in columns:
+        ours = column.group == "ours" and column.kind in {"value", "difference"}
+        yield row.runs if ours else {}
 
 
 def titles(filled: FilledTable) -> dict[str, str]:
@@ -129,7 +159,7 @@ def _cells(filled: FilledTable, row: Row, seeds: int) -> Iterator[str]:
     for place, key in enumerate(filled.table.metrics):
         yield shown(key, row.cells[key])
         if place < DIFFERENCES:
-            yield "" if is_reference else difference(key, row.differences[key])
+            yield "" if is_reference else tested(key, row.differences[key], seeds)
     for name in filled.table.columns:
         yield published(row.published.get(name))
         yield "" if is_reference else published(row.published_differences.get(name), signed=True)

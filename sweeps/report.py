@@ -2,9 +2,10 @@
 
     python sweeps/report.py --sweep ablation-shapes
 
-One set of numbers, four forms: plain text for the terminal, Markdown, CSV, and one HTML page that needs no
-other file. Ours are percent with the mean and the sample standard deviation over seeds. A row whose training
-saw ground-truth masks is called an oracle in each form, and never the best.
+One set of numbers, five forms: plain text for the terminal, Markdown, CSV, LaTeX, and one HTML page that
+needs no other file. Ours are percent with the mean and the sample standard deviation over seeds; each leads
+to its runs where a server shows them. A row whose training saw ground-truth masks is called an oracle in each
+form, and never the best.
 """
 
 from __future__ import annotations
@@ -25,8 +26,11 @@ if __name__ == "__main__":
 
 from cosa.tracking import TrackingError, resolve_uri, ui_hint
 from sweeps.beside import comparisons
+from sweeps.cells import LEAST_PAIRS
 from sweeps.console import complain, say
 from sweeps.grid import ABSENT, DIFFERENCES, Column, Grid, grid, name_of, percent, setting, shown, titles
+from sweeps.latex import latex
+from sweeps.links import Links
 from sweeps.results import FilledTable, Results, Row, read_results, shown_and_online
 from sweeps.tables.metrics import FREE, METRICS
 
@@ -40,7 +44,11 @@ def terminal(results: Results) -> str:
 def _legend(results: Results) -> str:
     seeds = len(results.seeds)
     over = f"mean ± sample deviation over {seeds} seeds" if seeds > 1 else "one seed"
-    return f"Percent; ours on {results.preset}, AN, {over}"
+    if seeds < LEAST_PAIRS:
+        test = f"no p-values: n too small, a paired test wants {LEAST_PAIRS} seeds or more"
+    else:
+        test = "p: two-sided paired t-test over the seeds of both rows, each row by itself"
+    return f"Percent; ours on {results.preset}, AN, {over}; {test}"
 
 
 def _plain(table: Grid) -> str:
@@ -84,9 +92,10 @@ _NOTE_LENGTH = 8000
 _RULES = {"arm": ":--", "mark": ":-:", "setting": ":-:"}
 
 
-def markdown(results: Results) -> str:
-    """The sweep's tables as Markdown."""
-    return "\n\n".join([*_markdown_tables(results), _markdown_foot(results)]) + "\n"
+def markdown(results: Results, uri: str = "") -> str:
+    """The sweep's tables as Markdown; numbers lead to the runs of a server at `uri`."""
+    links = Links(uri, results.experiment_id)
+    return "\n\n".join([*_markdown_tables(results, links), _markdown_foot(results)]) + "\n"
 
 
 def headline(results: Results) -> str:
@@ -94,7 +103,7 @@ def headline(results: Results) -> str:
     foot = _markdown_foot(results)
     more = "Further tables are in the artifact report/tables.md."
     parts: list[str] = []
-    tables = _markdown_tables(results)
+    tables = _markdown_tables(results, Links())
     for table in tables:
         if sum(len(part) + 2 for part in (*parts, table, foot, more)) > _NOTE_LENGTH:
             break
@@ -107,13 +116,20 @@ def _markdown_foot(results: Results) -> str:
     return f"{_legend(results)}\n\n{facts}"
 
 
-def _markdown_tables(results: Results) -> list[str]:
+def _markdown_tables(results: Results, links: Links) -> list[str]:
     parts = []
     for filled in results.tables:
         table = grid(filled, len(results.seeds))
         titles = [f"{c.title}, {c.group}" if c.group == "published" else c.title for c in table.columns]
         rules = [_RULES.get(c.kind, "--:") for c in table.columns]
-        lines = ["| " + " | ".join(row) + " |" for row in (titles, rules, *table.rows)]
+        rows = [
+            [
+                f"[{text}]({address})" if text and (address := links.address(list(runs.values()))) else text
+                for text, runs in zip(row, sources, strict=True)
+            ]
+            for row, sources in zip(table.rows, table.sources, strict=True)
+        ]
+        lines = ["| " + " | ".join(row) + " |" for row in (titles, rules, *rows)]
         notes = [f"- {note}" for note in (*table.remarks, *table.notes)]
         parts.append("\n".join([f"### {table.title}", "", *lines, *([""] if notes else []), *notes]))
     return parts
@@ -132,6 +148,7 @@ def as_csv(results: Results) -> str:
 
 def _record(filled: FilledTable, row: Row) -> dict[str, str]:
     table = filled.table
+    reference = row.arm.name == table.reference
     record = {"table": table.name, "arm": row.arm.name}
     record |= {"oracle": str(int(row.oracle)), "best": str(int(row is filled.best))}
     record |= {name: str(int(mark)) for name, mark in zip(table.components, row.marks, strict=True)}
@@ -146,9 +163,12 @@ def _record(filled: FilledTable, row: Row) -> dict[str, str]:
             f"{name}_deviation": _number(cell.deviation, scale),
             f"{name}_minus_{table.reference}": _number(gap.mean, scale),
             f"{name}_minus_{table.reference}_deviation": _number(gap.deviation, scale),
+            f"{name}_minus_{table.reference}_n": str(len(gap.values)),
+            f"{name}_minus_{table.reference}_p": "" if reference else _number(gap.p_value, 1),
         }
     record |= {f"published_{name}": f"{value:.2f}" for name, value in row.published.items()}
-    return record | {"missing": "; ".join(row.gaps)}
+    runs = " ".join(f"{seed}:{run_id}" for seed, run_id in sorted(row.runs.items()))
+    return record | {"missing": "; ".join(row.gaps), "runs": runs}
 
 
 def _plain_setting(value: Any) -> str:
@@ -218,16 +238,19 @@ def chart(filled: FilledTable, key: str) -> dict[str, Any] | None:
         mean = x(cell.mean) if cell.values else None
         y = _TOP + index * _LINE + _LINE // 2
         dots = [x(value) for value in cell.values.values()]
-        lines.append({"name": name_of(row), "y": y, "dots": dots, "mean": mean})
+        runs = [{seed: row.runs[seed]} if seed in row.runs else {} for seed in cell.values]
+        lines.append({"name": name_of(row), "y": y, "dots": dots, "runs": runs, "mean": mean})
     bottom = _TOP + len(lines) * _LINE
     ticks = [(x(i * step), percent(i * step).removesuffix(".0")) for i in range(first, last + 1)]
     size = {"width": _CHART_WIDTH, "height": bottom + 24, "bottom": bottom, "left": _LEFT}
     return {**size, "lines": lines, "ticks": ticks, "half": _LINE // 2 - 5}
 
 
-def html(results: Results, mlflow_command: str) -> str:
-    """The page, complete in itself."""
+def html(results: Results, mlflow_command: str, uri: str = "") -> str:
+    """The page, complete in itself; numbers lead to the runs of a server at `uri`."""
     import jinja2
+
+    links = Links(uri, results.experiment_id)
 
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
@@ -236,6 +259,7 @@ def html(results: Results, mlflow_command: str) -> str:
     tables = [
         {
             "grid": grid(filled, len(results.seeds)),
+            "curves": results.curves.get(filled.table.name),
             "reference": filled.table.reference,
             "reference_line": [row.arm.name for row in filled.rows].index(filled.table.reference),
             "oracles": [row.oracle for row in filled.rows],
@@ -256,6 +280,8 @@ def html(results: Results, mlflow_command: str) -> str:
         comparisons=comparisons(results.full),
         beside_paper=results.full is not None and results.full.layout in {"voc", "coco"},
         panels=panels,
+        full_source=links.source(results.full.runs) if results.full else None,
+        source=links.source,
         mlflow_command=mlflow_command,
     )
 
@@ -282,12 +308,20 @@ def lead(results: Results) -> str:
     return f"{titles(filled)[key]}: {both}"
 
 
-def write(results: Results, folder: Path, mlflow_command: str) -> list[Path]:
-    """Write all four forms, the comparison with the paper's rows, and the figures; the page comes first."""
+def write(results: Results, folder: Path, uri: str) -> list[Path]:
+    """Write all five forms, the comparison with the paper's rows, and the figures; the page comes first.
+
+    Args:
+        results: What to report.
+        folder: Where to; made if needed.
+        uri: Tracking URI of the runs.
+    """
+    grids = [grid(filled, len(results.seeds)) for filled in results.tables]
     files = {
-        "report.html": html(results, mlflow_command),
-        "tables.md": markdown(results),
+        "report.html": html(results, ui_command(uri), uri),
+        "tables.md": markdown(results, uri),
         "tables.csv": as_csv(results),
+        "tables.tex": latex(grids, _legend(results)),
         "tables.txt": terminal(results) + "\n",
     }
     if comparisons(results.full):
@@ -296,8 +330,9 @@ def write(results: Results, folder: Path, mlflow_command: str) -> list[Path]:
             "comparison.csv": comparison_csv(results),
         }
     contents = {name: text.encode() for name, text in files.items()}
-    contents |= {f"figures/{part.file}": part.data for drawing in results.figures for part in drawing.parts}
-    (folder / "figures" if results.figures else folder).mkdir(parents=True, exist_ok=True)
+    drawings = [*results.curves.values(), *results.figures]
+    contents |= {f"figures/{part.file}": part.data for drawing in drawings for part in drawing.parts}
+    (folder / "figures" if drawings else folder).mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         (folder / name).write_bytes(content)
     return [folder / name for name in contents]
@@ -324,7 +359,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from sweeps.store import find_sweep
 
         results = read_results(uri, find_sweep(uri, found.experiment, found.sweep))
-        files = write(results, Path(found.out or f"runs/{results.sweep}").absolute(), ui_command(uri))
+        files = write(results, Path(found.out or f"runs/{results.sweep}").absolute(), uri)
     except (ValueError, OSError, TrackingError) as error:
         complain(f"report: {' '.join(str(error).split())}")
         return 2

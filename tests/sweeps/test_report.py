@@ -13,6 +13,8 @@ from cosa.config import Config, TrainConfig
 from sweeps import grid, report
 from sweeps import plan as planning
 from sweeps.cells import Cell
+from sweeps.latex import escape, latex
+from sweeps.links import Links
 from sweeps.plan import make_plan
 from sweeps.results import Panel, Results, fill
 from sweeps.tables import Arm, Table
@@ -34,10 +36,10 @@ TABLE = Table(
 PLAN = make_plan(Config(train=TrainConfig(iterations=10, warmup=4)), [TABLE], [0, 1])
 
 
-def run_of(status="FINISHED", tags=None, **metrics):
+def run_of(status="FINISHED", tags=None, run_id="0a1b2c", **metrics):
     values = {key: metrics.get(key.rpartition("/")[2], 0.5) for key in STANDARD}
     return SimpleNamespace(
-        info=SimpleNamespace(status=status, run_id="0a1b2c"),
+        info=SimpleNamespace(status=status, run_id=run_id),
         data=SimpleNamespace(metrics=values, tags=tags or {}),
     )
 
@@ -168,6 +170,7 @@ def test_markdown_is_a_table_that_every_reader_knows(results):
     lines = report.markdown(results).splitlines()
     start = lines.index("### Table 9z: A small one") + 2
     assert {line.count("|") for line in lines[start : start + 5]} == {14}
+    assert "http" not in report.markdown(results)
     assert "- no-CSC, seed 1: not run yet" in lines
 
 
@@ -216,6 +219,115 @@ def test_the_page_needs_no_other_file(results):
     assert "http" not in page
 
 
+SERVER = "https://user:secret@mlflow.example:5000/"
+
+
+def test_a_number_leads_to_its_run_and_one_over_seeds_to_their_comparison():
+    links = Links(SERVER, "7")
+    assert links.source({0: "abc"}).address == "https://mlflow.example:5000/#/experiments/7/runs/abc"
+    both = links.source({1: "def", 0: "abc"})
+    assert both.text == "seed 0: run abc, seed 1: run def"
+    assert both.address.startswith("https://mlflow.example:5000/#/compare-runs?runs=%5B%22def%22%2C%22abc%22")
+    assert links.source({}) is None
+
+
+def test_a_store_without_a_server_has_ids_and_no_addresses():
+    source = Links("sqlite:////somewhere/mlflow.db", "7").source({0: "abc"})
+    assert (source.address, source.text) == ("", "seed 0: run abc")
+
+
+def test_every_form_with_a_server_leads_to_the_runs_and_keeps_its_password(results):
+    for text in (report.html(results, "", SERVER), report.markdown(results, SERVER)):
+        assert text.count("https://mlflow.example:5000/#/compare-runs?") >= 8  # two arms, four metrics
+        assert "secret" not in text
+
+
+def test_the_page_of_a_store_in_a_file_shows_the_runs_ids(results):
+    assert 'title="seed 0: run 0a1b2c, seed 1: run 0a1b2c">35.0 ± 7.1</span>' in report.html(results, "")
+
+
+def test_the_csv_names_the_runs(results):
+    rows = list(csv.DictReader(io.StringIO(report.as_csv(results))))
+    assert [row["runs"] for row in rows] == ["0:0a1b2c 1:0a1b2c", "", "0:0a1b2c 1:0a1b2c"]
+
+
+def over_three_seeds(**values):
+    """A filled table whose arms have these label-free mIoU, by seed."""
+    plan = make_plan(Config(train=TrainConfig(iterations=10, warmup=4)), [TABLE], [0, 1, 2])
+    runs = {
+        trial.identity: run_of(seg_miou=values[trial.arm.replace("-", "_")][trial.seed])
+        for trial in plan.trials
+        if trial.kind == "trial" and trial.seed in values.get(trial.arm.replace("-", "_"), {})
+    }
+    import json
+
+    return fill(TABLE, json.loads(planning.to_json(plan)), runs, {})
+
+
+def test_a_difference_over_three_seeds_carries_its_p_value():
+    filled = over_three_seeds(none={0: 0.40, 1: 0.41, 2: 0.45}, full={0: 0.50, 1: 0.52, 2: 0.54})
+    # differences -0.10, -0.11, -0.09: t = -0.1 / (0.01 / sqrt 3) = -17.32, df 2
+    assert grid.grid(filled, seeds=3).rows[0][6] == "−10.0 (p 0.0033)"
+    assert row(filled, "none").differences[FREE].p_value == pytest.approx(0.003317, rel=1e-3)
+
+
+def test_too_few_common_seeds_are_told_where_others_have_enough():
+    filled = over_three_seeds(none={0: 0.40, 1: 0.41}, full={0: 0.50, 1: 0.52, 2: 0.54})
+    table = grid.grid(filled, seeds=3)
+    assert (table.rows[0][0], table.rows[0][6]) == ("none (n = 2)", "−10.5 (n = 2, too small)")
+
+
+def test_with_fewer_than_three_seeds_the_legend_says_why_there_is_no_test(results):
+    assert "no p-values: n too small, a paired test wants 3 seeds or more" in report.terminal(results)
+    assert "(p" not in report.terminal(results)
+
+
+@pytest.mark.parametrize(("values", "p"), [((0.1, 0.1, 0.1), 0.0), ((0.0, 0.0, 0.0), 1.0)])
+def test_differences_without_any_deviation_have_a_p_value_too(values, p):
+    assert Cell(dict(enumerate(values))).p_value == p
+
+
+def test_the_p_value_agrees_with_the_one_of_scipy():
+    from scipy.stats import ttest_rel
+
+    ours, theirs = (0.3, 0.5, 0.45, 0.2), (0.32, 0.61, 0.44, 0.3)
+    differences = Cell(dict(enumerate(ours))).minus(Cell(dict(enumerate(theirs))))
+    assert differences.p_value == pytest.approx(ttest_rel(ours, theirs).pvalue)
+
+
+def test_latex_has_balanced_rows_and_environments_in_plain_ascii(results):
+    text = latex([grid.grid(table, 2) for table in results.tables], "Percent ±")
+    assert text.isascii()
+    assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
+    for name in ("table*", "tabular"):
+        assert text.count(rf"\begin{{{name}}}") == text.count(rf"\end{{{name}}}") == 1
+    columns = text.partition(r"\begin{tabular}{")[2].partition("}")[0]
+    assert columns == "lccrrrrrrrrrr"
+    body = text.partition(r"\midrule")[2].partition(r"\bottomrule")[0].strip().splitlines()
+    assert [line.count("&") for line in body] == [12, 12, 12]
+    assert all(line.endswith(r" \\") for line in body)
+    assert r"35.0 $\pm$ 7.1 & $-$16.0" in body[0]
+
+
+def test_latex_rules_ours_and_the_published_columns_apart(results):
+    text = latex([grid.grid(table, 2) for table in results.tables], "")
+    assert r" & & & \multicolumn{6}{c}{ours} & \multicolumn{4}{c}{published} \\" in text
+    assert r"\cmidrule(lr){4-9} \cmidrule(lr){10-13}" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("a_b & 50%", r"a\_b \& 50\%"),
+        ("M† ξ ≤ ∞", r"M$^\dagger$ $\xi$ $\leq$ $\infty$"),
+        ("☃", "?"),
+        ("\\", r"\textbackslash{}"),
+    ],
+)
+def test_latex_escapes_what_it_would_misread(text, escaped):
+    assert escape(text) == escaped
+
+
 def test_a_chart_spans_all_values_and_keeps_arms_without_any(filled):
     chart = report.chart(filled, FREE)
     none, no_csc, full = chart["lines"]
@@ -238,9 +350,11 @@ def test_signed_percent_has_one_decimal_and_no_negative_zero(value, text):
     assert grid.percent(value, signed=True) == text
 
 
-def test_all_four_forms_are_written(results, tmp_path):
-    files = report.write(results, tmp_path / "out", "mlflow ui")
-    assert [path.name for path in files] == ["report.html", "tables.md", "tables.csv", "tables.txt"]
+def test_all_five_forms_are_written(results, tmp_path):
+    files = report.write(results, tmp_path / "out", "sqlite:////somewhere/mlflow.db")
+    assert [path.name for path in files] == [
+        *("report.html", "tables.md", "tables.csv", "tables.tex", "tables.txt")
+    ]
     assert all(path.stat().st_size > 0 for path in files)
 
 
