@@ -42,7 +42,7 @@ from cosa.crf import CrfPool
 from cosa.inference import multiscale, resize
 from cosa.metrics import CplCounts, ImageCounts, ScoreCounts, confusion_matrix, iou, mean_iou
 from cosa.networks.network import CosaNetwork
-from cosa.pseudo_labels import cam_pseudo_labels, keep_labelled
+from cosa.pseudo_labels import keep_labelled
 from cosa.reliability import perplexity
 from cosa.structures import EvaluationBatch, FusedOutput
 
@@ -105,10 +105,11 @@ class _Counts:
     def _add_segmentation(
         self, seg_logits: Float[Tensor, "1 k _h _w"], labels: Float[Tensor, "1 c"], target: Int[Tensor, "h w"]
     ) -> None:
-        logits = resize(seg_logits, (target.shape[0], target.shape[1]))
-        classes = logits.shape[1]
-        self.seg += confusion_matrix(logits.argmax(1)[0], target, classes)
-        self.labelled += confusion_matrix(keep_labelled(logits, labels).argmax(1)[0], target, classes)
+        logits = resize(seg_logits, (target.shape[0], target.shape[1]))[0]
+        self.seg += confusion_matrix(logits.argmax(0), target, len(logits))
+        own = labels[0].nonzero().flatten() + 1
+        allowed = torch.cat([own.new_zeros(1), own])  # the background is always there
+        self.labelled += confusion_matrix(allowed[logits[allowed].argmax(0)], target, len(logits))
 
     def _add_cams(
         self,
@@ -119,8 +120,10 @@ class _Counts:
     ) -> None:
         size = (target.shape[0], target.shape[1])
         everywhere = torch.ones_like(target, dtype=torch.bool)[None]
+        present = _present(labels)  # maps of other classes are 0: of COCO's 80 that is nearly all
         activation, aux_activation = (
-            to_activation(resize(raw, size), labels, everywhere) for raw in (cam, aux_cam)
+            to_activation(resize(raw[:, present], size), labels[:, present], everywhere)
+            for raw in (cam, aux_cam)
         )
         ensemble = (activation + aux_activation) / 2
         for counts, maps in (
@@ -129,9 +132,10 @@ class _Counts:
             (self.ensemble, ensemble),
         ):
             nu, strongest = maps[0].max(0)
-            counts.update(nu, strongest, target)
-        cpl = cam_pseudo_labels(activation, self.xi, everywhere)[0]
-        doubt = perplexity(activation.amax(1), self.xi, self.config.raw.alpha, self.config.raw.beta)
+            counts.update(nu, present[strongest], target)
+        nu, strongest = activation.max(1)
+        cpl = torch.where(nu >= self.xi, present[strongest] + 1, 0)[0]
+        doubt = perplexity(nu, self.xi, self.config.raw.alpha, self.config.raw.beta)
         quality = iou(confusion_matrix(cpl, target, len(self.seg))).nanmean()
         self.single.update(quality, doubt.double().mean())
 
@@ -174,6 +178,12 @@ class _Counts:
         self.seconds = reduce(self.seconds)
         for part in (self.cpl, self.aux_cpl, self.ensemble, self.cls, self.aux_cls, self.single):
             part.counts = reduce(part.counts)
+
+
+def _present(labels: Float[Tensor, "1 c"]) -> Int[Tensor, " n"]:
+    """Indices of an image's classes; of one without any the first class, whose map is then 0."""
+    found = labels[0].nonzero().flatten()
+    return found if len(found) else torch.zeros_like(labels[0, :1], dtype=torch.int64)
 
 
 def _probs(logits: Float[Tensor, "1 k h w"]) -> Float[np.ndarray, "k h w"]:

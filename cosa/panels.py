@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -111,22 +111,34 @@ def panel_rows(
 def _row(batch: EvaluationBatch, fused: FusedOutput, index: int, xi: float) -> PanelRow:
     size, one = batch.sizes[index], slice(index, index + 1)
     labels = batch.labels[one]
+    own = labels[0] > 0
     everywhere = torch.ones(1, *size, dtype=torch.bool)
-    cam, aux_cam, seg_logits = (
-        resize(maps[one], size).cpu() for maps in (fused.cam, fused.aux_cam, fused.seg_logits)
+    seg_logits = resize(fused.seg_logits[one], size).cpu()
+    activation, aux_activation = (
+        to_activation(resize(maps[one, own.to(maps.device)], size).cpu(), labels[:, own], everywhere)
+        for maps in (fused.cam, fused.aux_cam)
     )
-    activation = to_activation(cam, labels, everywhere)
     return PanelRow(
         name=batch.names[index],
         labels=labels[0],
         image=_rgb(resize(batch.images[one], size)[0]),
         ground_truth=batch.masks[index] if batch.masks else torch.full(size, IGNORE),
-        activation=activation[0, labels[0] > 0],
-        aux_activation=to_activation(aux_cam, labels, everywhere)[0, labels[0] > 0],
-        cpl=cam_pseudo_labels(activation, xi, everywhere)[0],
+        activation=activation[0],
+        aux_activation=aux_activation[0],
+        cpl=_own_pseudo_labels(activation, own, xi, everywhere),
         spl=keep_labelled(seg_logits, labels).argmax(1)[0],
         prediction=seg_logits.argmax(1)[0],
     )
+
+
+def _own_pseudo_labels(
+    activation: Float[Tensor, "1 n h w"], own: Bool[Tensor, " c"], xi: float, valid: Bool[Tensor, "1 h w"]
+) -> Int[Tensor, "h w"]:
+    """CPL from the maps of the image's own classes alone; background everywhere without one."""
+    classes = torch.cat([torch.zeros(1, dtype=torch.int64), own.nonzero().flatten() + 1])
+    if not own.any():
+        return torch.zeros(activation.shape[2:], dtype=torch.int64)
+    return classes[cam_pseudo_labels(activation, xi, valid)[0]]
 
 
 def _rgb(normalised: Float[Tensor, "3 h w"]) -> UInt8[np.ndarray, "h w 3"]:
