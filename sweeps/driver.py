@@ -20,6 +20,7 @@ from sweeps import plan as planning
 from sweeps.console import LiveLine, complain, duration, say
 from sweeps.order import Order, read_order
 from sweeps.plan import Plan, Trial, draw_tree
+from sweeps.progress import best_of
 from sweeps.reuse import COMMIT_TAG, Reuse, find_reusable, still_there
 
 if TYPE_CHECKING:
@@ -256,6 +257,7 @@ def _train(order: Order, sweep: Sweep, remaining: Sequence[Trial], train: Train 
             retries=order.retries,
             done_before=len(order.plan.trials) - len(remaining),
             line=LiveLine(sys.stdout),
+            best=best_of(order.plan.trials, _finished(order)),
             train=train,
         )
     idle = 1 - outcome.busy_seconds / max(outcome.wall_seconds * allotment.slots, 1e-9)

@@ -19,7 +19,7 @@ from cosa.tracking import TrackingSpec
 from sweeps import folders
 from sweeps.console import LiveLine, duration
 from sweeps.plan import Trial
-from sweeps.progress import Progress, shown
+from sweeps.progress import Best, Progress, shown
 from sweeps.ray_session import Allotment
 from sweeps.schedule import Schedule
 from sweeps.trial import Job, Train, describe, make_job, run
@@ -87,6 +87,7 @@ def launch(
     retries: int,
     done_before: int,
     line: LiveLine,
+    best: Best | None = None,
     train: Train | None = None,
 ) -> Outcome:
     """Run `trials` in the sweep's folder `root`, each after the one it forks from; needs a running Ray.
@@ -98,12 +99,13 @@ def launch(
         allotment: What each trial gets.
         workers: Data-parallel processes of a trial; 0 and 1 train in the trial's own.
         retries: How often a failed trial starts again, from its last checkpoint.
-        done_before: Trials finished earlier, for the live line.
+        done_before: Trials finished earlier, for the live view.
         line: Where progress is shown.
+        best: The best of the trials finished earlier.
         train: Stands for `cosa.trainer.train` in a test.
     """
     schedule = Schedule(trials, allotment.slots)
-    progress = Progress(schedule, root, done_before=done_before, clock=time.monotonic)
+    progress = Progress(schedule, root, done_before=done_before, clock=time.monotonic, best=best)
     dispatcher = Dispatcher(schedule, progress, line)
     jobs = {trial.name: make_job(trial, root, track(trial), workers) for trial in trials}
     begun = time.monotonic()

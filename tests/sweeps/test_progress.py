@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import os
 
 import pytest
 
-from cosa.config import Config, TrainConfig
+from cosa.config import Config, TrainConfig, identity, warmup_identity
 from sweeps import folders
 from sweeps.console import LiveLine, duration
 from sweeps.plan import make_plan
-from sweeps.progress import Progress
+from sweeps.progress import Best, Progress, best_of
 from sweeps.schedule import Schedule
 from sweeps.tables import Arm, Table
+from sweeps.tables.metrics import FREE
 
 BASE = Config(train=TrainConfig(iterations=200, warmup=100))
 TABLE = Table(name="t", title="", reference="a", arms=(Arm("a"), Arm("b", {"csc.weight": 0.0})))
@@ -96,17 +98,89 @@ def test_off_a_terminal_lines_come_now_and_then():
     assert stream.getvalue() == "at 0\nat 15\nat 30\n"
 
 
-def test_on_a_terminal_one_line_is_rewritten():
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
 
+
+def test_on_a_terminal_one_line_is_rewritten():
     stream = Terminal()
     line = LiveLine(stream)
     line.show("one", 0.0)
     line.show("two", 1.0)
     line.note("stays")
-    assert stream.getvalue() == "\r\x1b[Kone\r\x1b[Ktwo\r\x1b[Kstays\n"
+    assert stream.getvalue() == "\r\x1b[Jone\r\x1b[Jtwo\r\x1b[Jstays\n"
+
+
+def test_on_a_terminal_several_lines_are_rewritten_from_the_first():
+    stream = Terminal()
+    line = LiveLine(stream)
+    line.show("all", 0.0, ["head", "a", "b"])
+    line.show("all", 1.0, ["head", "a"])
+    line.clear()
+    assert stream.getvalue() == "\r\x1b[Jhead\na\nb\r\x1b[2A\x1b[Jhead\na\r\x1b[1A\x1b[J"
+
+
+def test_a_view_never_scrolls_or_wraps_on_a_small_terminal(monkeypatch):
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((12, 6)))
+    stream = Terminal()
+    LiveLine(stream).show("", 0.0, ["a very long head", *"abcdef"])
+    assert stream.getvalue() == "\r\x1b[Ja very long\na\nb\n... and 4 m"
+
+
+def test_off_a_terminal_nothing_is_rewritten():
+    stream = io.StringIO()
+    line = LiveLine(stream)
+    line.show("all in one", 0.0, ["head", "a"])
+    line.note("stays")
+    line.clear()
+    assert stream.getvalue() == "all in one\nstays\n"
+
+
+def finish(sweep, trial, score):
+    """What the trainer leaves of a finished trial."""
+    folder = folders.trial_folder(sweep.root, trial.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    result = {
+        "identity": identity(trial.config),
+        "warmup_identity": warmup_identity(trial.config),
+        "step": trial.last_step,
+        "metrics": {FREE: score},
+    }
+    (folder / "result.json").write_text(json.dumps(result))
+    sweep.end(trial)
+
+
+def test_the_best_trial_so_far_is_named(sweep):
+    finish(sweep, sweep.start(), 0.9)  # a warm-up is no result
+    finish(sweep, sweep.start(), 0.41)
+    assert "| best a, seed 0: label-free mIoU 41.0 |" in sweep.progress.line()
+    finish(sweep, sweep.start(), 0.409)
+    assert "| best a, seed 0: label-free mIoU 41.0 |" in sweep.progress.line()
+
+
+def test_the_best_of_what_was_finished_before_counts():
+    trials = make_plan(BASE, [TABLE], [0]).trials
+    results = {trial.name: {"metrics": {FREE: 0.1 * place}} for place, trial in enumerate(trials)}
+    assert best_of(trials, results) == Best("b, seed 0", 0.2)
+    assert best_of(trials, {}) is None
+
+
+def test_an_oracle_is_never_the_best_so_far():
+    table = Table(name="t", title="", reference="a", arms=(Arm("a"), Arm("GT", {"s2c.source": "gt"})))
+    trials = make_plan(BASE, [table], [0]).trials
+    results = {trial.name: {"metrics": {FREE: 0.9 if trial.config.oracle else 0.2}} for trial in trials}
+    assert best_of(trials, results) == Best("a, seed 0", 0.2)
+
+
+def test_on_a_terminal_each_running_trial_has_a_line_of_its_own(sweep):
+    warmup = sweep.start()
+    sweep.write(warmup, 50)
+    sweep.now = 10.0
+    assert sweep.progress.block() == [
+        "0/3 done | 50 s left",
+        "  warm-up, seed 0  ██████████░░░░░░░░░░      50 of 100",
+    ]
 
 
 @pytest.mark.parametrize(
