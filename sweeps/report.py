@@ -100,7 +100,10 @@ def markdown(results: Results, uri: str = "") -> str:
 
 def headline(results: Results) -> str:
     """The first of the tables, as many as the head of the sweep's page in MLflow can hold."""
-    foot = _markdown_foot(results)
+    foot = (
+        f"To compare the arms, search the experiment's runs for `{trial_filter(results.sweep)}`, open the "
+        f"chart view and group by the tag `cosa.arm`.\n\n{_markdown_foot(results)}"
+    )
     more = "Further tables are in the artifact report/tables.md."
     parts: list[str] = []
     tables = _markdown_tables(results, Links())
@@ -109,6 +112,11 @@ def headline(results: Results) -> str:
             break
         parts.append(table)
     return "\n\n".join([*parts, *([more] if len(parts) < len(tables) else []), foot])[:_NOTE_LENGTH]
+
+
+def trial_filter(sweep: str) -> str:
+    """What finds the trials of a sweep, and nothing else, in MLflow's search."""
+    return f"tags.cosa.sweep = '{sweep}' and tags.cosa.kind = 'trial'"
 
 
 def _markdown_foot(results: Results) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cosa.config import Config, nearest
+from cosa.config import Config, difference, nearest
 from cosa.tracking import (
     DATA_TAG,
     RUN_FILE,
@@ -50,11 +50,16 @@ class Sweep:
     tracker: MlflowTracker
     tags: Mapping[str, str]
     """Tags that the parent shares with every trial."""
+    base: Config
+    """What every arm starts from."""
 
     def spec(self, trial: Trial) -> TrackingSpec:
         """Where to track a trial, under which name and tags: they make MLflow's grouping useful."""
         tags = {**self.tags, "cosa.kind": trial.kind, "cosa.seed": str(trial.seed), "cosa.arm": trial.arm}
         if trial.kind == "trial":
+            changes = difference(self.base, trial.config)
+            named = [f"{name}={new}" for name, _, new in changes if name != "train.seed"]
+            tags["cosa.changes"] = ", ".join(named) or "none"
             tags["cosa.arms"] = " ".join(trial.arms)
             tags["cosa.tables"] = " ".join(dict.fromkeys(arm.partition("/")[0] for arm in trial.arms))
         return TrackingSpec(
@@ -193,7 +198,7 @@ def open_sweep(
     run_id = tracker.start(base, out=root)
     assert run_id is not None  # MLflow always has one
     tracker.log_text(planning.to_json(plan, reused), PLAN)
-    return Sweep(resolved, experiment, run_id, tracker, shared)
+    return Sweep(resolved, experiment, run_id, tracker, shared, base)
 
 
 def _claim(client: MlflowClient, experiment_id: str, name: str) -> None:

@@ -177,7 +177,8 @@ def test_markdown_is_a_table_that_every_reader_knows(results):
 def test_the_head_of_the_page_in_mlflow_holds_what_fits_and_says_where_the_rest_is(results):
     import dataclasses
 
-    assert report.headline(results) == report.markdown(results).rstrip("\n")
+    assert report.headline(results).startswith(report.markdown(results).partition("\n\nPercent")[0])
+    assert "`tags.cosa.sweep = 'small' and tags.cosa.kind = 'trial'`" in report.headline(results)
     many = dataclasses.replace(results, tables=results.tables * 40)
     text = report.headline(many)
     assert 7000 < len(text) <= 8000  # what MLflow keeps of a tag

@@ -85,11 +85,17 @@ def test_a_trials_run_is_nested_and_tagged_by_table_arm_and_seed(uri, root):
         "cosa.tables": "3b",
         "cosa.arms": "3b/full",
         "cosa.arm": "full",
+        "cosa.changes": "none",
         "cosa.seed": "0",
         "cosa.identity": identity(TRIAL.config),
         "cosa.warmup_identity": warmup_identity(TRIAL.config),
     }
     assert {key: tags[key] for key in expected} == expected
+
+
+def test_a_run_says_what_its_arm_changes(uri, root):
+    sweep = open_sweep(uri, root)
+    assert read(uri, train(sweep, root, FAILING)).data.tags["cosa.changes"] == "csc.weight=0.0"
 
 
 def test_a_warmups_run_fills_no_row(uri, root):
@@ -214,7 +220,7 @@ def test_results_are_read_back_with_the_reasons_of_what_failed(uri, root):
     rows = {row.arm.name: row for row in found.tables[0].rows}
     assert rows["full"].cells["val/assignment/seg_miou"].values == {0: 0.5}
     assert rows["no-CSC"].gaps == ("seed 0: failed (OutOfMemoryError: too large)",)
-    assert found.provenance["data"] == "f00"
+    assert found.provenance["data"] == "fingerprint f00"
     assert found.provenance["trials"].startswith("1 of 2 finished")
 
 
