@@ -13,9 +13,12 @@ import secrets
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -31,6 +34,8 @@ _QUIET = {
     "TUNE_WARN_THRESHOLD_S": "10",
 }
 _OBJECT_STORE = 100 * 2**20  # bytes; trials pass no data through Ray
+_SESSIONS = "cosa-ray-"
+_LEFTOVER_SECONDS = 600  # by then the last process of a killed sweep's Ray is gone
 
 
 @dataclass(frozen=True)
@@ -146,7 +151,8 @@ def _own(request: Request) -> Iterator[None]:
     os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
     import ray
 
-    folder = tempfile.mkdtemp(prefix="cosa-ray-")
+    _remove_leftovers()
+    folder = tempfile.mkdtemp(prefix=f"{_SESSIONS}{os.getpid()}-")
     try:
         try:
             ray.init(
@@ -170,6 +176,16 @@ def _own(request: Request) -> Iterator[None]:
         with _undisturbed():
             ray.shutdown()
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_leftovers() -> None:
+    """Remove the session folders of sweeps that were killed: tens of megabytes each, for ever."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_SESSIONS}*-*"):
+        owner = folder.name.removeprefix(_SESSIONS).partition("-")[0]
+        with contextlib.suppress(OSError):  # another user's, or just gone
+            idle = time.time() - folder.stat().st_mtime > _LEFTOVER_SECONDS
+            if owner.isdigit() and idle and not psutil.pid_exists(int(owner)):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import tempfile
+
 import pytest
 
+from sweeps import ray_session
 from sweeps.ray_session import Request, allot, connected
 
 
@@ -55,3 +61,25 @@ def test_the_address_for_jobs_is_not_mistaken_for_a_cluster(monkeypatch):
     law = "RAY_ADDRESS must be a cluster's address"
     with pytest.raises(ConnectionError, match=law), connected(Request()):
         pass
+
+
+def test_session_folders_of_killed_sweeps_are_removed_and_no_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    names = {
+        "killed": f"cosa-ray-{dead.pid}-a",
+        "just killed": f"cosa-ray-{dead.pid}-b",
+        "running": f"cosa-ray-{os.getpid()}-c",
+        "somebody's": "cosa-ray-of-mine",
+    }
+    for what, name in names.items():
+        (tmp_path / name).mkdir()
+        if what != "just killed":
+            os.utime(tmp_path / name, (0, 0))
+
+    ray_session._remove_leftovers()
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        name for what, name in names.items() if what != "killed"
+    )
