@@ -26,7 +26,8 @@ from cosa.config import Config, override
 from cosa.tracking import TrackingError
 from sweeps import folders
 from sweeps.console import LiveLine, complain, say
-from sweeps.driver import FAILED, INTERRUPTED, MISTAKE, Order, read_order
+from sweeps.driver import FAILED, INTERRUPTED, MISTAKE
+from sweeps.order import Order, read_order
 from sweeps.search_budget import DEFAULT_TRIALS, Budget, Ledger
 from sweeps.search_confirm import Outcome, best_of, plan_confirmation
 from sweeps.search_rungs import Rungs, choose_rungs
@@ -224,6 +225,8 @@ def _run(request: Request, train: Train | None) -> int:
     say(f"the study as it grows: optuna-dashboard {root / 'study.journal'}")
     fingerprint = _check_data(request)
     study.enqueue(_rows(request)[0])
+    if order.retry_failed:
+        say(f"trying {study.repeat_failed()} failed trials again")
     track = SearchTrack.open(order, request.base, study, request.space.momenta)
     try:
         outcome = _train(request, study, track, train)
@@ -237,8 +240,10 @@ def _run(request: Request, train: Train | None) -> int:
     say(search_report.text(findings))
     say(f"report: {root / 'search.html'}")
     say(f"MLflow: {report.ui_command(order.uri)}")
+    if findings.failures:
+        complain(f"{len(findings.failures)} failed; --retry-failed tries the search's again:")
     for label, reason in findings.failures.items():
-        complain(f"failed: {label}  {reason}")
+        complain(f"  {label}  {reason}")
     return FAILED if findings.failures else 0
 
 
@@ -279,6 +284,7 @@ def _train(request: Request, study: SearchStudy, track: SearchTrack, train: Trai
             budget=request.budget,
             ledger=ledger,
             slots=allotment.slots,
+            waiting_only=order.retry_failed,
         )
         line = LiveLine(sys.stdout)
         if not flow.exhausted:

@@ -87,6 +87,7 @@ class Flow:
         budget: Budget,
         ledger: Ledger,
         slots: int,
+        waiting_only: bool = False,
     ) -> None:
         """Take from the folders what a killed driver did not note; nothing runs yet.
 
@@ -99,6 +100,7 @@ class Flow:
             budget: When no more trials are begun.
             ledger: What was spent.
             slots: Trials at a time.
+            waiting_only: Begin none but what waits in the study, whatever the budget.
         """
         self.study = study
         self.schedule = Schedule([], slots)
@@ -107,6 +109,7 @@ class Flow:
         self._rungs = rungs
         self._momenta = momenta
         self._budget = budget
+        self._waiting_only = waiting_only
         self._ledger = ledger
         self._numbers: dict[str, int] = {}
         self._exhausted = False
@@ -135,7 +138,8 @@ class Flow:
     @property
     def spent(self) -> Spent:
         """What the search has cost so far."""
-        return Spent(len(self.study.records()), self._ledger.seconds, self._ledger.gpu_seconds)
+        begun = sum(record.repeats is None for record in self.study.records())
+        return Spent(begun, self._ledger.seconds, self._ledger.gpu_seconds)
 
     def rung(self, name: str, step: int, value: float) -> bool:
         """A running trial reports from a rung; returns whether it goes on."""
@@ -184,6 +188,8 @@ class Flow:
         self.reasons[trial.name] = reason
 
     def _budget_left(self) -> bool:
+        if self._waiting_only:
+            return self.study.waiting > 0
         return not self._exhausted and self._budget.left(self.spent)
 
     def _may_ask(self) -> bool:

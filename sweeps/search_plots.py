@@ -14,6 +14,7 @@ from typing import Any
 from matplotlib import cm
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
+from matplotlib.ticker import MaxNLocator
 
 from sweeps.drawing import BLUE, GREY, ORANGE, VERMILION, Canvas, Part, label_axes, styled
 from sweeps.search_record import PRESET, Record
@@ -54,6 +55,7 @@ def _history(shown: Sequence[Record]) -> Part:
     best = list(itertools.accumulate((100 * r.value for r in complete), max))
     axes.step([r.number for r in complete], best, where="post", color=BLUE, label="best so far")
     _dots(axes, [(r.number, r) for r in shown])
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     label_axes(axes, "trial", _METRIC)
     canvas.legend()
     return canvas.part("search-history", "Every trial in the order of its start")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,6 +32,8 @@ class Record:
     """What became of it at each rung that it reached."""
     reason: str
     """Why it failed."""
+    repeats: int | None = None
+    """Number of the failed trial that it tries again."""
 
     @property
     def label(self) -> str:
@@ -42,3 +44,9 @@ class Record:
     def last_value(self) -> float:
         """Its value, or the one at the last rung it reached."""
         return self.value if self.state == "complete" or not self.decisions else self.decisions[-1].value
+
+
+def failed(records: Sequence[Record]) -> list[Record]:
+    """Trials that failed and were not tried again since."""
+    repeated = {record.repeats for record in records}
+    return [r for r in records if r.state == "failed" and r.number not in repeated]

@@ -21,7 +21,7 @@ from sweeps.drawing import Part
 from sweeps.report import ui_command
 from sweeps.search_confirm import Confirmed, Outcome, best_config, command, confirmed, verdict
 from sweeps.search_plots import draw
-from sweeps.search_record import PRESET, Record, State
+from sweeps.search_record import PRESET, Record, State, failed
 from sweeps.search_space import Space
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from sweeps.search_study import SearchStudy
 
 PAGE, BEST, TRIALS = "search.html", "best.json", "trials.csv"
+LEAST_FOR_IMPORTANCE = 10
+"""Finished trials; a forest fitted to fewer says nothing."""
 _TOP = 10
 """Trials that the page lists."""
 
@@ -99,9 +101,10 @@ def find(request: Request, study: SearchStudy, outcome: Outcome, fingerprint: st
     complete = any(record.state == "complete" for record in records)
     best, why = best_config(found, records, order.base) if complete else (None, "")
     start, own = get_preset(order.preset), flatten(order.base)
-    importances = study.importances()
+    enough = sum(record.state == "complete" for record in records) >= LEAST_FOR_IMPORTANCE
+    importances = study.importances() if enough else {}
     steps = [f"{step:,}" for step in request.rungs.steps]
-    failed = {f"trial {r.label}": r.reason for r in records if r.state == "failed"}
+    reasons = {f"trial {record.label}": record.reason for record in failed(records)}
     return Findings(
         title=order.root.name,
         preset=order.preset,
@@ -117,7 +120,7 @@ def find(request: Request, study: SearchStudy, outcome: Outcome, fingerprint: st
         else {},
         importances=importances,
         pictures=tuple(draw(records, request.space, importances, request.base.train.iterations)),
-        failures={**failed, **outcome.failures},
+        failures={**reasons, **outcome.failures},
         facts={
             "budget": f"{request.budget.text()}; spent: {len(records)} trials, {outcome.spent}",
             "objective": "label-free mIoU of AN on the validation split, its masks known to the search",
@@ -203,6 +206,7 @@ def html(findings: Findings) -> str:
         confirmed=[(one, _confirmed_cells(one)) for one in findings.confirmed],
         changes={name: (_value(old), _value(new)) for name, (old, new) in findings.changes.items()},
         finished=len(findings.complete),
+        least=LEAST_FOR_IMPORTANCE,
         slices=slices,
         pictures=[part for part in findings.pictures if part not in slices],
         texts=findings.space.texts(),

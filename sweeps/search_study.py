@@ -22,7 +22,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from cosa.config import MACHINE_FIELDS, Config, difference, from_json, override, to_json
-from sweeps.search_record import Record, State
+from sweeps.search_record import Record, State, failed
 from sweeps.search_rungs import Decision
 from sweeps.search_space import Space
 
@@ -30,7 +30,7 @@ JOURNAL = "study.journal"
 
 _STUDY = "search"
 _SPACE, _BASE, _RUNGS = "space", "config", "rungs"
-_ORIGIN, _DECISIONS, _REASON = "origin", "decisions", "reason"
+_ORIGIN, _DECISIONS, _REASON, _REPEATS = "origin", "decisions", "reason", "repeats"
 _STARTUP = 10  # trials before TPE replaces random ones; the paper's rows are among them
 _STATES: Mapping[TrialState, State] = {
     TrialState.RUNNING: "running",
@@ -86,6 +86,15 @@ class SearchStudy:
         for origin, parameters in rows.items():
             if origin not in known:
                 self._study.enqueue_trial(dict(parameters), user_attrs={_ORIGIN: origin})
+
+    def repeat_failed(self) -> int:
+        """Have trials that failed come next, from their checkpoints; returns how many wait for that."""
+        known = {trial.user_attrs.get(_REPEATS) for trial in self._study.trials}
+        for record in failed(self.records()):
+            if record.number not in known:
+                attributes = {_ORIGIN: record.origin, _REPEATS: record.number}
+                self._study.enqueue_trial(dict(record.parameters), user_attrs=attributes)
+        return self.waiting
 
     def ask(self) -> Record:
         """Begin the next trial. What is suggested follows from the seed, its number and the trials so far."""
@@ -187,6 +196,7 @@ class SearchStudy:
             value=trial.value if trial.state == TrialState.COMPLETE and trial.value is not None else math.nan,
             decisions=tuple(Decision(**found) for found in trial.user_attrs.get(_DECISIONS, [])),
             reason=trial.user_attrs.get(_REASON, ""),
+            repeats=trial.user_attrs.get(_REPEATS),
         )
 
 
