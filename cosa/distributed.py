@@ -40,6 +40,7 @@ from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cosa.config import Config, identity, override
+from cosa.loopback import loopback_only
 from cosa.provenance import source_tags
 from cosa.tracking import TrackingError, TrackingSpec, initialise_store, resolve_uri
 from cosa.trainer import NonFiniteLossError, Progress, Result, train
@@ -173,10 +174,9 @@ def fit(
 def ray_instance(address: str = "local") -> Iterator[None]:
     """A connection to Ray: the one this process has, else to `address`, ended afterwards.
 
-    `local` starts an instance for this process alone. Ray listens on all interfaces, so it is locked by a
-    random token, which stays in this process's environment: Ray's own way would leave one in the home
-    folder, and a later `ray start` would silently ask everybody for it. The dashboard stays on: without it
-    Train inside Tune never finishes.
+    `local` starts an instance for this process alone, on 127.0.0.1 and locked by a random token, which stays
+    in this process's environment: Ray's own way would leave one in the home folder, and a later `ray start`
+    would silently ask everybody for it. The dashboard stays on: without it Train inside Tune never finishes.
 
     Raises:
         WorkerError: No cluster answers at `address`, or none could be started.
@@ -189,21 +189,22 @@ def ray_instance(address: str = "local") -> Iterator[None]:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if address == "local":
         _set_environment({**_LOCAL_ENVIRONMENT, "RAY_AUTH_TOKEN": secrets.token_hex(32)})
-        options |= {"dashboard_host": "127.0.0.1", "_node_ip_address": "127.0.0.1"}
-        options |= {"include_dashboard": True, "object_store_memory": _OBJECT_STORE}
+        options |= {"dashboard_host": "127.0.0.1", "include_dashboard": True}
+        options |= {"object_store_memory": _OBJECT_STORE}
     else:
         _check_address(address)
-    try:
-        ray.init(address=address, **options)
-    except Exception as error:  # Ray raises bare ones, with pages of its logs
-        where = "start on this machine" if address == "local" else f"run at {address!r}"
-        raise WorkerError(f"Ray must {where}, got {_one_line(error)}") from error
-    if callable(on_terminate) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_terminate)  # Ray has put its own there, which prints C++ frames
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with loopback_only() if address == "local" else contextlib.nullcontext():
+        try:
+            ray.init(address=address, **options)
+        except Exception as error:  # Ray raises bare ones, with pages of its logs
+            where = "start on this machine" if address == "local" else f"run at {address!r}"
+            raise WorkerError(f"Ray must {where}, got {_one_line(error)}") from error
+        if callable(on_terminate) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_terminate)  # Ray has put its own there, which prints C++ frames
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def _check_address(address: str) -> None:

@@ -1,7 +1,7 @@
 """The Ray that a sweep runs on: its own on this machine, or the cluster it was told of or submitted to.
 
-A Ray of our own admits nobody without a token that only this sweep knows, keeps its files in a folder of its
-own, writes nothing to the home folder, and ends with the sweep.
+A Ray of our own listens on 127.0.0.1 alone, admits nobody without a token that only this sweep knows, keeps
+its files in a folder of its own, writes nothing to the home folder, and ends with the sweep.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+from cosa.loopback import loopback_only
 
 _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -154,28 +156,34 @@ def _own(request: Request) -> Iterator[None]:
     _remove_leftovers()
     folder = tempfile.mkdtemp(prefix=f"{_SESSIONS}{os.getpid()}-")
     try:
-        try:
-            ray.init(
-                address="local",
-                # Trials of several workers end only where the dashboard answers; else it costs four seconds.
-                include_dashboard=request.workers > 1,
-                _node_ip_address="127.0.0.1",  # Ray listens everywhere all the same: the token guards it
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                object_store_memory=_OBJECT_STORE,
-                _temp_dir=folder,
-            )
-        except Exception as error:  # Ray has no narrower type for it
-            reason = str(error).strip().partition("\n")[0]
-            raise ConnectionError(
-                f"Ray must start on this machine, got: {reason} If the machine is busy, "
-                f"run the same command again"
-            ) from error
-        yield
+        with loopback_only():
+            _start(folder, dashboard=request.workers > 1)
+            yield
     finally:
         with _undisturbed():
             ray.shutdown()
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(folder: str, *, dashboard: bool) -> None:
+    import ray
+
+    try:
+        ray.init(
+            address="local",
+            # Trials of several workers end only where the dashboard answers; else it costs four seconds.
+            include_dashboard=dashboard,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=_OBJECT_STORE,
+            _temp_dir=folder,
+        )
+    except Exception as error:  # Ray has no narrower type for it
+        reason = str(error).strip().partition("\n")[0]
+        raise ConnectionError(
+            f"Ray must start on this machine, got: {reason} If the machine is busy, "
+            f"run the same command again"
+        ) from error
 
 
 def _remove_leftovers() -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 
+import psutil
 import pytest
 
 from sweeps import ray_session
@@ -83,3 +84,19 @@ def test_session_folders_of_killed_sweeps_are_removed_and_no_others(tmp_path, mo
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         name for what, name in names.items() if what != "killed"
     )
+
+
+def test_a_ray_of_our_own_listens_on_the_loopback_interface_alone(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    with connected(Request()):
+        processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        listening = [
+            (process.name(), connection.laddr.ip.removeprefix("::ffff:"))
+            for process in processes
+            for connection in process.net_connections()
+            if connection.status == psutil.CONN_LISTEN
+        ]
+
+    assert {name for name, _ in listening} >= {"gcs_server", "raylet"}
+    assert {address for _, address in listening} == {"127.0.0.1"}
