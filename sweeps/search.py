@@ -229,7 +229,8 @@ def _run(request: Request, train: Train | None) -> int:
         say(f"trying {study.repeat_failed()} failed trials again")
     track = SearchTrack.open(order, request.base, study, request.space.momenta)
     try:
-        outcome = _train(request, study, track, train)
+        earlier = _earlier(request, study, track, fingerprint)
+        outcome = _train(request, study, track, earlier, train)
         track.mend(outcome)
         findings = search_report.find(request, study, outcome, fingerprint)
         files = search_report.write(findings, root)
@@ -259,7 +260,33 @@ def _check_data(request: Request) -> str:
     return fingerprint
 
 
-def _train(request: Request, study: SearchStudy, track: SearchTrack, train: Train | None) -> Outcome:
+def _earlier(
+    request: Request, study: SearchStudy, track: SearchTrack, fingerprint: str
+) -> Mapping[str, float]:
+    """The metric of the paper's rows that finished in earlier runs, by the trials' names."""
+    from sweeps.search_flow import alone
+
+    order = request.order
+    begun = {record.origin for record in study.records()}
+    inside = {origin: found for origin, found in _rows(request)[0].items() if origin not in begun}
+    if order.fresh or not inside:
+        return {}
+    configs = {o: override(request.base, request.space.changes(found)) for o, found in inside.items()}
+    reused = track.earlier([alone(c, origin) for origin, c in configs.items()], fingerprint, order.commit)
+    if reused.values:
+        say(f"{len(reused.values)} of the paper's rows are taken from earlier runs (--fresh runs them again)")
+    if reused.refused:
+        say(reused.refused)
+    return reused.values
+
+
+def _train(
+    request: Request,
+    study: SearchStudy,
+    track: SearchTrack,
+    earlier: Mapping[str, float],
+    train: Train | None,
+) -> Outcome:
     """Search until the budget is spent, then confirm."""
     from sweeps.ray_session import connected
 
@@ -284,6 +311,7 @@ def _train(request: Request, study: SearchStudy, track: SearchTrack, train: Trai
             budget=request.budget,
             ledger=ledger,
             slots=allotment.slots,
+            earlier=earlier,
             waiting_only=order.retry_failed,
         )
         line = LiveLine(sys.stdout)

@@ -13,6 +13,7 @@ import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from cosa.config import COTRAINING_SECTIONS, Config, identity, warmup_identity
 from sweeps import folders
@@ -30,6 +31,12 @@ _TRIES = 50
 """Suggestions in a row that may all have been tried before, until the space counts as exhausted."""
 
 
+def alone(config: Config, row: str) -> Trial:
+    """The trial of a config that fills `row` and trains its own warm-up."""
+    name = f"trial-seed{config.train.seed}-{identity(config)[:8]}"
+    return Trial(name, "trial", config, config.train.seed, (row,), None)
+
+
 def trial_of(record: Record, config: Config, base: Config, momenta: tuple[float, ...]) -> tuple[Trial, ...]:
     """The trial of a record, after the warm-up that it forks from, if it has one.
 
@@ -42,17 +49,16 @@ def trial_of(record: Record, config: Config, base: Config, momenta: tuple[float,
         momenta: Of ANs that the warm-up carries.
     """
     seed = config.train.seed
-    row = f"{TABLE}/{record.label.replace(' ', '-')}"
-    name = f"trial-seed{seed}-{identity(config)[:8]}"
+    trial = alone(config, f"{TABLE}/{record.label.replace(' ', '-')}")
     if config.train.warmup == 0:
-        return (Trial(name, "trial", config, seed, (row,), None),)
+        return (trial,)
     own = {section: getattr(base, section) for section in COTRAINING_SECTIONS | {"ema"}}
     others = tuple(m for m in momenta if m != base.ema.momentum)
     carried = hashlib.sha256(f"{warmup_identity(config)} {base.ema.momentum} {others}".encode()).hexdigest()
     warmup = f"warmup-seed{seed}-{carried[:8]}"
     return (
         Trial(warmup, "warmup", dataclasses.replace(config, **own), seed, (TABLE + "/",), None, others),
-        Trial(name, "trial", config, seed, (row,), warmup),
+        dataclasses.replace(trial, warmup=warmup),
     )
 
 
@@ -87,6 +93,7 @@ class Flow:
         budget: Budget,
         ledger: Ledger,
         slots: int,
+        earlier: Mapping[str, float] = MappingProxyType({}),
         waiting_only: bool = False,
     ) -> None:
         """Take from the folders what a killed driver did not note; nothing runs yet.
@@ -100,6 +107,7 @@ class Flow:
             budget: When no more trials are begun.
             ledger: What was spent.
             slots: Trials at a time.
+            earlier: The metric of trials that finished in earlier runs, by name: they are not run again.
             waiting_only: Begin none but what waits in the study, whatever the budget.
         """
         self.study = study
@@ -109,6 +117,7 @@ class Flow:
         self._rungs = rungs
         self._momenta = momenta
         self._budget = budget
+        self._earlier = earlier
         self._waiting_only = waiting_only
         self._ledger = ledger
         self._numbers: dict[str, int] = {}
@@ -219,6 +228,8 @@ class Flow:
             return False
         self._numbers[trial.name] = record.number
         result = folders.read_result(self._root, trial)
+        if result is None and trial.name in self._earlier:
+            result = {"metrics": {FREE: self._earlier[trial.name]}}
         if result is not None:
             self._finish(trial, result["metrics"])
             return False

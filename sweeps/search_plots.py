@@ -124,7 +124,7 @@ def _rungs(shown: Sequence[Record], last: int) -> Part:
     canvas.axes.set_xticks(steps)
     label_axes(canvas.axes, "iteration", _METRIC)
     canvas.legend()
-    return canvas.part("search-rungs", "Where trials were judged, and which went on")
+    return canvas.part("search-rungs", "At the rungs, and which went on")
 
 
 def _parallel(complete: Sequence[Record], space: Space) -> Part:
@@ -198,8 +198,12 @@ def _slices(shown: Sequence[Record], space: Space) -> Iterator[Part]:
             axes.set_xscale("log")
             low, high = _limits(dimension)
             ticks = [low, math.sqrt(low * high), high]
+            axes.set_xlim(low * (low / high) ** 0.04, high * (high / low) ** 0.04)
             axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
             axes.minorticks_off()
+        else:
+            low, high = _limits(dimension)
+            axes.set_xlim(low - 0.04 * (high - low), high + 0.04 * (high - low))
         yield canvas.part(f"search-slice-{dimension.name.replace('.', '-')}", dimension.name)
 
 

@@ -47,6 +47,8 @@ class Findings:
     """The preset and the best trials with fresh seeds, the highest mean first; empty without confirmation."""
     verdict: tuple[str, ...]
     """What the confirmation says."""
+    own: Mapping[str, Any]
+    """The preset's own settings."""
     best: Config | None
     """The settings to go on with; None where no trial was finished."""
     why: str
@@ -65,6 +67,11 @@ class Findings:
     def complete(self) -> list[Record]:
         """Finished trials, the best first."""
         return sorted((r for r in self.records if r.state == "complete"), key=lambda r: (-r.value, r.number))
+
+    def settings(self, record: Record) -> list[str]:
+        """What a trial changes in the preset, in words."""
+        changed = {name: value for name, value in record.changes.items() if self.own[name] != value}
+        return [f"{name} {_value(value)}" for name, value in changed.items()] or ["as the preset"]
 
     @property
     def lead(self) -> str:
@@ -112,6 +119,7 @@ def find(request: Request, study: SearchStudy, outcome: Outcome, fingerprint: st
         records=tuple(records),
         confirmed=tuple(found),
         verdict=tuple(verdict(found)),
+        own=own,
         best=best,
         why=why,
         command=command(order.preset, start, best) if best else "",
@@ -139,7 +147,7 @@ def find(request: Request, study: SearchStudy, outcome: Outcome, fingerprint: st
 def text(findings: Findings) -> str:
     """The outcome in lines for the terminal."""
     best = (
-        f"  {100 * record.value:6.2f}  trial {record.label}  {', '.join(_changes(record.changes))}"
+        f"  {100 * record.value:6.2f}  trial {record.label}  {', '.join(findings.settings(record))}"
         for record in findings.complete[:5]
     )
     lines = [findings.lead, *best]
@@ -155,7 +163,7 @@ def markdown(findings: Findings) -> str:
     if findings.best:
         parts.append(f"Best settings, {findings.why}:\n\n```\n{findings.command}\n```")
     rows = [
-        f"| {record.label} | {100 * record.value:.2f} | {', '.join(_changes(record.changes))} |"
+        f"| {record.label} | {100 * record.value:.2f} | {', '.join(findings.settings(record))} |"
         for record in findings.complete[:_TOP]
     ]
     parts.append("\n".join(["| trial | label-free mIoU | settings |", "|:--|--:|:--|", *rows]))
@@ -202,7 +210,7 @@ def html(findings: Findings) -> str:
     slices = [part for part in findings.pictures if part.file.startswith("search-slice")]
     return environment.get_template("search.html.j2").render(
         findings=findings,
-        top=[(r, _kind(r), _changes(r.changes)) for r in findings.complete[:_TOP]],
+        top=[(r, _kind(r), findings.settings(r)) for r in findings.complete[:_TOP]],
         confirmed=[(one, _confirmed_cells(one)) for one in findings.confirmed],
         changes={name: (_value(old), _value(new)) for name, (old, new) in findings.changes.items()},
         finished=len(findings.complete),
@@ -224,10 +232,6 @@ def _confirmed_cells(one: Confirmed) -> tuple[str, str, str, str, str]:
     excess = f"{100 * one.excess:+.2f}".replace("-", "−") if math.isfinite(one.excess) else "–"
     labelled = f"{100 * one.labelled.mean:.2f}" if one.labelled.values else "–"
     return searched, f"{100 * one.free.mean:.2f}{spread}", excess, labelled, str(len(one.free.values))
-
-
-def _changes(changes: Mapping[str, Any]) -> list[str]:
-    return [f"{name} {_value(value)}" for name, value in changes.items()]
 
 
 def _value(value: Any) -> str:

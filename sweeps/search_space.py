@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -353,13 +353,3 @@ def read_space(path: Path) -> Space:
             f"space file must hold SPACE = Space(...), got {type(space).__name__} in {str(path)!r}"
         )
     return space
-
-
-def describe(changes: Mapping[str, Any]) -> Iterator[str]:
-    """Settings with their values, `c2s.weight 0.0421`, for a line of text."""
-    for name, value in changes.items():
-        yield (
-            f"{name} {value:.4g}"
-            if isinstance(value, float) and name != "ema.momentum"
-            else (f"{name} {value:.6g}" if isinstance(value, float) else f"{name} {value}")
-        )

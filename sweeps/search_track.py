@@ -3,25 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cosa.config import Config
+from cosa.provenance import source_tags
 from cosa.tracking import TrackingSpec, read_run_id
 from sweeps import folders, store
 from sweeps.plan import Plan, Trial
+from sweeps.reuse import COMMIT_TAG, find_reusable
 from sweeps.search_confirm import Outcome
 from sweeps.search_flow import trial_of
 from sweeps.search_record import Record
+from sweeps.tables.metrics import FREE
 
 if TYPE_CHECKING:
-    from sweeps.driver import Order
+    from sweeps.order import Order
     from sweeps.search_report import Findings
     from sweeps.search_study import SearchStudy
     from sweeps.store import Sweep
 
 KIND = "search"
 """Under `cosa.kind` on the parent."""
+
+
+@dataclass(frozen=True)
+class Reused:
+    """What earlier runs spare a search."""
+
+    values: Mapping[str, float]
+    """The metric, by the trials' names."""
+    refused: str = ""
+    """Why trials that finished earlier are run again all the same; empty where there are none."""
 
 
 class SearchTrack:
@@ -55,6 +69,23 @@ class SearchTrack:
     def spec(self, trial: Trial) -> TrackingSpec:
         """Where to track a trial of the search or of its confirmation."""
         return self._sweep.spec(trial)
+
+    def earlier(self, trials: Sequence[Trial], fingerprint: str, commit: str) -> Reused:
+        """The metric of trials that finished in earlier runs, by this code and on this data.
+
+        Args:
+            trials: That a search would begin with.
+            fingerprint: Of the training images.
+            commit: Of this code, where it comes without its history.
+        """
+        found = store.find_experiment(self._sweep.uri, self._sweep.experiment)
+        if found is None or not trials:
+            return Reused({})
+        code = {COMMIT_TAG: commit} if commit else source_tags()
+        with store.explained(self._sweep.uri):
+            reuse = find_reusable(*found, trials, code, fingerprint)
+            metrics = {name: found[0].get_run(run_id).data.metrics for name, run_id in reuse.runs.items()}
+        return Reused({name: own[FREE] for name, own in metrics.items() if FREE in own}, reuse.refused)
 
     def mend(self, outcome: Outcome) -> None:
         """Bring the runs to what study and folders say; each says its number and what became of it."""

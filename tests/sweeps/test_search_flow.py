@@ -246,3 +246,15 @@ def test_failed_trials_alone_are_tried_again_where_that_is_asked(bench):
     bench.finish(flow, failed)
     assert flow.exhausted
     assert states(bench) == ["failed", "complete", "complete"]
+
+
+def test_a_row_that_finished_in_an_earlier_run_is_not_run_again(bench):
+    from sweeps.search_flow import alone
+
+    study = SearchStudy(bench.storage, bench.space, BASE, seed=0)
+    study.enqueue({"full": bench.space.parameters(BASE, BASE)})
+    flow = bench.start(earlier={alone(BASE, "full").name: 0.42})
+    warmup = flow.start_next()
+    assert (bench.study.record(0).state, bench.study.record(0).value) == ("complete", 0.42)
+    assert warmup.kind == "warmup", "of the next trial"
+    assert len(bench.study.records()) == 2
