@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cosa.tracking import mask
+from sweeps.tables.metrics import FREE
 
 
 @dataclass(frozen=True)
@@ -35,17 +36,46 @@ class Links:
         text = ", ".join(f"seed {seed}: run {run_id}" for seed, run_id in sorted(runs.items()))
         return Source(self.address(list(runs.values())), text)
 
+    def arms(self, sweep: str) -> str:
+        """The chart view of a sweep's trials, best first; empty without a server.
+
+        Sorted by a metric, MLflow lists trials side by side instead of folding them under their sweep.
+        """
+        if not self._served:
+            return ""
+        view = {
+            "workflowType": "machine_learning",
+            "searchFilter": trial_filter(sweep),
+            "orderByKey": f"metrics.`{FREE}`",
+            "orderByAsc": "false",
+            "compareRunsMode": "CHART",
+        }
+        query = urllib.parse.urlencode(view, quote_via=urllib.parse.quote)
+        return f"{self._home}/#/experiments/{self.experiment_id}/runs?{query}"
+
     def address(self, runs: list[str]) -> str:
         """The page of one run, or of several compared; empty without a server."""
-        if not self.uri.startswith(("http://", "https://")) or not runs:
+        if not self._served or not runs:
             return ""
-        home = mask(self.uri).replace("***@", "").rstrip("/")
         if len(runs) == 1:
-            return f"{home}/#/experiments/{self.experiment_id}/runs/{runs[0]}"
+            return f"{self._home}/#/experiments/{self.experiment_id}/runs/{runs[0]}"
         several = urllib.parse.urlencode(
             {
                 "runs": json.dumps(runs, separators=(",", ":")),
                 "experiments": json.dumps([self.experiment_id]),
             }
         )
-        return f"{home}/#/compare-runs?{several}"
+        return f"{self._home}/#/compare-runs?{several}"
+
+    @property
+    def _served(self) -> bool:
+        return self.uri.startswith(("http://", "https://"))
+
+    @property
+    def _home(self) -> str:
+        return mask(self.uri).replace("***@", "").rstrip("/")
+
+
+def trial_filter(sweep: str) -> str:
+    """What finds the trials of a sweep, and nothing else, in MLflow's search."""
+    return f"tags.cosa.sweep = '{sweep}' and tags.cosa.kind = 'trial'"

@@ -30,7 +30,7 @@ from sweeps.cells import LEAST_PAIRS
 from sweeps.console import complain, say
 from sweeps.grid import ABSENT, DIFFERENCES, Column, Grid, grid, name_of, percent, setting, shown, titles
 from sweeps.latex import latex
-from sweeps.links import Links
+from sweeps.links import Links, trial_filter
 from sweeps.results import FilledTable, Results, Row, read_results, shown_and_online
 from sweeps.tables.metrics import FREE, METRICS
 
@@ -101,8 +101,8 @@ def markdown(results: Results, uri: str = "") -> str:
 def headline(results: Results) -> str:
     """The first of the tables, as many as the head of the sweep's page in MLflow can hold."""
     foot = (
-        f"To compare the arms, search the experiment's runs for `{trial_filter(results.sweep)}`, open the "
-        f"chart view and group by the tag `cosa.arm`.\n\n{_markdown_foot(results)}"
+        f"To compare the arms, search its experiment for `{trial_filter(results.sweep)}`, sort by "
+        f"`{FREE}`, open the chart view and group by the tag `cosa.arm`.\n\n{_markdown_foot(results)}"
     )
     more = "Further tables are in the artifact report/tables.md."
     parts: list[str] = []
@@ -112,11 +112,6 @@ def headline(results: Results) -> str:
             break
         parts.append(table)
     return "\n\n".join([*parts, *([more] if len(parts) < len(tables) else []), foot])[:_NOTE_LENGTH]
-
-
-def trial_filter(sweep: str) -> str:
-    """What finds the trials of a sweep, and nothing else, in MLflow's search."""
-    return f"tags.cosa.sweep = '{sweep}' and tags.cosa.kind = 'trial'"
 
 
 def _markdown_foot(results: Results) -> str:
@@ -290,6 +285,8 @@ def html(results: Results, mlflow_command: str, uri: str = "") -> str:
         panels=panels,
         full_source=links.source(results.full.runs) if results.full else None,
         source=links.source,
+        arms_address=links.arms(results.sweep),
+        trial_filter=trial_filter(results.sweep),
         mlflow_command=mlflow_command,
     )
 

@@ -232,6 +232,15 @@ def test_a_number_leads_to_its_run_and_one_over_seeds_to_their_comparison():
     assert links.source({}) is None
 
 
+def test_a_server_shows_all_trials_of_a_sweep_side_by_side():
+    address = Links(SERVER, "7").arms("small")
+    assert address.startswith(
+        "https://mlflow.example:5000/#/experiments/7/runs?workflowType=machine_learning&"
+    )
+    assert "searchFilter=tags.cosa.sweep%20%3D%20%27small%27%20and%20tags.cosa.kind" in address
+    assert Links("sqlite:////mlflow.db", "7").arms("small") == ""
+
+
 def test_a_store_without_a_server_has_ids_and_no_addresses():
     source = Links("sqlite:////somewhere/mlflow.db", "7").source({0: "abc"})
     assert (source.address, source.text) == ("", "seed 0: run abc")
