@@ -42,7 +42,11 @@ def draw(recordings: Recordings, table: Table) -> Drawing | None:
     fractions = [key for key in table.metrics if METRICS[key].percent and key.startswith("val/")]
     key = FREE if FREE in fractions or not fractions else fractions[0]
     names = [table.reference, *(arm.name for arm in table.arms if arm.name != table.reference)]
-    histories = {name: recordings.series(table.arm(name).changes).histories(key) for name in names}
+    warmup = recordings.base.train.warmup
+    histories = {
+        name: recordings.series(table.arm(name).changes).histories(key, after=warmup - 1 if place else -1)
+        for place, name in enumerate(names)
+    }
     if not any(histories.values()):
         return None
     with styled():
@@ -58,7 +62,7 @@ def draw(recordings: Recordings, table: Table) -> Drawing | None:
     gone = [name for name, found in histories.items() if not found]
     return Drawing(
         title=f"{METRICS[key].title} over iterations",
-        caption=f"AN on {recordings.base.data.val_split}; {band}. A shared warm-up is part of each line.",
+        caption=f"AN on {recordings.base.data.val_split}; {band}. The warm-up is {table.reference}'s.",
         note=f"{', '.join(gone)} without a finished run" if gone else "",
         parts=(part,),
     )

@@ -46,7 +46,7 @@ def latex(tables: Sequence[Grid], legend: str) -> str:
 
 def _table(table: Grid, legend: str) -> str:
     name = table.title.partition(":")[0].lower().replace(". ", "-").replace(" ", "-")
-    notes = ". ".join([legend, *table.remarks, *table.notes])
+    notes = ". ".join(note[:1].upper() + note[1:] for note in (legend, *table.remarks, *table.notes))
     rows = [_line(map(escape, row)) for row in table.rows]
     return "\n".join(
         [

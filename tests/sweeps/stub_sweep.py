@@ -3,8 +3,8 @@
     python stub_sweep.py CONTROL ARGUMENTS...
 
 In the folder CONTROL, `hold` names a step: there one arm waits for as long as the file lies there, and adds
-the step to its `held.txt`. `break` has another arm fail. Every start of a trial adds a line to its
-`starts.txt`: the step it starts from.
+the step to its `held.txt`. `break` has two others fail: one raises, the other one's process is killed. Every
+start of a trial adds a line to its `starts.txt`: the step it starts from.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ def train(config, *, out, tracker, fork_from=None, stop_at=None, momenta=()):
     """Count to the last step, a checkpoint a step; go on from the newest one as the real trainer does."""
     import json
     import os
+    import signal
     import time
     from pathlib import Path
 
@@ -55,6 +56,8 @@ def train(config, *, out, tracker, fork_from=None, stop_at=None, momenta=()):
         if arms == "no-RAW" and (control / "break").exists():
             tracker.finish("FAILED")
             raise RuntimeError("this arm is broken\nas the test wants it")
+        if arms == "no-GC" and (control / "break").exists():
+            os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does when memory is short
     metrics = {"val/assignment/seg_miou": (config.train.seed + len(arms)) / 100}
     tracker.log_metrics(metrics, last)
     result = {
