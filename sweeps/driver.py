@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cosa.config import difference, override
+from cosa.presets import get_preset
 from cosa.provenance import source_tags
 from cosa.tracking import TrackingError, mask
 from sweeps import cost, folders, kept_plan
@@ -143,12 +145,9 @@ def _show_cost(order: Order, trials: Sequence[Trial], found: tuple[MlflowClient,
         with explained(order.uri):
             speed = cost.measured(*found, order.base)
     if speed is None:
-        base = order.base
         say(
-            "hours: not known, no finished run of this network, crop and batch is in "
-            f"{mask(order.uri)}; one measures them, a short one will do: cosa-train {order.preset} "
-            f"--train.iterations 40 --train.warmup 20 --data.root {base.data.root} "
-            f"--tracking-uri {mask(order.uri)}"
+            f"hours: not known, no finished run of this network, crop and batch is in {mask(order.uri)}; "
+            f"one measures them, a short one will do:\n  {_measuring(order)}"
         )
         return
     say(cost.told(trials, speed, order.request))
@@ -179,6 +178,19 @@ def _run(order: Order, train: Train | None) -> int:
     say(f"report: {files[0]}")
     say(f"MLflow: {report.ui_command(order.uri)}")
     return _verdict(plan, failures)
+
+
+def _measuring(order: Order) -> str:
+    """The command of a short run like the sweep's own."""
+    short = override(
+        order.base, {"train.iterations": 40, "train.warmup": 20, "train.log_every": 10, "optim.lr_warmup": 0}
+    )
+    changes = [
+        part
+        for name, _, value in difference(get_preset(order.preset), short)
+        for part in (f"--{name}", ",".join(map(str, value)) if isinstance(value, tuple) else str(value))
+    ]
+    return shlex.join(["cosa-train", order.preset, *changes, "--tracking-uri", mask(order.uri)])
 
 
 def _remaining(order: Order, sweep: Sweep, earlier: Reuse) -> list[Trial]:

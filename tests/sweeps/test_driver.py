@@ -115,6 +115,22 @@ def test_a_dry_run_says_how_to_measure_what_nobody_has(capsys):
     assert "hours: not known, no finished run of this network, crop and batch" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_measuring_run_is_a_valid_one_that_trains_the_same_network(preset, capsys):
+    from cosa.cli.common import changed_settings
+    from cosa.cli.training import _training_parser
+    from cosa.config import override
+    from cosa.presets import get_preset
+
+    assert run("--dry-run", "--preset", preset, "--set", "data.crop_size=48", "cam.scales=1,0.5") == 0
+    command = capsys.readouterr().out.splitlines()[-1].split()
+    assert command[:2] == ["cosa-train", preset]
+    given = _training_parser("cosa-train", preset).parse_known(command[1:])
+    config = override(get_preset(preset), changed_settings(given))
+    assert (config.data.crop_size, config.cam.scales, config.train.iterations) == (48, (1.0, 0.5), 40)
+    assert config.network == get_preset(preset).network
+
+
 def test_a_dry_run_goes_on_without_a_store_that_answers(capsys, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     assert run("--dry-run", "--tracking-uri", "http://127.0.0.1:9") == 0

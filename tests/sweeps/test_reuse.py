@@ -7,8 +7,9 @@ import json
 import pytest
 
 from cosa.config import Config, TrainConfig, identity, override
+from cosa.data.dataset import open_dataset
 from cosa.tracking import TrackingSpec
-from sweeps import results, store
+from sweeps import driver, results, store
 from sweeps.plan import make_plan
 from sweeps.reuse import find_reusable, still_there
 from sweeps.tables import Arm, Table
@@ -150,3 +151,56 @@ def test_an_earlier_run_that_was_deleted_is_a_gap(uri, experiment, finished, tmp
     store.client_of(uri).delete_run(run_id)
     row = results.read_results(uri, sweep.run_id).tables[0].rows[0]
     assert (row.seeds, row.gaps) == (0, ("seed 0: not run yet",))
+
+
+OWN_TABLE = """
+from sweeps.tables import Arm, Table
+
+TABLE = Table(name="t", title="Two", reference="a", arms=(Arm("a"), Arm("b", {"csc.weight": 0.0})))
+"""
+
+
+@pytest.fixture
+def sweep(uri, experiment, finished, tmp_path, monkeypatch, shapes_root, capsys):
+    """A command line both of whose trials finished in earlier runs; calling it returns code and output."""
+    (tmp_path / "t.py").write_text(OWN_TABLE)
+    arguments = [
+        *("--tables", str(tmp_path / "t.py"), "--out", str(tmp_path / "new"), "--tracking-uri", uri),
+        *("--experiment", experiment, "--set", f"data.root={shapes_root}", "train.iterations=10"),
+        *("train.warmup=4", "optim.lr_warmup=0"),
+    ]
+    order = driver.read_order("ablation", "", (), arguments)
+    data = order.base.data
+    fingerprint = open_dataset(data, data.train_split).fingerprint()
+    for trial in order.plan.trials:
+        if trial.kind == "trial":
+            finished(trial.config, cosa_in_data_fingerprint=fingerprint)
+    monkeypatch.setattr(driver, "source_tags", lambda: CODE)
+
+    def call(*more):
+        code = driver.main("ablation", "", (), [*arguments, *more])
+        return code, capsys.readouterr().out
+
+    return call
+
+
+def test_a_sweep_of_trials_that_all_finished_earlier_trains_nothing_and_reports_them(sweep, tmp_path):
+    code, output = sweep()
+    assert code == 0
+    assert "finished already: 0; taken from earlier runs: 2; left to train: 0 trials, 0 iterations" in output
+    assert not (tmp_path / "new" / "trials").exists()
+    table = (tmp_path / "new" / "tables.csv").read_text()
+    assert table.count(",50.0000,") >= 2
+    assert "2 of 2 finished, 2 of them in earlier runs" in (tmp_path / "new" / "report.html").read_text()
+
+
+def test_what_was_taken_stays_though_the_code_has_changed_since(sweep, monkeypatch):
+    sweep()
+    monkeypatch.setattr(driver, "source_tags", lambda: {**CODE, "mlflow.source.git.commit": "beef"})
+    code, output = sweep("--retry-failed")
+    assert (code, "nothing has failed" in output) == (0, True)
+
+
+def test_a_dry_run_counts_what_will_be_taken_and_fresh_forbids_it(sweep):
+    assert "taken from earlier runs: 2" in sweep("--dry-run")[1]
+    assert "earlier" not in sweep("--dry-run", "--fresh")[1]
