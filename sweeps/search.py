@@ -28,7 +28,7 @@ from sweeps import folders
 from sweeps.console import LiveLine, complain, say
 from sweeps.driver import FAILED, INTERRUPTED, MISTAKE
 from sweeps.order import Order, read_order
-from sweeps.search_budget import DEFAULT_TRIALS, Budget, Ledger
+from sweeps.search_budget import DEFAULT_TRIALS, Budget, Ledger, Spent, read_spent
 from sweeps.search_confirm import Outcome, best_of, plan_confirmation
 from sweeps.search_rungs import Rungs, choose_rungs
 from sweeps.search_space import SPACE, Space, read_space, rows_inside
@@ -36,12 +36,16 @@ from sweeps.tables import Table
 from sweeps.tables.metrics import FREE
 
 if TYPE_CHECKING:
+    from sweeps.plan import Plan, Trial
+    from sweeps.search_record import Record
     from sweeps.search_study import SearchStudy
     from sweeps.search_track import SearchTrack
     from sweeps.trial import Train
 
 ROWS = ("3b", "5a", "5b", "5c", "5d")
 """Tables whose rows are tried first, as far as they lie in the space."""
+SPENT = "spent.json"
+"""In the search's folder: what the search has cost."""
 
 
 @dataclass(frozen=True)
@@ -287,7 +291,10 @@ def _train(
     earlier: Mapping[str, float],
     train: Train | None,
 ) -> Outcome:
-    """Search until the budget is spent, then confirm."""
+    """Search until the budget is spent, then confirm; without Ray where both are done already."""
+    done = _done(request, study)
+    if done:
+        return done
     from sweeps.ray_session import connected
 
     order = request.order
@@ -300,8 +307,8 @@ def _train(
         from sweeps.search_flow import Flow
         from sweeps.search_launch import seek
 
-        workers = max(1, order.request.workers)
-        ledger = Ledger(order.root / "spent.json", allotment.gpus * workers, time.monotonic)
+        gpus = allotment.gpus * max(1, order.request.workers)
+        ledger = Ledger(order.root / SPENT, gpus, time.monotonic)
         flow = Flow(
             study,
             request.base,
@@ -330,26 +337,48 @@ def _train(
                 train=train,
             )
             ledger.note(0)
-        best = best_of(study.records(), request.confirm)
-        plan = plan_confirmation(best, request.base, request.seeds) if best else None
+        best, plan, remaining = _confirmation(request, study)
         failures: Mapping[str, str] = {}
-        if plan:
-            finished = [t.name for t in plan.trials if folders.read_result(order.root, t)]
-            remaining = plan.remaining(finished)
-            if remaining:
-                say(f"confirming the best {len(best)} and the preset: {len(remaining)} runs")
-                failures = launch(
-                    remaining,
-                    order.root,
-                    track.spec,
-                    allotment,
-                    workers=order.request.workers,
-                    retries=order.retries,
-                    done_before=len(plan.trials) - len(remaining),
-                    line=line,
-                    train=train,
-                ).failures
-        return Outcome(tuple(best), plan, dict(failures), ledger.text())
+        if plan and remaining:
+            say(f"confirming the best {len(best)} and the preset: {len(remaining)} runs")
+            failures = launch(
+                remaining,
+                order.root,
+                track.spec,
+                allotment,
+                workers=order.request.workers,
+                retries=order.retries,
+                done_before=len(plan.trials) - len(remaining),
+                line=line,
+                train=train,
+            ).failures
+        return Outcome(best, plan, dict(failures), ledger.text())
+
+
+def _done(request: Request, study: SearchStudy) -> Outcome | None:
+    """What was run, where nothing is left to run."""
+    path = request.order.root / SPENT
+    records, (seconds, gpu_seconds) = study.records(), read_spent(path)
+    begun = sum(record.repeats is None for record in records)
+    unfinished = any(record.state == "running" for record in records) or request.order.retry_failed
+    if unfinished or request.budget.left(Spent(begun, seconds, gpu_seconds)):
+        return None
+    best, plan, remaining = _confirmation(request, study)
+    if remaining:
+        return None
+    return Outcome(best, plan, {}, Ledger(path, gpu_seconds and 1.0, time.monotonic).text())
+
+
+def _confirmation(
+    request: Request, study: SearchStudy
+) -> tuple[tuple[Record, ...], Plan | None, Sequence[Trial]]:
+    """The best trials, their confirmation, and what of it is still to run."""
+    best = tuple(best_of(study.records(), request.confirm))
+    if not best:
+        return (), None, ()
+    plan = plan_confirmation(best, request.base, request.seeds)
+    finished = [t.name for t in plan.trials if folders.read_result(request.order.root, t)]
+    return best, plan, plan.remaining(finished)
 
 
 if __name__ == "__main__":

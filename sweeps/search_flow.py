@@ -122,8 +122,6 @@ class Flow:
         self._ledger = ledger
         self._numbers: dict[str, int] = {}
         self._exhausted = False
-        self.reasons: dict[str, str] = {}
-        """Why trials failed since this start, by the trials' names."""
         for record in study.records():
             if record.state == "running":
                 study.complete(record.number)
@@ -165,7 +163,8 @@ class Flow:
             self._end(trial, failed=failed, reason=reason)
             return
         if failed:
-            self.reasons[name] = reason
+            # The preset's own warm-up serves all trials, unless the space varies what it trains.
+            self._exhausted |= warmup_identity(trial.config) == warmup_identity(self._base)
             for fork in [t for t in self.schedule.skipped.values() if t.warmup == name]:
                 del self.schedule.skipped[fork.name]
                 self._fail(fork, f"not run: {name} failed ({reason})")
@@ -186,15 +185,10 @@ class Flow:
             self._finish(trial, result["metrics"])
 
     def _finish(self, trial: Trial, metrics: Mapping[str, float]) -> None:
-        number = self._numbers[trial.name]
-        value = metrics.get(FREE, math.nan)
-        self.study.finish(number, value)
-        if not math.isfinite(value):
-            self.reasons[trial.name] = self.study.record(number).reason
+        self.study.finish(self._numbers[trial.name], metrics.get(FREE, math.nan))
 
     def _fail(self, trial: Trial, reason: str) -> None:
         self.study.fail(self._numbers[trial.name], reason)
-        self.reasons[trial.name] = reason
 
     def _budget_left(self) -> bool:
         if self._waiting_only:

@@ -1,7 +1,7 @@
 """Pictures of a search: its history, its rungs, slices through the space, parallel coordinates, importances.
 
-Percent of the label-free mIoU throughout. A trial that was stopped is drawn at the value of its last rung,
-faint: it is lower than what the trial would have ended with.
+Percent of the label-free mIoU throughout. A trial that was stopped has no final value; it is a cross at the
+lower edge, and its values at the rungs have a picture of their own.
 """
 
 from __future__ import annotations
@@ -62,7 +62,12 @@ def _history(shown: Sequence[Record]) -> Part:
 
 
 def _dots(axes: Axes, placed: Sequence[tuple[float, Record]]) -> None:
-    """Trials by kind: the paper's rows, suggested ones, stopped ones, the preset on top."""
+    """Trials by kind: the paper's rows, suggested ones, stopped ones at the lower edge, the preset on top."""
+    values = [100 * r.value for _, r in placed if r.state == "complete"]
+    low, high = min(values), max(values)
+    margin = 0.1 * (high - low) or 0.5
+    edge = low - 1.2 * margin
+    axes.set_ylim(edge - 0.5 * margin, high + margin)
     kinds = {
         "stopped at a rung": ([(x, r) for x, r in placed if r.state != "complete"], GREY, "x", 16),
         "suggested": ([(x, r) for x, r in placed if r.state == "complete" and not r.origin], BLUE, "o", 20),
@@ -72,13 +77,18 @@ def _dots(axes: Axes, placed: Sequence[tuple[float, Record]]) -> None:
             "s",
             18,
         ),
-        "preset": ([(x, r) for x, r in placed if r.origin == PRESET], VERMILION, "D", 30),
+        "preset": (
+            [(x, r) for x, r in placed if r.origin == PRESET and r.state == "complete"],
+            VERMILION,
+            "D",
+            30,
+        ),
     }
     for label, (found, colour, marker, size) in kinds.items():
         if found:
             axes.scatter(
                 [x for x, _ in found],
-                [100 * r.last_value for _, r in found],
+                [100 * r.value if r.state == "complete" else edge for _, r in found],
                 s=size,
                 color=colour,
                 marker=marker,
@@ -184,7 +194,7 @@ def _ends(dimension: Dimension) -> tuple[str, str]:
 def _slices(shown: Sequence[Record], space: Space) -> Iterator[Part]:
     for dimension in space.dimensions:
         own = [record for record in shown if dimension.setting in record.changes]
-        if len(own) < 2:
+        if sum(record.state == "complete" for record in own) < 2:
             continue
         canvas = Canvas(height=2.2)
         axes = canvas.axes

@@ -12,7 +12,7 @@ from cosa.presets import get_preset
 from sweeps import folders
 from sweeps.search_budget import Budget, Ledger
 from sweeps.search_flow import Flow
-from sweeps.search_space import SPACE, Choice, Space
+from sweeps.search_space import SPACE, Choice, Range, Space
 from sweeps.search_study import SearchStudy
 from sweeps.tables.metrics import FREE
 
@@ -148,6 +148,25 @@ def test_trials_of_a_warm_up_that_failed_say_so(bench):
     assert states(bench) == ["failed"]
     assert "warmup" in bench.study.record(0).reason
     assert "boom" in bench.study.record(0).reason
+
+
+def test_a_search_whose_one_warm_up_failed_ends_and_tries_it_again_when_it_is_started_anew(bench):
+    flow = bench.start()
+    warmup = flow.start_next()
+    flow.end(warmup.name, failed=True, reason="boom")
+    assert flow.start_next() is None
+    assert flow.exhausted
+    assert bench.start().start_next() == warmup
+
+
+def test_a_space_that_varies_the_warm_up_goes_on_where_one_of_them_fails(tmp_path):
+    bench = Bench(tmp_path, space=Space(Range("optim.lr", 1e-4, 1e-2, log=True)))
+    flow = bench.start()
+    warmup = flow.start_next()
+    flow.end(warmup.name, failed=True, reason="boom")
+    other = flow.start_next()
+    assert other.kind == "warmup"
+    assert other.name != warmup.name
 
 
 def test_a_finished_trial_without_its_metric_has_failed(bench):
