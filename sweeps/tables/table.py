@@ -118,7 +118,10 @@ class Table:
             if spaced:
                 raise ValueError(f"{what} must have a name without ' ' and '/', got {spaced[0]!r}")
         if self.reference not in counts:
-            raise ValueError(f"table {self.name} must hold its reference arm, got {self.reference!r}; add it")
+            raise ValueError(
+                f"table {self.name} must hold its reference arm, got {self.reference!r}"
+                f"{nearest(self.reference, counts) or '; add it'}"
+            )
         if not self.metrics:
             raise ValueError(f"table {self.name} must show a metric, got none; {STANDARD[0]!r} is one")
         self._require_known("metric", self.metrics, METRICS)

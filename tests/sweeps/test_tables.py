@@ -217,6 +217,7 @@ FULL = Arm("full")
     [
         ((FULL, FULL), {}, "table t must name each arm once, got 'full' twice; rename one"),
         ((Arm("full", {}, {"VOC": 1.0}),), {}, r"values of t/full must stand under \(\), got {'VOC'}"),
+        ((Arm("ful"),), {}, "table t must hold its reference arm, got 'full'; did you mean 'ful'?"),
         ((Arm("other"),), {}, "table t must hold its reference arm, got 'full'; add it"),
         ((FULL, Arm("no CSC")), {}, "arm of table t must have a name without ' ' and '/', got 'no CSC'"),
         ((FULL,), {"name": "a/b"}, "table must have a name without ' ' and '/', got 'a/b'"),
