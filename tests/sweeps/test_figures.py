@@ -309,7 +309,7 @@ def test_the_page_says_which_arm_a_figure_lacks(results, drawn):
 
 
 def test_each_picture_is_a_file_beside_the_page(results, tmp_path):
-    files = report.write(results, tmp_path, "")
+    files = report.write(results, tmp_path, "sqlite:///mlflow.db")
     names = [path.relative_to(tmp_path).as_posix() for path in files]
     assert "figures/fig3a.svg" in names
     assert (tmp_path / "figures/fig8.png").read_bytes().startswith(b"\x89PNG")
