@@ -129,7 +129,7 @@ def test_a_preset_that_the_search_did_not_finish_has_no_excess():
 
 def test_the_best_settings_come_back_from_their_file_and_from_their_command_line():
     start = get_preset("shapes")
-    absolute = {"data.root": "/home/me/data/shapes", "data.cache": "/home/me/data/cache"}
+    absolute = {"data.root": "/mnt/data/shapes", "data.cache": "/mnt/data/cache"}
     changes = {"csc.weight": 0.123456789012, "threshold.mode": "fixed", "evaluation.flip": False}
     best = override(start, {**absolute, **changes, "cam.scales": (1.0, 0.5), "csc.epsilon": math.inf})
     assert from_json(to_json(best)) == best
