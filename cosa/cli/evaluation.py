@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -290,8 +291,7 @@ def _submit(stored: StoredModel, path: Path) -> None:
             yield prediction
             counter.add(1)
 
-    with CrfPool(config.data.loader_workers if config.evaluation.crf else 0) as pool:
-        crf = pool if config.evaluation.crf else None
+    with CrfPool(config.data.loader_workers) if config.evaluation.crf else contextlib.nullcontext() as crf:
         count = write_submission(path, counted(predict_files(model, dataset.image_paths, crf=crf)))
     display.rest()
     print(f"{count} class maps of {config.data.val_split}, read back, in {path}")

@@ -186,8 +186,13 @@ def test_a_model_of_other_classes_is_refused(
 
 
 def test_a_submission_holds_every_image_of_a_list_without_masks(
-    run: Path, shapes_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path,
+    shapes_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("cosa.crf.require_crf", lambda: pytest.fail("no CRF was asked for"))
     data = shutil.copytree(shapes_root, tmp_path / "data")
     lists = data / "ImageSets" / "Segmentation"
     (lists / "test.txt").write_text((lists / "val.txt").read_text())
