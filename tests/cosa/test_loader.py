@@ -61,7 +61,8 @@ def batches(dataset: SegmentationDataset, config: Config) -> list[Batch]:
 
 
 def equal(first: Batch, second: Batch) -> bool:
-    return all(torch.equal(getattr(first, name), getattr(second, name)) for name in vars(first))
+    pairs = [(value, getattr(second, name)) for name, value in vars(first).items()]
+    return all(one is other if one is None else torch.equal(one, other) for one, other in pairs)
 
 
 def pixels(images: torch.Tensor) -> torch.Tensor:
@@ -127,7 +128,8 @@ def test_the_shares_of_all_ranks_are_the_batch_of_one_process(
     shares = [train_batches(dataset, config, start=0, rank=rank, world=world) for rank in range(world)]
 
     for whole, *parts in zip(batches, *shares, strict=True):
-        joined = Batch(**{name: torch.cat([getattr(p, name) for p in parts]) for name in vars(whole)})
+        names = [name for name, value in vars(whole).items() if value is not None]
+        joined = Batch(**{name: torch.cat([getattr(p, name) for p in parts]) for name in names})
         assert equal(joined, whole)
 
 
@@ -333,9 +335,12 @@ def test_a_broken_image_stops_the_evaluation_with_its_name(
         list(evaluation_batches(broken, config))
 
 
-def test_a_split_without_masks_cannot_be_evaluated(dataset: SegmentationDataset, config: Config) -> None:
-    with pytest.raises(FileNotFoundError, match="split must have masks to be evaluated"):
-        list(evaluation_batches(replace(dataset, mask_paths=()), config))
+def test_a_split_without_masks_is_read_without_them(dataset: SegmentationDataset, config: Config) -> None:
+    found = list(evaluation_batches(replace(dataset, mask_paths=()), config))
+
+    assert sum(len(batch.images) for batch in found) == len(dataset)
+    assert all(batch.masks == () for batch in found)
+    assert {size for batch in found for size in batch.sizes} == {(9, 12)}
 
 
 # --- the real images ----------------------------------------------------------------------------------------

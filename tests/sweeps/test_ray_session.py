@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
 
-import psutil
 import pytest
 
 from sweeps import ray_session
 from sweeps.ray_session import Request, allot, connected
+from tests.reading import ROOT
 
 
 @pytest.mark.parametrize(
@@ -86,17 +87,33 @@ def test_session_folders_of_killed_sweeps_are_removed_and_no_others(tmp_path, mo
     )
 
 
-def test_a_ray_of_our_own_listens_on_the_loopback_interface_alone(monkeypatch):
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+LISTENING = """
+import json, psutil
+from sweeps.ray_session import Request, connected
+with connected(Request()):
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    found = [
+        (process.name(), connection.laddr.ip.removeprefix("::ffff:"))
+        for process in processes
+        for connection in process.net_connections()
+        if connection.status == psutil.CONN_LISTEN
+    ]
+print(json.dumps(found))
+"""
 
-    with connected(Request()):
-        processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
-        listening = [
-            (process.name(), connection.laddr.ip.removeprefix("::ffff:"))
-            for process in processes
-            for connection in process.net_connections()
-            if connection.status == psutil.CONN_LISTEN
-        ]
 
+def test_a_ray_of_our_own_listens_on_the_loopback_interface_alone():
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", LISTENING],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=True,
+    )
+
+    listening = json.loads(done.stdout.splitlines()[-1])
     assert {name for name, _ in listening} >= {"gcs_server", "raylet"}
     assert {address for _, address in listening} == {"127.0.0.1"}
