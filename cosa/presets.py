@@ -35,7 +35,7 @@ def voc_tiny() -> Config:
 
     Hardware: one CPU core, 2 GB; about a quarter of an hour. For seeing every part at work on real images:
     its numbers are far from the paper's. A fixed xi of 0.55 is the best one for its CAMs, measured with
-    DeiT-Tiny's weights on 750 images of train_aug, where Eq. 6 with the cut at 0.05 finds 0.54 to 0.56.
+    DeiT-Tiny's weights on 750 images of train_aug, where Eq. 6 with the cut at 0.05 finds 0.53 to 0.56.
     Expected: see the README's results.
     Command: cosa-train voc_tiny --data.root DIR/VOCdevkit/VOC2012
     """
