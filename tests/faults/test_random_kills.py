@@ -19,7 +19,7 @@ from tests.reading import ROOT
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
 
-KILLS = 20
+KILLS = int(os.environ.get("COSA_FAULT_KILLS", "20"))
 SEED = int(os.environ.get("COSA_FAULT_SEED", "0"))
 LONGEST = 25.0  # seconds that a driver lives at most; it needs about 10 before its first trial starts
 
