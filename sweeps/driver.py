@@ -19,7 +19,7 @@ from cosa.provenance import source_tags
 from cosa.tracking import TrackingError, mask
 from sweeps import cost, folders, kept_plan
 from sweeps import plan as planning
-from sweeps.console import LiveLine, complain, duration, say
+from sweeps.console import LiveLine, complain, say
 from sweeps.order import Order, read_order
 from sweeps.plan import Plan, Trial, draw_tree
 from sweeps.progress import best_of
@@ -272,8 +272,7 @@ def _train(order: Order, sweep: Sweep, remaining: Sequence[Trial], train: Train 
             best=best_of(order.plan.trials, _finished(order)),
             train=train,
         )
-    idle = 1 - outcome.busy_seconds / max(outcome.wall_seconds * allotment.slots, 1e-9)
-    say(f"trained for {duration(outcome.wall_seconds)}, slots idle {idle:.0%} of it")
+    say(f"trained for {outcome.times}")
     return outcome.failures
 
 

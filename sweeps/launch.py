@@ -24,6 +24,35 @@ from sweeps.ray_session import Allotment
 from sweeps.schedule import Schedule
 from sweeps.trial import Job, Train, describe, make_job, run
 
+SECONDS = "seconds"
+"""What a trial tells Tune of itself: how long it was in its own hands."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Times:
+    """Where the slots' time went in one launch; all in seconds."""
+
+    wall: float
+    """From the launch to its end."""
+    slots: int
+    """Trials that ran side by side."""
+    trials: int
+    """Trials that ended."""
+    held: float
+    """From a trial's start by the driver until the driver knew its end, over all trials."""
+    inside: float
+    """Of that, spent in the trials themselves: reading data, training, evaluating, saving."""
+
+    def __str__(self) -> str:
+        whole = max(self.wall * self.slots, 1e-9)
+        between, waiting = self.held - self.inside, self.wall * self.slots - self.held
+        each = between / max(self.trials, 1)
+        return (
+            f"{duration(self.wall)} on {self.slots} slots: {self.inside / whole:.1%} of it in trials, "
+            f"{between / whole:.1%} between them ({each:.1f} s each), {waiting / whole:.1%} waiting for a "
+            f"warm-up or with nothing left to start"
+        )
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -31,10 +60,8 @@ class Outcome:
 
     failures: Mapping[str, str]
     """Trials that did not finish, by name, with the reason in one line."""
-    wall_seconds: float
-    """Seconds from the first trial's start to the last one's end."""
-    busy_seconds: float
-    """Seconds of all trials together, the start of their processes included."""
+    times: Times
+    """Where the time went."""
 
 
 class Dispatcher(Searcher):
@@ -46,7 +73,8 @@ class Dispatcher(Searcher):
         self._progress = progress
         self._line = line
         self._names: dict[str, str] = {}
-        self.busy_seconds = 0.0
+        self.held = self.inside = 0.0
+        self.ended = 0
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial's name; None while every other one waits; FINISHED when nothing is left to start."""
@@ -60,13 +88,15 @@ class Dispatcher(Searcher):
     def on_trial_complete(
         self,
         trial_id: str,
-        result: Mapping[str, Any] | None = None,  # noqa: ARG002 (the folder has it)
+        result: Mapping[str, Any] | None = None,
         error: bool = False,
     ) -> None:
         """A trial has ended for good: its retries are used up, or it is done."""
         trial = self._schedule.running[self._names[trial_id]]
         seconds = self._progress.ended(trial, failed=error)
-        self.busy_seconds += seconds
+        self.held += seconds
+        self.inside += (result or {}).get(SECONDS, seconds)
+        self.ended += 1
         self._schedule.end(trial.name, failed=error)
         self._line.note(f"{'failed' if error else 'done'}: {trial.label}, {duration(seconds)}")
 
@@ -130,13 +160,21 @@ def launch(
     errors = {result.config["trial"]: result.error for result in ended if result.config and result.error}
     failures = {name: _reason(root, name, errors.get(name)) for name in schedule.failed}
     failures |= {name: f"not run: {trial.warmup} failed" for name, trial in schedule.skipped.items()}
-    return Outcome(failures, wall, dispatcher.busy_seconds)
+    times = Times(
+        wall=wall,
+        slots=allotment.slots,
+        trials=dispatcher.ended,
+        held=dispatcher.held,
+        inside=dispatcher.inside,
+    )
+    return Outcome(failures, times)
 
 
 def _trainable(jobs: Mapping[str, Job], train: Train | None) -> Callable[[dict[str, Any]], dict[str, Any]]:
     def trainable(settings: dict[str, Any]) -> dict[str, Any]:
+        begun = time.monotonic()
         run(jobs[settings["trial"]], train)
-        return {"finished": True}
+        return {SECONDS: time.monotonic() - begun}
 
     return trainable
 

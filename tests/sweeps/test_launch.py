@@ -21,6 +21,7 @@ import pytest
 
 from sweeps import folders
 from sweeps.driver import read_order
+from sweeps.launch import Times
 
 STUB = Path(__file__).with_name("stub_sweep.py")
 PATIENCE = 240  # seconds; a busy machine starts Ray slowly
@@ -232,3 +233,20 @@ def test_the_report_has_every_row_and_names_the_gaps(story):
     ]
     assert "seed 0:" not in story.reports[3]
     assert (story.root / "report.html").is_file()
+
+
+def test_the_time_of_a_launch_is_told_apart_by_where_it_went():
+    times = Times(wall=90.0, slots=2, trials=4, held=162.0, inside=153.0)
+
+    assert str(times) == (
+        "90 s on 2 slots: 85.0% of it in trials, 5.0% between them (2.2 s each), "
+        "10.0% waiting for a warm-up or with nothing left to start"
+    )
+
+
+def test_a_trial_tells_how_long_it_was_in_its_own_hands(story):
+    told = re.search(r"([\d.]+)% of it in trials, ([\d.]+)% between them", story.outputs[-1])
+
+    assert told is not None
+    assert 0 < float(told[1]) < 100
+    assert float(told[2]) > 0
