@@ -239,7 +239,7 @@ def test_the_time_of_a_launch_is_told_apart_by_where_it_went():
     times = Times(wall=90.0, slots=2, trials=4, held=162.0, inside=153.0)
 
     assert str(times) == (
-        "90 s on 2 slots: 85.0% of it in trials, 5.0% between them (2.2 s each), "
+        "2 min on 2 slots: 85.0% of it in trials, 5.0% between them (2.2 s each), "
         "10.0% waiting for a warm-up or with nothing left to start"
     )
 
