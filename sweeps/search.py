@@ -4,8 +4,8 @@ python sweeps/search.py --preset shapes --trials 30
 python sweeps/search.py --preset voc --gpu-hours 200 --set data.root=DIR/VOCdevkit/VOC2012
 
 Around the preset it varies what `sweeps/search_space.py` lists. The paper's own rows come first, then TPE
-suggests. A trial is stopped at a rung of co-training where its label-free mIoU is below the median of those
-that were there before. In the end the best trials and the preset are trained again with fresh seeds.
+suggests. A trial is stopped at a rung of co-training where its label-free mIoU is in the worst third of those
+that were there so far. In the end the best trials and the preset are trained again with fresh seeds.
 """
 
 from __future__ import annotations
@@ -179,9 +179,7 @@ def _show(request: Request) -> None:
         say(f"  {name:<{width}}  {text}")
     if request.rungs.steps:
         steps = " and ".join(f"{step:,}" for step in request.rungs.steps)
-        say(
-            f"stopped at {steps} of {train.iterations:,} iterations: the worse half of those that came so far"
-        )
+        say(f"stopped at {steps} of {train.iterations:,} iterations: the worst third of those so far")
     else:
         say("stopped nowhere: co-training is too short to be judged on its way")
     if request.rungs.every != order.base.evaluation.every:

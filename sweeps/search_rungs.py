@@ -1,7 +1,11 @@
 """When a trial of a search is judged on its way, and which trials go on: asynchronous successive halving.
 
 Pure. A rung is a step of co-training at which every trial is evaluated. A trial goes on where it is among the
-better half of all that have reached the same rung so far; nobody waits for the others.
+better two thirds of all that have reached the same rung so far; nobody waits for the others.
+
+Why so late and so few: among settings close to each other, label-free mIoU at half of co-training says little
+of its end. Over runs of whole length Spearman's rank correlation was 0.38 for eight arms of Table 3 on `shapes`,
+which ended within 2.3 points, and -0.64 for seven on `voc_tiny`, within 0.6. A rung tells who is far off.
 """
 
 from __future__ import annotations
@@ -12,11 +16,11 @@ from dataclasses import dataclass
 
 from cosa.config import TrainConfig
 
-FRACTIONS = (1 / 4, 1 / 2)
-"""Of co-training, where the rungs are. Earlier than a quarter AN, an average over many steps, still shows its
-warm-up more than its settings: a half-life of the paper's AN is a twelfth of its co-training."""
-REDUCTION = 2
-"""One of so many goes on."""
+FRACTIONS = (1 / 2,)
+"""Of co-training, where the rungs are. At half or a little later the presets' own evaluations serve."""
+REDUCTION = 3
+"""One of so many is stopped. With a rank correlation of 0.38, the best of 30 is in the worse half at a rung
+one time in five, in the worst third one in ten."""
 LEAST = 4
 """Trials that must have reached a rung before any is stopped there."""
 _SLACK = 1 / 5
@@ -82,5 +86,5 @@ def decide(step: int, value: float, others: Sequence[float], *, protected: bool 
     mark = -math.inf if math.isnan(value) else value
     rank = 1 + sum(other > mark for other in others)
     count = len(others) + 1
-    kept = protected or count < LEAST or rank <= math.ceil(count / REDUCTION)
+    kept = protected or count < LEAST or rank <= count - count // REDUCTION
     return Decision(step, value, rank, count, kept)

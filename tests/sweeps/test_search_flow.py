@@ -100,7 +100,7 @@ def test_trials_are_begun_until_the_budget_is_spent(tmp_path):
     assert flow.start_next() is None
 
 
-def test_a_trial_below_the_median_is_stopped_and_its_checkpoints_go(bench):
+def test_a_trial_among_the_worst_is_stopped_and_its_checkpoints_go(bench):
     flow = bench.start()
     bench.finish(flow, flow.start_next())
     for value in (0.5, 0.6, 0.7):

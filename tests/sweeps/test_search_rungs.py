@@ -14,13 +14,13 @@ from sweeps.search_rungs import choose_rungs, decide
 @pytest.mark.parametrize(
     ("preset", "steps", "every"),
     [
-        ("voc", (10_000, 14_000), 2_000),
-        ("coco", (20_000, 30_000), 10_000),
-        ("shapes", (500, 600), 100),
-        ("voc_tiny", (900, 1_050), 150),
+        ("voc", (14_000,), 2_000),
+        ("coco", (30_000,), 10_000),
+        ("shapes", (600,), 200),
+        ("voc_tiny", (1_000,), 200),
     ],
 )
-def test_rungs_of_the_presets(preset, steps, every):
+def test_presets_keep_their_own_evaluations(preset, steps, every):
     config = get_preset(preset)
     rungs = choose_rungs(config.train, config.evaluation.every)
     assert (rungs.steps, rungs.every) == (steps, every)
@@ -28,17 +28,17 @@ def test_rungs_of_the_presets(preset, steps, every):
 
 @pytest.mark.parametrize("warmup", range(0, 100, 7))
 @pytest.mark.parametrize("every", [1, 3, 10, 50, 1000])
-def test_every_rung_is_evaluated_between_a_quarter_and_the_end_of_co_training(warmup, every):
+def test_every_rung_is_evaluated_between_the_middle_and_the_end_of_co_training(warmup, every):
     rungs = choose_rungs(TrainConfig(iterations=100, warmup=warmup), every)
     assert rungs.every <= every
     assert list(rungs.steps) == sorted(set(rungs.steps))
     for step in rungs.steps:
         assert step % rungs.every == 0
-        assert warmup + (100 - warmup) / 4 <= step < 100
+        assert warmup + (100 - warmup) / 2 <= step < 100
 
 
 def test_co_training_too_short_to_be_judged_has_no_rungs():
-    rungs = choose_rungs(TrainConfig(iterations=10, warmup=8), every=5)
+    rungs = choose_rungs(TrainConfig(iterations=10, warmup=9), every=5)
     assert (rungs.steps, rungs.every) == ((), 5)
 
 
@@ -54,22 +54,21 @@ def test_the_first_three_at_a_rung_go_on_whatever_they_have():
         arrived.append(value)
 
 
-def test_the_better_half_of_those_that_came_so_far_goes_on():
+def test_the_worst_third_of_those_that_came_so_far_is_stopped():
     assert not decide(8, 0.2, [0.5, 0.4, 0.3]).kept  # 4th of 4
-    assert not decide(8, 0.35, [0.5, 0.4, 0.3]).kept  # 3rd of 4
-    assert decide(8, 0.45, [0.5, 0.4, 0.3]).kept  # 2nd of 4
-    assert decide(8, 0.35, [0.5, 0.4, 0.3, 0.2]).kept  # 3rd of 5: the middle one is kept
+    assert decide(8, 0.35, [0.5, 0.4, 0.3]).kept  # 3rd of 4
+    assert not decide(8, 0.15, [0.5, 0.4, 0.3, 0.2, 0.1]).kept  # 5th of 6
+    assert decide(8, 0.25, [0.5, 0.4, 0.3, 0.2, 0.1]).kept  # 4th of 6
 
 
-def test_made_up_curves_end_with_the_best_one_and_few_others():
-    finals = [0.30, 0.50, 0.20, 0.45, 0.10, 0.60, 0.40, 0.05, 0.55, 0.35]
-    kept = []
-    for place, final in enumerate(finals):
-        if all(
-            decide(step, final * part, [f * part for f in finals[:place]]).kept for step, part in [(5, 0.5)]
-        ):
-            kept.append(final)
-    assert kept == [0.30, 0.50, 0.20, 0.45, 0.60, 0.40, 0.55]
+def test_made_up_curves_end_with_the_best_ones():
+    finals = [0.30, 0.50, 0.20, 0.45, 0.10, 0.60, 0.40, 0.05, 0.55, 0.25]
+    kept = [
+        final
+        for place, final in enumerate(finals)
+        if decide(5, final / 2, [f / 2 for f in finals[:place]]).kept
+    ]
+    assert kept == [0.30, 0.50, 0.20, 0.45, 0.60, 0.40, 0.55, 0.25]
 
 
 def test_equals_share_their_rank():
