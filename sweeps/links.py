@@ -78,4 +78,5 @@ class Links:
 
 def trial_filter(sweep: str) -> str:
     """What finds the trials of a sweep, and nothing else, in MLflow's search."""
-    return f"tags.cosa.sweep = '{sweep}' and tags.cosa.kind = 'trial'"
+    quote = '"' if "'" in sweep else "'"  # it is the name of the user's folder
+    return f"tags.cosa.sweep = {quote}{sweep}{quote} and tags.cosa.kind = 'trial'"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
@@ -26,6 +27,10 @@ WITHOUT: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
     }
 )
 """What takes one component out of the full model, in the paper's order of the components."""
+
+
+_NAME = re.compile(r"[^\W_][\w.+=-]*")
+"""Names go into files' names, MLflow's searches and people's terminals: nothing in them means anything there."""
 
 
 def without(*components: str) -> dict[str, Any]:
@@ -73,7 +78,7 @@ class Arm:
     """One row: the full model with some settings changed."""
 
     name: str
-    """Short name without spaces; unique in its table."""
+    """Short name of letters, digits and . _ + - =; unique in its table."""
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Settings by dotted name, their values plain or relative; they win over the preset and over `--set`."""
     paper: Mapping[str, float] = field(default_factory=dict)
@@ -110,13 +115,16 @@ class Table:
 
     def __post_init__(self) -> None:
         counts = Counter(arm.name for arm in self.arms)
+        for what, names in (("table", [self.name]), (f"arm of table {self.name!r}", counts)):
+            odd = [name for name in names if not _NAME.fullmatch(name)]
+            if odd:
+                raise ValueError(
+                    f"{what} must have a name of letters, digits and . _ + - = that begins with a letter or "
+                    f"digit, got {odd[0]!r}; rename it"
+                )
         twice = [name for name, count in counts.items() if count > 1]
         if twice:
             raise ValueError(f"table {self.name} must name each arm once, got {twice[0]!r} twice; rename one")
-        for what, names in (("table", [self.name]), (f"arm of table {self.name}", counts)):
-            spaced = [name for name in names if not name or any(c in name for c in " /")]
-            if spaced:
-                raise ValueError(f"{what} must have a name without ' ' and '/', got {spaced[0]!r}")
         if self.reference not in counts:
             raise ValueError(
                 f"table {self.name} must hold its reference arm, got {self.reference!r}"
