@@ -3,15 +3,19 @@
 A checkpoint holds ON, AN, the optimiser, both thresholds with their queues, the step and the config. The
 step is also the data position and the state of every random number: data order, augmentations, anchors and
 stochastic depth are functions of (seed, step), so a resumed run goes on bit for bit.
+
+Beside `step_00000400.pt` lies `step_00000400.pt.sha256`, as `sha256sum -c` reads it. It is there first, so
+that a checkpoint without its hash, or with another one, is torn: it is passed over, and counts for nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +27,12 @@ _NAME = re.compile(r"step_(\d{8})\.pt")
 State = dict[str, Any]
 
 
+class TornError(ValueError):
+    """A checkpoint is not the bytes that were written; the message is one line that says what to do."""
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, sync it, and rename it to `path`.
+    """Let `write` fill a temporary file beside `path`, sync it, rename it to `path`, and sync the folder.
 
     Raises:
         OSError: No permission or no space; `path` is as it was before, the temporary file is gone.
@@ -33,9 +41,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(draft)
-        with draft.open("rb") as file:
-            os.fsync(file.fileno())
+        _sync(draft)
         draft.replace(path)
+        _sync(path.parent)  # or a power cut could take the new name back
     except BaseException as error:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)
@@ -44,6 +52,18 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         if not isinstance(cause, OSError):
             raise
         raise write_error(path, cause) from error
+
+
+def _sync(path: Path) -> None:
+    """Return once a file, or a folder's list of names, is on the disk itself."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in {errno.EINVAL, errno.ENOTSUP}):
+            raise  # some network file systems know no sync of a folder
+    finally:
+        os.close(descriptor)
 
 
 def write_error(path: Path, error: OSError) -> OSError:
@@ -68,8 +88,13 @@ def step_of(path: Path) -> int:
     return int(found[1])
 
 
+def hash_path(path: Path) -> Path:
+    """Where the hash of a checkpoint lies."""
+    return path.with_name(f"{path.name}.sha256")
+
+
 def save(folder: Path, state: State, *, keep: int) -> Path:
-    """Write `state` as the checkpoint of its step, then remove all but the newest `keep` up to that step.
+    """Write `state` as the checkpoint of its step, then remove those before the newest `keep` whole ones.
 
     A later one is no checkpoint of this run's past but one that could not be read: it takes nobody's place.
     """
@@ -78,13 +103,69 @@ def save(folder: Path, state: State, *, keep: int) -> Path:
     def write(draft: Path) -> None:
         with draft.open("wb") as file:  # given a path, torch would hide why it could not write
             torch.save({"format": FORMAT, **state}, file)
+        line = f"{digest(draft)}  {path.name}\n"
+        write_atomically(hash_path(path), lambda other: other.write_text(line))
 
     write_atomically(path, write)
-    past = [old for old in _existing(folder) if step_of(old) <= state["step"]]
-    drafts = folder.glob(".step_*.part")  # of a process that was killed while it wrote
-    for old in (*past[:-keep], *drafts):
+    past = [old for old in existing(folder) if step_of(old) <= state["step"]]
+    for old in _superseded(past, keep):
+        hash_path(old).unlink(missing_ok=True)  # first: what is left of a removal cut short is torn
         old.unlink(missing_ok=True)
+    for draft in folder.glob(".step_*.part"):  # of a process that was killed while it wrote
+        draft.unlink(missing_ok=True)
     return path
+
+
+def _superseded(past: Sequence[Path], keep: int) -> Sequence[Path]:
+    """Of checkpoints, oldest first, those older than the newest `keep` whole ones; the last is whole.
+
+    Each is read again before it takes an older one's place: a disk may have lost it since.
+    """
+    if len(past) <= keep:
+        return []
+    whole = 1
+    for older in range(len(past) - 1, 0, -1):
+        if whole == keep:
+            return past[:older]
+        whole += is_whole(past[older - 1])
+    return []
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a checkpoint is, byte for byte, what was written."""
+    try:
+        _require_whole(path)
+    except TornError:
+        return False
+    return True
+
+
+def _require_whole(path: Path) -> None:
+    """Refuse a checkpoint whose hash is missing or another.
+
+    Raises:
+        TornError: It is.
+    """
+    try:
+        expected = hash_path(path).read_text()[:64]
+    except FileNotFoundError:
+        raise TornError(
+            f"checkpoint must be whole, got {str(path)!r} without its hash {hash_path(path).name}; "
+            "bring that too, or take another"
+        ) from None
+    except UnicodeDecodeError:
+        expected = "no text"
+    if digest(path) != expected:
+        raise TornError(
+            f"checkpoint must be whole, got {str(path)!r}, which is not what {hash_path(path).name} says; "
+            "remove it"
+        )
 
 
 def load(path: Path) -> State:
@@ -92,17 +173,22 @@ def load(path: Path) -> State:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is torn, no checkpoint of ours, or of another format.
+        TornError: The file is not the bytes that were written.
+        ValueError: It is no checkpoint of ours, or of another format, or holds more than data.
     """
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint must exist, got {str(path)!r}")
+    _require_whole(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # noqa: BLE001 (torch's readers have a dozen ways to say "not such a file")
         reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"checkpoint must be whole, got {str(path)!r} ({reason}); remove it") from None
+        raise ValueError(
+            f"checkpoint must hold nothing but tensors and plain data, got {str(path)!r} ({reason}); "
+            "remove it"
+        ) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"checkpoint must be one of cosa's in format {FORMAT}, got {str(path)!r}")
     return state
@@ -110,7 +196,7 @@ def load(path: Path) -> State:
 
 def newest(folder: Path, warn: Callable[[str], None]) -> State | None:
     """The newest checkpoint that can be read, or None; each unreadable one is skipped with a line."""
-    for path in reversed(_existing(folder)):
+    for path in reversed(existing(folder)):
         try:
             return load(path)
         except ValueError as error:
@@ -118,6 +204,6 @@ def newest(folder: Path, warn: Callable[[str], None]) -> State | None:
     return None
 
 
-def _existing(folder: Path) -> list[Path]:
+def existing(folder: Path) -> list[Path]:
     """Checkpoints in `folder`, oldest first."""
     return sorted(path for path in folder.glob("step_*.pt") if _NAME.fullmatch(path.name))

@@ -57,8 +57,8 @@ def read_journal(out: Path, after: int = 0) -> list[dict[str, float]]:
 
 
 def step_files(out: Path) -> list[str]:
-    """Names of everything in the folder of checkpoints, drafts and hidden files too."""
-    return sorted(path.name for path in (out / "checkpoints").iterdir())
+    """Names of everything in the folder of checkpoints, drafts and hidden files too; hashes left out."""
+    return sorted(path.name for path in (out / "checkpoints").iterdir() if path.suffix != ".sha256")
 
 
 class Recorder:

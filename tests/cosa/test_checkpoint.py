@@ -6,6 +6,8 @@ import contextlib
 import errno
 import os
 import resource
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,15 @@ def at(step: int) -> dict[str, Any]:
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def with_hashes(*checkpoints: str) -> list[str]:
+    return sorted(f"{name}{suffix}" for name in checkpoints for suffix in (".pt", ".pt.sha256"))
+
+
+def sign(path: Path) -> None:
+    """Make `path` a whole file, whatever it holds."""
+    checkpoint.hash_path(path).write_text(f"{checkpoint.digest(path)}  {path.name}\n")
 
 
 def tear(path: Path) -> None:
@@ -88,7 +99,57 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     for step in (5, 10, 15, 20):
         checkpoint.save(tmp_path, at(step), keep=2)
 
-    assert names(tmp_path) == ["step_00000015.pt", "step_00000020.pt"]
+    assert names(tmp_path) == with_hashes("step_00000015", "step_00000020")
+
+
+def test_a_torn_one_is_not_counted_among_the_kept(tmp_path: Path) -> None:
+    """With settings that were changed, a resumed run may never write the torn one's step again."""
+    for step in (5, 10):
+        checkpoint.save(tmp_path, at(step), keep=2)
+    tear(checkpoint.checkpoint_path(tmp_path, 10))
+
+    checkpoint.save(tmp_path, at(12), keep=2)
+
+    assert "step_00000005.pt" in names(tmp_path)
+    checkpoint.save(tmp_path, at(14), keep=2)
+    assert names(tmp_path) == with_hashes("step_00000012", "step_00000014")
+
+
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="sha256sum is not installed")
+def test_sha256sum_can_check_a_checkpoint(tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path, STATE, keep=1)
+    check = ["sha256sum", "--strict", "-c", checkpoint.hash_path(path).name]
+
+    assert subprocess.run(check, cwd=tmp_path, capture_output=True, check=False).returncode == 0
+    tear(path)
+    assert subprocess.run(check, cwd=tmp_path, capture_output=True, check=False).returncode == 1
+
+
+def test_the_hash_is_there_before_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order, really = [], Path.replace
+    monkeypatch.setattr(Path, "replace", lambda old, new: (order.append(new.name), really(old, new))[1])
+
+    checkpoint.save(tmp_path, STATE, keep=1)
+
+    assert order == ["step_00000003.pt.sha256", "step_00000003.pt"]
+
+
+def test_a_new_name_is_on_the_disk_before_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, really_sync, really_replace = [], os.fsync, Path.replace
+
+    def sync(descriptor: int) -> None:
+        calls.append(f"sync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+        really_sync(descriptor)
+
+    def replace(old: Path, new: Path) -> Path:
+        calls.append(f"rename to {new.name}")
+        return really_replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(Path, "replace", replace)
+    checkpoint.write_atomically(tmp_path / "file", lambda draft: draft.touch())
+
+    assert calls == [f"sync .file.{os.getpid()}.part", "rename to file", f"sync {tmp_path.name}"]
 
 
 def test_what_is_no_checkpoint_is_not_touched(tmp_path: Path) -> None:
@@ -98,7 +159,7 @@ def test_what_is_no_checkpoint_is_not_touched(tmp_path: Path) -> None:
     for step in (1, 2):
         checkpoint.save(tmp_path, at(step), keep=1)
 
-    assert names(tmp_path) == ["readme.txt", "step_00000002.pt", "step_notes.pt"]
+    assert names(tmp_path) == ["readme.txt", *with_hashes("step_00000002"), "step_notes.pt"]
 
 
 def test_the_newest_is_found(tmp_path: Path, said: list[str]) -> None:
@@ -134,6 +195,44 @@ def test_a_torn_newest_is_skipped_for_the_one_before_with_a_word(
     assert "\n" not in line
 
 
+def test_one_changed_byte_is_enough_to_be_torn(tmp_path: Path, said: list[str]) -> None:
+    checkpoint.save(tmp_path, at(1), keep=2)
+    path = checkpoint.save(tmp_path, at(2), keep=2)
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.arange(6.0).numpy().tobytes())] ^= 1  # a weight: torch alone would load it
+    path.write_bytes(content)
+
+    found = checkpoint.newest(tmp_path, said.append)
+
+    assert found is not None
+    assert found["step"] == 1
+    assert [str(path) in line for line in said] == [True]
+
+
+def test_one_without_its_hash_is_skipped_with_a_word_on_what_to_bring(
+    tmp_path: Path, said: list[str]
+) -> None:
+    checkpoint.save(tmp_path, at(1), keep=2)
+    path = checkpoint.save(tmp_path, at(2), keep=2)
+    checkpoint.hash_path(path).unlink()
+
+    found = checkpoint.newest(tmp_path, said.append)
+
+    assert found is not None
+    assert found["step"] == 1
+    (line,) = said
+    assert line.startswith("skipped a checkpoint: checkpoint must be whole, got ")
+    assert line.endswith("without its hash step_00000002.pt.sha256; bring that too, or take another")
+
+
+def test_a_hash_that_is_no_text_is_no_hash(tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path, STATE, keep=1)
+    checkpoint.hash_path(path).write_bytes(b"\xff" * 64)
+
+    with pytest.raises(checkpoint.TornError, match="checkpoint must be whole"):
+        checkpoint.load(path)
+
+
 def test_a_torn_later_one_never_takes_the_place_of_the_one_just_written(
     tmp_path: Path, said: list[str]
 ) -> None:
@@ -149,6 +248,7 @@ def test_a_torn_later_one_never_takes_the_place_of_the_one_just_written(
 def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "step_00000001.pt"
     torch.save({"format": 0, **STATE}, path)
+    sign(path)
 
     with pytest.raises(ValueError, match=rf"checkpoint must be one of cosa's in format {checkpoint.FORMAT}"):
         checkpoint.load(path)
@@ -166,17 +266,27 @@ class Payload:
         self.target = target
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.target,)
+        return os.system, (f"touch {self.target}",)
 
 
-def test_code_in_a_checkpoint_never_runs(tmp_path: Path) -> None:
-    path, mark = tmp_path / "step_00000001.pt", tmp_path / "executed"
+def test_code_in_a_checkpoint_never_runs(tmp_path: Path, said: list[str]) -> None:
+    checkpoint.save(tmp_path, at(1), keep=1)
+    path, mark = tmp_path / "step_00000002.pt", tmp_path / "executed"
     torch.save({"format": checkpoint.FORMAT, "step": Payload(mark)}, path)
+    sign(path)  # whoever plants code can write a hash, too
 
-    with pytest.raises(ValueError, match="checkpoint must be whole"):
+    with pytest.raises(
+        ValueError, match="checkpoint must hold nothing but tensors and plain data"
+    ) as refusal:
         checkpoint.load(path)
+    found = checkpoint.newest(tmp_path, said.append)
 
+    assert "\n" not in str(refusal.value)
+    assert found is not None
+    assert found["step"] == 1
     assert not mark.exists()
+    torch.load(path, weights_only=False)  # the payload is a real one
+    assert mark.exists()
 
 
 def full_disk(*, as_torch_says_it: bool) -> Any:
@@ -209,7 +319,7 @@ def test_a_full_disk_is_told_in_one_line_and_leaves_the_old_ones_whole(
     assert full.value.errno == errno.ENOSPC
     assert "step_00000002.pt" in str(full.value)
     assert "\n" not in str(full.value)
-    assert names(tmp_path) == ["step_00000001.pt"]
+    assert names(tmp_path) == with_hashes("step_00000001")
     assert repr(checkpoint.load(old)) == repr(before)
 
 
@@ -254,7 +364,7 @@ def test_drafts_of_a_process_that_was_killed_go_with_the_next_checkpoint(tmp_pat
 
     checkpoint.save(tmp_path, at(2), keep=1)
 
-    assert names(tmp_path) == ["step_00000002.pt"]
+    assert names(tmp_path) == with_hashes("step_00000002")
 
 
 def test_a_path_that_cannot_be_written_is_named_with_the_reason(tmp_path: Path) -> None:

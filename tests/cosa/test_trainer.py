@@ -107,7 +107,9 @@ def test_a_run_leaves_what_the_module_s_docstring_says(tiny_config: Config, tmp_
     assert sorted(files(tmp_path)) == [
         "analysis/step_00000002.json",
         "checkpoints/step_00000001.pt",
+        "checkpoints/step_00000001.pt.sha256",
         "checkpoints/step_00000002.pt",
+        "checkpoints/step_00000002.pt.sha256",
         "config.json",
         "journal.jsonl",
         "model/config.json",
@@ -505,6 +507,7 @@ def test_an_interrupted_fork_goes_on_from_its_own_checkpoint(
 ) -> None:
     moved = tmp_path / "warmup.pt"
     shutil.copy(warmup, moved)
+    shutil.copy(checkpoint.hash_path(warmup), checkpoint.hash_path(moved))
     with pytest.raises(StopError):
         train(config, out=tmp_path / "run", fork_from=moved, report=stop_after(5))
     moved.unlink()
@@ -537,6 +540,20 @@ def test_a_fork_from_another_step_is_refused(
 def test_a_fork_from_nothing_is_refused(config: Config, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="checkpoint must exist"):
         train(config, out=tmp_path, fork_from=tmp_path / "step_00000003.pt")
+
+
+def test_a_fork_from_a_torn_warm_up_is_refused_in_one_line(
+    config: Config, warmup: Path, tmp_path: Path
+) -> None:
+    torn = tmp_path / warmup.name
+    torn.write_bytes(warmup.read_bytes()[:1000])
+    shutil.copy(checkpoint.hash_path(warmup), checkpoint.hash_path(torn))
+
+    with pytest.raises(checkpoint.TornError, match="checkpoint must be whole") as refusal:
+        train(config, out=tmp_path / "run", fork_from=torn)
+
+    assert str(torn) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
 
 
 # What is refused
