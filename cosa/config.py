@@ -15,6 +15,7 @@ import inspect
 import itertools
 import json
 import math
+import re
 import sys
 import types
 import typing
@@ -48,6 +49,11 @@ class DataConfig:
     own; `shapes` writes its own first."""
     root: str = "data/VOCdevkit/VOC2012"
     """Folder of the data set, as the README shows it for each layout (for `shapes`: where to write it)."""
+    archive: str = ""
+    """Archive (.tar, .tar.gz or .zip; a path, or a URL such as s3://...) that each machine unpacks once into
+    `root`; empty where the data set lies there already."""
+    archive_sha256: str = ""
+    """SHA-256 that the archive must have, as `cosa-data pack` prints it; empty takes what comes."""
     cache: str = "data/cache"
     """Folder for what is derived from the data set once, such as COCO's masks; may be deleted."""
     train_split: str = "train_aug"
@@ -71,6 +77,19 @@ class DataConfig:
     """Processes that read and augment images for each training process; 0 reads in the process itself."""
 
     def __post_init__(self) -> None:
+        _require(
+            "@" not in self.archive.partition("://")[2].partition("/")[0],
+            "data.archive",
+            "hold no user or password, since it is kept with every run",
+            re.sub("//[^/]*@", "//***@", self.archive),
+            "give them by the environment variables of that storage",
+        )
+        _require(
+            re.fullmatch(r"([0-9a-fA-F]{64})?", self.archive_sha256) is not None,
+            "data.archive_sha256",
+            "be 64 hex digits or empty",
+            self.archive_sha256,
+        )
         _require(self.crop_size > 0, "data.crop_size", "be > 0 pixels", self.crop_size)
         _require(0 < self.scale_min <= 8, "data.scale_min", "lie in (0, 8]", self.scale_min)
         _require(
@@ -406,6 +425,8 @@ class Config:
 MACHINE_FIELDS = frozenset(
     {
         "data.root",
+        "data.archive",
+        "data.archive_sha256",
         "data.cache",
         "data.loader_workers",
         "train.compile",

@@ -268,6 +268,8 @@ def _absolute_paths(config: Config) -> Config:
         "data.root": str(Path(config.data.root).expanduser().absolute()),
         "data.cache": str(Path(config.data.cache).expanduser().absolute()),
     }
+    if config.data.archive and "://" not in config.data.archive:
+        changes["data.archive"] = str(Path(config.data.archive).expanduser().absolute())
     if config.network.weights:
         changes["network.weights"] = str(Path(config.network.weights).expanduser().absolute())
     return override(config, changes)

@@ -68,6 +68,8 @@ def read_order(name: str, description: str, tables: Sequence[str], arguments: Se
     base = override(get_preset(found.preset), _settings(found.set))
     places = {name: str(_absolute(home, getattr(base.data, name))) for name in ("root", "cache")}
     base = override(base, {f"data.{name}": path for name, path in places.items()})
+    if base.data.archive and "://" not in base.data.archive:
+        base = override(base, {"data.archive": str(_absolute(home, base.data.archive))})
     if base.network.weights:
         base = override(base, {"network.weights": str(_absolute(home, base.network.weights))})
     first = base.train.seed

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from cosa.config import DataConfig
 from cosa.data.files import Complain, read_each, refuse
+from cosa.data.staging import stage
 from cosa.structures import IGNORE
 
 # ImageNet's mean and deviation per channel, in pixel values.
@@ -100,7 +101,9 @@ class SegmentationDataset:
 def open_dataset(
     data: DataConfig, split: str, *, needs: Needs = "labels", complain: Complain = refuse
 ) -> SegmentationDataset:
-    """The images of a split; the `shapes` layout is written first where it is not there yet.
+    """The images of a split, unpacked from `data.archive` first where they are not on this machine yet.
+
+    The `shapes` layout writes itself.
 
     Args:
         data: Where the data set lies, and in which layout.
@@ -113,9 +116,12 @@ def open_dataset(
     Raises:
         FileNotFoundError: The root, the list, or a file that the list names is missing; some images of the
             split have masks and others have none; or none has one and `needs` is `masks`.
-        ValueError: A file breaks its format.
+        ValueError: A file breaks its format, or `data.archive` cannot be unpacked.
+        UnreachableArchiveError: The storage of `data.archive` failed on the way.
     """
     root, evaluated = Path(data.root).expanduser(), split == data.val_split
+    if data.archive:
+        stage(data.archive, data.archive_sha256, root)
     if data.layout == "coco":
         from cosa.data.coco import read_coco
 

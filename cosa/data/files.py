@@ -113,8 +113,12 @@ def require_distinct(names: Sequence[str], path: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, setting: str = "data.cache") -> Iterator[None]:
     """Makes `folder` and holds it alone among processes; the system lets go of it when a process dies.
+
+    Args:
+        folder: What to hold.
+        setting: The setting that says where the folder lies.
 
     Raises:
         OSError: The folder cannot be made or written.
@@ -125,8 +129,8 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise OSError(
-            f"data.cache must be a folder that can be written, got {str(folder)!r} ({reason}); "
-            "set --data.cache to another"
+            f"{setting} must be a folder that can be written, got {str(folder)!r} ({reason}); "
+            f"set --{setting} to another"
         ) from error
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -33,6 +33,8 @@ from cosa.config import (
 OTHER: Mapping[str, Any] = {
     "data.layout": "shapes",
     "data.root": "elsewhere",
+    "data.archive": "s3://bucket/images.tar",
+    "data.archive_sha256": "0" * 64,
     "data.cache": "elsewhere",
     "data.train_split": "train",
     "data.val_split": "test",
@@ -113,6 +115,8 @@ CHANGEABLE = [name for name in OTHER if name != "network.weights"]
 
 # Values just outside each setting's law.
 OUTSIDE: Mapping[str, tuple[Any, ...]] = {
+    "data.archive": ("s3://***@bucket/images.tar",),
+    "data.archive_sha256": ("0" * 63, "g" * 64),
     "data.crop_size": (0,),
     "data.scale_min": (0.0, 8.5),
     "data.scale_max": (0.4, 8.5),
