@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 
 from cosa.config import (
@@ -16,6 +17,7 @@ from cosa.config import (
     OptimConfig,
     ThresholdConfig,
     TrainConfig,
+    from_json,
     nearest,
 )
 
@@ -151,11 +153,37 @@ PRESETS: Mapping[str, Callable[[], Config]] = MappingProxyType(
 
 
 def get_preset(name: str) -> Config:
-    """The preset called `name`.
+    """The preset called `name`, or the settings in a .json file, as a run and a search leave them.
+
+    What a file does not name has the default of Config.
 
     Raises:
-        ValueError: There is none of that name; the nearest one is suggested.
+        ValueError: There is none of that name; the nearest one is suggested. Or the file holds no settings.
+        FileNotFoundError: There is no such file.
+        TypeError: A setting in the file has a value of the wrong type.
     """
+    if is_file(name):
+        return _read(Path(name).expanduser())
     if name not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}{nearest(name, PRESETS)}")
     return PRESETS[name]()
+
+
+def is_file(preset: str) -> bool:
+    """Whether `preset` names a file rather than one of PRESETS."""
+    return preset.endswith(".json")
+
+
+def short_name(preset: str) -> str:
+    """`preset` as folders and titles call it: a file by its name alone."""
+    return Path(preset).stem if is_file(preset) else preset
+
+
+def _read(path: Path) -> Config:
+    if not path.is_file():
+        raise FileNotFoundError(f"preset must name a file that exists, got {str(path)!r}")
+    try:
+        return from_json(path.read_text(encoding="utf-8"))
+    except (ValueError, TypeError) as error:  # of bytes that are no text, too
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"preset file {str(path)!r}: {error}") from None

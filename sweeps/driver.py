@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cosa.config import difference, override
-from cosa.presets import get_preset
+from cosa.presets import get_preset, short_name
 from cosa.provenance import source_tags
 from cosa.tracking import TrackingError, mask
 from sweeps import cost, folders, kept_plan
@@ -241,7 +241,7 @@ def _check_data(order: Order) -> str:
 
 def _tags(order: Order) -> dict[str, str]:
     return {
-        "cosa.preset": order.preset,
+        "cosa.preset": short_name(order.preset),
         **({"mlflow.source.git.commit": order.commit} if order.commit else {}),
     }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from cosa.config import Config, override
-from cosa.presets import PRESETS, get_preset
+from cosa.presets import PRESETS, get_preset, short_name
 from cosa.tracking import resolve_uri
 from sweeps.plan import Plan, make_plan
 from sweeps.ray_session import Request
@@ -27,6 +27,7 @@ class Order:
     name: str
     """The script's name."""
     preset: str
+    """A preset's name, or a file of settings."""
     base: Config
     """Settings of every arm, paths absolute."""
     plan: Plan
@@ -82,7 +83,7 @@ def read_order(name: str, description: str, tables: Sequence[str], arguments: Se
         preset=found.preset,
         base=base,
         plan=plan,
-        root=_absolute(home, found.out or f"runs/{name}-{found.preset}"),
+        root=_absolute(home, found.out or f"runs/{name}-{short_name(found.preset)}"),
         uri=resolve_uri(uri),
         experiment=found.experiment,
         request=Request(
@@ -99,7 +100,11 @@ def read_order(name: str, description: str, tables: Sequence[str], arguments: Se
 def _parser(name: str, description: str, tables: Sequence[str]) -> argparse.ArgumentParser:
     parser = _Parser(prog=f"sweeps/{name}.py", description=description, allow_abbrev=False)
     add = parser.add_argument
-    add("--preset", default="shapes", help=f"settings of every arm: {', '.join(PRESETS)} (default: shapes)")
+    add(
+        "--preset",
+        default="shapes",
+        help=f"settings of every arm: {', '.join(PRESETS)}, or a file such as best.json (default: shapes)",
+    )
     add(
         "--tables",
         nargs="+",

@@ -1,4 +1,4 @@
-"""What a search found, confirmed: its best trials and the preset with fresh seeds, and the maximum's bias.
+"""What a search found, confirmed: its best trials and the preset trained again with fresh seeds.
 
 The best of many noisy values is partly the luckiest one. Only values of seeds that played no part in the
 choice say how good the chosen settings are. They say nothing of another bias: all is judged on the same
@@ -8,12 +8,11 @@ validation images.
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cosa.config import Config, flatten, override
+from cosa.config import Config
 from sweeps.cells import Cell
 from sweeps.plan import Plan, Trial, make_plan
 from sweeps.search_record import PRESET, Record
@@ -52,10 +51,14 @@ class Confirmed:
     """The labelled mIoU, by fresh seed."""
 
     @property
+    def is_preset(self) -> bool:
+        """Whether it is what all others are held against."""
+        return self.record is None or self.record.origin == PRESET
+
+    @property
     def label(self) -> str:
         """`trial 12`, or `preset`."""
-        preset = self.record is None or self.record.origin == PRESET
-        return "preset" if preset or self.record is None else f"trial {self.record.label}"
+        return "preset" if self.record is None or self.is_preset else f"trial {self.record.label}"
 
     @property
     def searched(self) -> float:
@@ -118,90 +121,3 @@ def confirmed(
 
 def _arm(record: Record) -> str:
     return f"trial-{record.number}"
-
-
-def verdict(found: Sequence[Confirmed]) -> list[str]:
-    """What the confirmation says, in sentences with numbers; nothing where nothing was confirmed."""
-    whole = [one for one in found if one.free.values]
-    tried = [one for one in whole if one.label != "preset"]
-    preset = next((one for one in whole if one.label == "preset"), None)
-    if not tried:
-        return []
-    first = max(tried, key=lambda one: one.searched)
-    seeds = len(first.free.values)
-    top = preset is None or not preset.searched > first.searched
-    maximum = (
-        f"The search's maximum{'' if top else ' besides the preset'}, {first.label}, had "
-        f"{_percent(first.searched)} and has {_mean(first.free)} "
-        f"over {seeds} fresh {'seed' if seeds == 1 else 'seeds'}: the maximum was {_points(first.excess)} "
-        f"points {'above' if first.excess >= 0 else 'below'} its confirmation."
-    )
-    lines = [maximum]
-    if preset is None:
-        return lines
-    best = max(tried, key=lambda one: one.free.mean)
-    gain = best.free.minus(preset.free)
-    promised = first.searched - preset.searched
-    lines.append(
-        f"Over the preset, {_mean(preset.free)}, the best confirmed settings, {best.label}, gain "
-        f"{_signed(gain.mean)} points"
-        + (f" (± {100 * gain.deviation:.2f} over the seeds)" if len(gain.values) > 1 else "")
-        + (f"; the search alone promised {_signed(promised)}." if math.isfinite(promised) else ".")
-    )
-    if gain.mean <= 0:
-        lines.append("No confirmed settings are better than the preset: keep it.")
-    elif not gain.deviation < gain.mean:
-        lines.append("That is no more than the seeds' own deviation: take more seeds before relying on it.")
-    return lines
-
-
-def best_config(found: Sequence[Confirmed], records: Sequence[Record], base: Config) -> tuple[Config, str]:
-    """The settings to go on with, and why these.
-
-    Of what was confirmed the highest mean, the preset included; without confirmation the search's maximum.
-    """
-    whole = [one for one in found if one.free.values]
-    if whole:
-        one = max(whole, key=lambda one: one.free.mean)
-        return override(base, one.changes), f"{one.label}, the highest mean over fresh seeds"
-    finished = [record for record in records if record.state == "complete"]
-    if not finished:
-        raise ValueError("search must have a finished trial to name the best one, got none; see its failures")
-    top = max(finished, key=lambda record: record.value)
-    return override(base, dict(top.changes)), f"trial {top.label}, the search's maximum, not confirmed"
-
-
-def command(preset: str, start: Config, best: Config) -> str:
-    """The command line that trains `best`, from the preset's own settings `start`."""
-    own, wanted = flatten(start), flatten(best)
-    changed = [name for name in own if own[name] != wanted[name] and not _same_place(own[name], wanted[name])]
-    flags = [part for name in changed for part in (f"--{name}", _as_text(wanted[name]))]
-    return shlex.join(["cosa-train", preset, *flags])
-
-
-def _same_place(relative: object, absolute: object) -> bool:
-    """Whether a path is the preset's own, which sweeps make absolute."""
-    return isinstance(absolute, str) and absolute.startswith("/") and absolute.endswith(f"/{relative}")
-
-
-def _as_text(value: object) -> str:
-    if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.2f}"
-
-
-def _points(value: float) -> str:
-    return f"{abs(100 * value):.2f}"
-
-
-def _signed(value: float) -> str:
-    return f"{100 * value:+.2f}".replace("-", "−")
-
-
-def _mean(cell: Cell) -> str:
-    deviation = f" ± {100 * cell.deviation:.2f}" if len(cell.values) > 1 else ""
-    return f"{100 * cell.mean:.2f}{deviation}"

@@ -1,6 +1,6 @@
 """What a search found, in four forms: text, Markdown for MLflow, CSV of all trials, one HTML page.
 
-With them come the pictures and `best.json`, the best settings as a Config that `cosa.config.from_json` reads.
+With them come the pictures and `best.json`, the best settings as a preset: `cosa-train OUT/best.json`.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,14 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cosa.config import Config, flatten, to_json
-from cosa.presets import get_preset
+from cosa.presets import short_name
 from sweeps import folders
+from sweeps.cells import Cell
 from sweeps.drawing import Part
 from sweeps.report import ui_command
-from sweeps.search_confirm import Confirmed, Outcome, best_config, command, confirmed, verdict
+from sweeps.search_confirm import Confirmed, Outcome, confirmed
 from sweeps.search_plots import draw
 from sweeps.search_record import PRESET, Record, State, failed
 from sweeps.search_space import Space
+from sweeps.search_verdict import best_config, over_seeds, points, verdict
 
 if TYPE_CHECKING:
     from sweeps.search import Request
@@ -55,6 +58,8 @@ class Findings:
     """Why these."""
     command: str
     """Trains them."""
+    ablation: str
+    """Sees what each of their components brings."""
     changes: Mapping[str, tuple[Any, Any]]
     """Settings of `best` that differ from the preset's: the preset's value and the new one."""
     importances: Mapping[str, float]
@@ -107,14 +112,14 @@ def find(request: Request, study: SearchStudy, outcome: Outcome, fingerprint: st
         found = [one for one in found if one.free.values]
     complete = any(record.state == "complete" for record in records)
     best, why = best_config(found, records, order.base) if complete else (None, "")
-    start, own = get_preset(order.preset), flatten(order.base)
+    own = flatten(order.base)
     enough = sum(record.state == "complete" for record in records) >= LEAST_FOR_IMPORTANCE
     importances = study.importances() if enough else {}
     steps = [f"{step:,}" for step in request.rungs.steps]
     reasons = {f"trial {record.label}": record.reason for record in failed(records)}
     return Findings(
         title=order.root.name,
-        preset=order.preset,
+        preset=short_name(order.preset),
         space=request.space,
         records=tuple(records),
         confirmed=tuple(found),
@@ -122,7 +127,10 @@ def find(request: Request, study: SearchStudy, outcome: Outcome, fingerprint: st
         own=own,
         best=best,
         why=why,
-        command=command(order.preset, start, best) if best else "",
+        command=shlex.join(["cosa-train", str(order.root / BEST)]) if best else "",
+        ablation=shlex.join(["python", "sweeps/ablation.py", "--preset", str(order.root / BEST)])
+        if best
+        else "",
         changes={name: (own[name], value) for name, value in flatten(best).items() if value != own[name]}
         if best
         else {},
@@ -153,7 +161,7 @@ def text(findings: Findings) -> str:
     lines = [findings.lead, *best]
     lines += findings.verdict
     if findings.best:
-        lines += [f"best settings ({findings.why}): {BEST}", f"  {findings.command}"]
+        lines += [f"best settings ({findings.why}):", f"  {findings.command}", f"  {findings.ablation}"]
     return "\n".join(lines)
 
 
@@ -161,7 +169,7 @@ def markdown(findings: Findings) -> str:
     """The outcome for the head of the search's page in MLflow."""
     parts = [findings.lead, *findings.verdict]
     if findings.best:
-        parts.append(f"Best settings, {findings.why}:\n\n```\n{findings.command}\n```")
+        parts.append(f"Best settings, {findings.why}:\n\n```\n{findings.command}\n{findings.ablation}\n```")
     rows = [
         f"| {record.label} | {100 * record.value:.2f} | {', '.join(findings.settings(record))} |"
         for record in findings.complete[:_TOP]
@@ -207,11 +215,13 @@ def html(findings: Findings) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    preset = next((one for one in findings.confirmed if one.is_preset), None)
     slices = [part for part in findings.pictures if part.file.startswith("search-slice")]
     return environment.get_template("search.html.j2").render(
         findings=findings,
         top=[(r, _kind(r), findings.settings(r)) for r in findings.complete[:_TOP]],
-        confirmed=[(one, _confirmed_cells(one)) for one in findings.confirmed],
+        confirmed=[(one, _confirmed_cells(one, preset)) for one in findings.confirmed],
+        seeds=max((len(one.free.values) for one in findings.confirmed), default=0),
         changes={name: (_value(old), _value(new)) for name, (old, new) in findings.changes.items()},
         finished=len(findings.complete),
         least=LEAST_FOR_IMPORTANCE,
@@ -225,13 +235,17 @@ def _kind(record: Record) -> str:
     return {"": "suggested", PRESET: "preset"}.get(record.origin, record.origin)
 
 
-def _confirmed_cells(one: Confirmed) -> tuple[str, str, str, str, str]:
-    deviation = one.free.deviation
-    spread = f" ± {100 * deviation:.2f}" if math.isfinite(deviation) else ""
-    searched = f"{100 * one.searched:.2f}" if math.isfinite(one.searched) else "–"
-    excess = f"{100 * one.excess:+.2f}".replace("-", "−") if math.isfinite(one.excess) else "–"
-    labelled = f"{100 * one.labelled.mean:.2f}" if one.labelled.values else "–"
-    return searched, f"{100 * one.free.mean:.2f}{spread}", excess, labelled, str(len(one.free.values))
+def _confirmed_cells(one: Confirmed, preset: Confirmed | None) -> tuple[str, ...]:
+    """In the search, with fresh seeds, their number, loss, gain over the preset, labelled mIoU."""
+    gain = Cell({}) if preset is None or one is preset else one.free.minus(preset.free)
+    return (
+        points(one.searched),
+        over_seeds(one.free),
+        str(len(one.free.values)),
+        points(one.excess, signed=True),
+        over_seeds(gain, signed=True),
+        over_seeds(one.labelled),
+    )
 
 
 def _value(value: Any) -> str:

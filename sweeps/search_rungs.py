@@ -4,8 +4,9 @@ Pure. A rung is a step of co-training at which every trial is evaluated. A trial
 better two thirds of all that have reached the same rung so far; nobody waits for the others.
 
 Why so late and so few: among settings close to each other, label-free mIoU at half of co-training says little
-of its end. Over runs of whole length Spearman's rank correlation was 0.38 for eight arms of Table 3 on `shapes`,
-which ended within 2.3 points, and -0.64 for seven on `voc_tiny`, within 0.6. A rung tells who is far off.
+of its end. Over runs of whole length Spearman's rank correlation was 0.38 for eight arms of Table 3 on
+`shapes`, which ended within 2.3 points, and -0.64 for seven on `voc_tiny`, within 0.6. A rung tells who is
+far off.
 """
 
 from __future__ import annotations

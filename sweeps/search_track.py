@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cosa.config import Config
+from cosa.presets import short_name
 from cosa.provenance import source_tags
 from cosa.tracking import TrackingSpec, read_run_id
 from sweeps import folders, store
@@ -58,7 +59,7 @@ class SearchTrack:
             TrackingError: The store does not answer or refuses the run.
             ValueError: The search was tracked elsewhere before.
         """
-        tags = {"cosa.preset": order.preset}
+        tags = {"cosa.preset": short_name(order.preset)}
         if order.commit:
             tags["mlflow.source.git.commit"] = order.commit
         nothing = Plan(base, (), (base.train.seed,), (), 0, 0)

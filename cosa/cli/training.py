@@ -1,4 +1,4 @@
-"""`cosa-train PRESET`: train one preset, with any of its settings changed."""
+"""`cosa-train PRESET`: train one preset, or a file of settings, with any of them changed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cosa.cli.common import Parser, add_settings, add_traceback, changed_settings, first_line, whole_number
 from cosa.cli.display import NETWORKS, Display, duration, metrics_table
 from cosa.config import Config, identity, override
-from cosa.presets import PRESETS, get_preset
+from cosa.presets import PRESETS, get_preset, is_file, short_name
 from cosa.tracking import TrackingSpec, mask, resolve_uri, ui_hint
 
 if TYPE_CHECKING:
@@ -23,13 +23,14 @@ else:
 
 def main(prog: str, arguments: Sequence[str]) -> int:
     """What `cosa-train` does; returns the exit code."""
-    preset = next((name for name in arguments if name in PRESETS), None)
+    preset = next((name for name in arguments if name in PRESETS or is_file(name)), None)
     parser = _training_parser(prog, preset)
     if not arguments:
         parser.error("PRESET is missing")
     given = parser.parse_known(arguments)
     config = override(get_preset(given.preset), changed_settings(given))
-    out = (given.out or Path("runs") / f"{given.preset}-{identity(config)[:8]}").expanduser().absolute()
+    name = f"{short_name(given.preset)}-{identity(config)[:8]}"
+    out = (given.out or Path("runs") / name).expanduser().absolute()
     tracking = _tracking(given, out)
     display = Display()
     logger = logging.getLogger("cosa")
@@ -68,7 +69,8 @@ def _training_parser(prog: str, preset: str | None) -> Parser:
         prog=prog,
         usage=f"{prog} PRESET [options] [--SECTION.SETTING VALUE ...]",
         description=f"Train CoSA. The same command line resumes a run, and repeats nothing of a finished "
-        f"one.\n\npresets:\n{presets}\n\nDefaults of settings are those of {shown}.",
+        f"one.\n\npresets:\n{presets}\n  FILE.json  Settings as a run or a search leaves them (config.json, "
+        f"best.json)\n\nDefaults of settings are those of {shown}.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -2,15 +2,16 @@ from __future__ import annotations
 
 import inspect
 import re
+from pathlib import Path
 
 import pytest
 import torch
 
-from cosa.config import Config, fields, override
+from cosa.config import Config, fields, override, to_json
 from cosa.data.shapes import CLASSES
 from cosa.data.voc import VOC_CLASSES
 from cosa.evaluation import coexistence_indices
-from cosa.presets import PRESETS, get_preset
+from cosa.presets import PRESETS, get_preset, short_name
 from cosa.step import build_state
 
 
@@ -74,3 +75,42 @@ def test_the_coco_preset_is_the_paper_setting_for_two_gpus_with_four_images_each
 def test_an_unknown_preset_names_the_nearest_one() -> None:
     with pytest.raises(ValueError, match=r"preset must be one of .+, got 'shape'; did you mean 'shapes'\?"):
         get_preset("shape")
+
+
+def test_a_file_of_settings_is_a_preset(tmp_path: Path) -> None:
+    config = override(get_preset("shapes"), {"csc.weight": 0.25, "data.root": "/mnt/shapes"})
+    path = tmp_path / "best.json"
+    path.write_text(to_json(config))
+
+    assert get_preset(str(path)) == config
+    assert short_name(str(path)) == "best"
+    assert short_name("voc_tiny") == "voc_tiny"
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        ('{"csc.weight": 0.2', "config must be JSON, got an error at line 1"),
+        ('{"csc.wieght": 0.2}', "got 'csc.wieght'; did you mean 'csc.weight'?"),
+        ('{"csc.weight": "much"}', "csc.weight must be a number, got 'much'"),
+        ("[1, 2]", "config must be a JSON object of dotted settings, got list"),
+        ("\N{SNOWMAN}", "config must be JSON"),
+    ],
+)
+def test_a_broken_file_of_settings_is_named_with_what_is_wrong(
+    tmp_path: Path, content: str, error: str
+) -> None:
+    path = tmp_path / "best.json"
+    path.write_text(content, encoding="utf-8")
+
+    with pytest.raises((ValueError, TypeError), match=re.escape(error)) as raised:
+        get_preset(str(path))
+
+    assert str(path) in str(raised.value)
+
+
+def test_a_file_of_settings_that_does_not_exist_is_named() -> None:
+    with pytest.raises(
+        FileNotFoundError, match=r"preset must name a file that exists, got 'nowhere/best\.json'"
+    ):
+        get_preset("nowhere/best.json")
