@@ -7,10 +7,13 @@ and confusion matrices are summed over ranks before anything is derived from the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,14 @@ class Ranks:
         summed = tensor.clone()
         dist.all_reduce(summed)
         return summed
+
+    def gather(self, item: T) -> list[T]:
+        """What each rank has to say, in their order, the same on each; small things that can be pickled."""
+        if self.world == 1:
+            return [item]
+        items: list[Any] = [None] * self.world
+        dist.all_gather_object(items, item)
+        return items
 
     def wait(self) -> None:
         """Return once every rank is here."""

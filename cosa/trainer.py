@@ -32,7 +32,7 @@ from cosa.config import (
     to_json,
     warmup_identity,
 )
-from cosa.data.dataset import SegmentationDataset, open_dataset
+from cosa.data.agreement import TRAINING_TAG, VALIDATION_TAG, RunData, open_run_data
 from cosa.data.loader import step_names, train_batches
 from cosa.evaluation import coexistence_indices
 from cosa.judging import Judgement, judge, judge_training_images
@@ -97,6 +97,7 @@ def train(
     fork_from: Path | None = None,
     stop_at: int | None = None,
     momenta: Sequence[float] = (),
+    data_tags: Mapping[str, str] | None = None,
 ) -> Result:
     """Train CoSA, or go on where this run stopped.
 
@@ -113,6 +114,8 @@ def train(
         stop_at: Stop after this step instead of `train.iterations`, keeping the schedule of the whole run.
         momenta: Further momenta that a shared warm-up keeps an AN of: runs fork from it that differ from
             `config` in `ema.momentum` alone or in what only co-training reads.
+        data_tags: Fingerprints by tag that the data must have on every machine, as
+            `cosa.data.agreement.read_fingerprints` tells them; by default those on the first rank.
 
     Raises:
         ValueError: `out` holds another run, the fork's warm-up is another, or data or weights are unfit.
@@ -127,8 +130,8 @@ def train(
         raise ValueError(
             f"stop_at must end a warm-up of several momenta by {config.train.warmup}, got {target}"
         )
-    dataset = open_dataset(config.data, config.data.train_split, needs="masks" if config.oracle else "labels")
-    coexistence_indices(config.evaluation, dataset.classes)  # refuses now what would end the first evaluation
+    data = open_run_data(config, ranks, data_tags or {})
+    coexistence_indices(config.evaluation, data.training.classes)  # or the first evaluation would end it all
     run = _Run(
         config=config,
         out=out,
@@ -136,12 +139,9 @@ def train(
         ranks=ranks,
         tracker=tracker if tracker and ranks.first else NullTracker(),
         report=report or _say_nothing,
-        dataset=dataset,
-        fingerprint=dataset.fingerprint(),  # once: it looks at every file
-        validation=_open_validation(config),
-        training_images=_open_training_images(config),
+        data=data,
         state=build_state(
-            config, len(dataset.classes), ranks.device, [m for m in momenta if m != config.ema.momentum]
+            config, len(data.training.classes), ranks.device, [m for m in momenta if m != config.ema.momentum]
         ),
     )
     run.begin(fork_from)
@@ -166,10 +166,7 @@ class _Run:
     ranks: Ranks
     tracker: Tracker
     report: Callable[[Progress], None]
-    dataset: SegmentationDataset
-    fingerprint: str
-    validation: SegmentationDataset | None
-    training_images: SegmentationDataset | None
+    data: RunData
     state: TrainingState
     clock: Clock = field(init=False)
 
@@ -188,7 +185,7 @@ class _Run:
                 f"stop_at must be at least {state.step}, the steps that {str(self.out)!r} has behind it, "
                 f"got {self.target}"
             )
-        if saved and saved["data_fingerprint"] != self.fingerprint:
+        if saved and saved["data_fingerprint"] != self.data.tags[TRAINING_TAG]:
             log.warning(
                 "data.root holds other images, masks or labels than %s steps were trained on", state.step
             )
@@ -198,7 +195,7 @@ class _Run:
             cut_journal(self.out / "journal.jsonl", after=state.step)
             if not is_finished(self.out, self.target):  # a run that goes on is not finished
                 (self.out / "result.json").unlink(missing_ok=True)
-        tags = {"cosa.data_fingerprint": self.fingerprint}
+        tags = dict(self.data.tags)
         if self.config.oracle:
             tags["cosa.oracle"] = self.config.s2c.source
         state.run_id = self.tracker.start(self.config, out=self.out, tags=tags, resume_step=state.step)
@@ -228,7 +225,7 @@ class _Run:
         """This rank's shares of the batches that are still to come."""
         return itertools.islice(
             train_batches(
-                self.dataset,
+                self.data.training,
                 self.config,
                 start=self.state.step,
                 rank=self.ranks.rank,
@@ -259,13 +256,13 @@ class _Run:
         config, state = self.config, self.state
         with self.clock.paused():
             found = (
-                judge(state, self.validation, config, self.ranks, self.out)
-                if self.validation
+                judge(state, self.data.validation, config, self.ranks, self.out)
+                if self.data.validation
                 else Judgement()
             )
             metrics, details = found.metrics, found.details
-            if self.training_images and state.step == config.train.iterations:
-                trained_on = judge_training_images(state, self.training_images, config, self.ranks)
+            if self.data.judged and state.step == config.train.iterations:
+                trained_on = judge_training_images(state, self.data.judged, config, self.ranks)
                 metrics, details = metrics | trained_on.metrics, details | trained_on.details
         for path in found.files:
             self.tracker.log_artifact(path, path.parent.name)
@@ -282,7 +279,7 @@ class _Run:
                 append_line(self.out / "journal.jsonl", {"step": state.step, **metrics})
                 self.tracker.log_metrics(metrics, state.step)
             if save:
-                whole = state.to_dict(self.config, self.dataset.classes, self.fingerprint)
+                whole = state.to_dict(self.config, self.data.training.classes, self.data.tags[TRAINING_TAG])
                 checkpoint.save(self.out / "checkpoints", whole, keep=self.config.train.keep_checkpoints)
         speed = self.clock.speed(state.step)
         self.report(
@@ -312,7 +309,7 @@ class _Run:
         ]
         if first:
             step, name = min(first)
-            names = step_names(self.dataset, self.config, step)
+            names = step_names(self.data.training, self.config, step)
             more = f" and {len(names) - 8} more" if len(names) > 8 else ""
             raise NonFiniteLossError(
                 f"loss term {name!r} must stay finite, got NaN or infinity at step {step} on the images "
@@ -333,11 +330,11 @@ class _Run:
                 step=state.step,
                 xi=float(state.thresholds.cam.value),
                 aux_xi=float(state.thresholds.aux_cam.value),
-                data_fingerprint=self.fingerprint,
+                data_fingerprint=self.data.tags[TRAINING_TAG],
                 run_id=state.run_id,
                 metrics=state.metrics,
             )
-            model, classes = self.out / "model", self.dataset.classes
+            model, classes = self.out / "model", self.data.training.classes
             for path in save_model(model, state.assignment, self.config, classes, facts=facts):
                 self.tracker.log_artifact(path, model.name)
             result = {
@@ -347,10 +344,11 @@ class _Run:
                 "momenta": [self.config.ema.momentum, *state.followers],
                 "metrics": state.metrics,
                 **state.details,
-                "classes": self.dataset.classes,
+                "classes": self.data.training.classes,
                 "seconds": state.seconds,
                 "run_id": state.run_id,
-                "data_fingerprint": self.fingerprint,
+                "data_fingerprint": self.data.tags[TRAINING_TAG],
+                "val_fingerprint": self.data.tags[VALIDATION_TAG],
             }
             write_text(self.out / "result.json", json.dumps(result, indent=2) + "\n")
             self.tracker.log_artifact(self.out / "result.json")
@@ -367,22 +365,6 @@ class _Run:
 
 def _say_nothing(progress: Progress) -> None:
     """The report of a caller that listens to none."""
-
-
-def _open_validation(config: Config) -> SegmentationDataset | None:
-    """The split that evaluation reads; None without one."""
-    if not config.data.val_split:
-        return None
-    validation = open_dataset(config.data, config.data.val_split)
-    if not validation.mask_paths:
-        log.warning("data.val_split %r has no masks: classification alone is judged", config.data.val_split)
-    return validation
-
-
-def _open_training_images(config: Config) -> SegmentationDataset | None:
-    """The training images whose CPL are judged after the last step; None where none are to be."""
-    split = config.evaluation.train_split
-    return open_dataset(config.data, split, needs="masks") if split else None
 
 
 def _check_call(config: Config, out: Path, target: int, ranks: Ranks) -> None:
