@@ -20,6 +20,7 @@ from pathlib import Path
 
 import psutil
 
+from cosa.capacity import capacity
 from cosa.loopback import loopback_only
 
 _QUIET = {
@@ -134,11 +135,9 @@ def connected(request: Request) -> Iterator[Allotment]:
     joined = bool(os.environ.get("RAY_ADDRESS"))
     opened = _join(request) if joined else _own(request)
     with opened:
-        import ray
-
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has just put its own there
         logging.getLogger("ray").setLevel(logging.CRITICAL)  # a failed trial's traceback is in its log
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        resources = capacity()
         yield allot(request, resources.get("CPU", 0.0), resources.get("GPU", 0.0))
 
 

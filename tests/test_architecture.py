@@ -20,7 +20,7 @@ EQUATION_ROOMS = frozenset({"cam", "pseudo_labels", "reliability", "threshold", 
 # also import each other.
 FLOORS = (
     frozenset({"", "_torchvision", "config", "structures"}),
-    EQUATION_ROOMS | {"clock", "crf", "loopback", "presets", "provenance", "ranks"},
+    EQUATION_ROOMS | {"capacity", "clock", "crf", "loopback", "presets", "provenance", "ranks"},
     frozenset({"networks", "data"}),
     frozenset({"inference"}),
     frozenset({"swap", "evaluation", "panels", "optim", "checkpoint", "tracking"}),
@@ -66,7 +66,7 @@ def test_an_equation_room_needs_nothing_but_torch(path: Path) -> None:
     ("package", "only"),
     [
         ("mlflow", {"cosa.tracking"}),
-        ("ray", {"cosa.distributed", "cosa.loopback"}),
+        ("ray", {"cosa.capacity", "cosa.distributed", "cosa.loopback"}),
         ("pydensecrf", {"cosa.crf"}),
         ("optuna", set()),
         ("sweeps", set()),
