@@ -92,6 +92,11 @@ def hours_of(trials: Sequence[Trial], speed: Speed) -> Hours:
 
 
 def told(trials: Sequence[Trial], speed: Speed, request: Request) -> str:
+    """What `trials` cost, and by what that is known."""
+    return f"to train: {price(trials, speed, request)}; {basis(speed)}"
+
+
+def price(trials: Sequence[Trial], speed: Speed, request: Request) -> str:
     """What `trials` cost, in words: GPU-hours where the speed is a GPU's, else core-hours."""
     hours = hours_of(trials, speed)
     share = (1.0 if request.gpus is None else request.gpus) if speed.on_gpu else request.cpus
@@ -103,11 +108,14 @@ def told(trials: Sequence[Trial], speed: Speed, request: Request) -> str:
         if hours.evaluation is None
         else f"evaluations {share * hours.evaluation:.2g} of them"
     )
+    return f"about {total:.2g} {unit}, {part}"
+
+
+def basis(speed: Speed) -> str:
+    """What an estimate rests on."""
     count = len(speed.samples)
     runs = "1 finished run" if count == 1 else f"{count} finished runs"
-    return (
-        f"to train: about {total:.2g} {unit}, {part}; at the speed of {runs} like these on {speed.hardware}"
-    )
+    return f"at the speed of {runs} like these on {speed.hardware}"
 
 
 def evaluations_of(config: Config, first: int, last: int) -> int:

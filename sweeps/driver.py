@@ -80,23 +80,23 @@ def _preview(order: Order) -> None:
     """Show the plan and what it will cost; nothing is made, neither data nor a store."""
     earlier, store_found = Reuse({}), None
     try:
-        if _may_answer(order.uri):
+        if may_answer(order.uri):
             from sweeps.store import find_experiment  # mlflow and all that comes with it
 
             store_found = find_experiment(order.uri, order.experiment)
-            earlier = _earlier(order, _fingerprint_if_there(order))
+            earlier = _earlier(order, fingerprint_if_there(order))
     except TrackingError as error:
         complain(str(error))
     _show_plan(order, earlier)
     _show_cost(order, order.plan.remaining({*_finished(order), *earlier.runs}), store_found)
 
 
-def _may_answer(uri: str) -> bool:
+def may_answer(uri: str) -> bool:
     """Whether a store can be there: a file that is not need not be asked, nor MLflow be imported for it."""
     return not uri.startswith("sqlite") or Path(uri.partition(":///")[2]).is_file()
 
 
-def _fingerprint_if_there(order: Order) -> str:
+def fingerprint_if_there(order: Order) -> str:
     """The training images' fingerprint; empty where there are none yet: `shapes` is written by the sweep."""
     data = order.base.data
     if not Path(data.root).exists():
@@ -147,7 +147,7 @@ def _show_cost(order: Order, trials: Sequence[Trial], found: tuple[MlflowClient,
     if speed is None:
         say(
             f"hours: not known, no finished run of this network, crop and batch is in {mask(order.uri)}; "
-            f"one measures them, a short one will do:\n  {_measuring(order)}"
+            f"one measures them, a short one will do:\n  {measuring(order)}"
         )
         return
     say(cost.told(trials, speed, order.request))
@@ -180,7 +180,7 @@ def _run(order: Order, train: Train | None) -> int:
     return _verdict(plan, failures)
 
 
-def _measuring(order: Order) -> str:
+def measuring(order: Order) -> str:
     """The command of a short run like the sweep's own."""
     short = override(
         order.base, {"train.iterations": 40, "train.warmup": 20, "train.log_every": 10, "optim.lr_warmup": 0}
@@ -278,6 +278,7 @@ def _train(order: Order, sweep: Sweep, remaining: Sequence[Trial], train: Train 
 
 def _mend(order: Order, sweep: Sweep, failures: Mapping[str, str]) -> None:
     """Bring MLflow to what the folders say."""
+    sweep.collect(order.root)
     seconds = 0.0
     for name, result in _finished(order).items():
         sweep.mend(order.root, order.plan.named(name), result)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # imports start at the house
@@ -30,8 +30,9 @@ from sweeps.driver import FAILED, INTERRUPTED, MISTAKE
 from sweeps.order import Order, read_order
 from sweeps.search_budget import DEFAULT_TRIALS, Budget, Ledger, Spent, read_spent
 from sweeps.search_confirm import Outcome, best_of, plan_confirmation
+from sweeps.search_preview import first_rows, first_trials, show_costs, show_plan
 from sweeps.search_rungs import Rungs, choose_rungs
-from sweeps.search_space import SPACE, Space, read_space, rows_inside
+from sweeps.search_space import SPACE, Space, read_space
 from sweeps.tables import Table
 from sweeps.tables.metrics import FREE
 
@@ -85,8 +86,9 @@ def main(arguments: Sequence[str] | None = None, train: Train | None = None) -> 
     """
     try:
         request = read_request(sys.argv[1:] if arguments is None else arguments)
-        _show(request)
+        show_plan(request)
         if request.order.dry_run:
+            show_costs(request)
             return 0
         with folders.locked(request.order.root):
             return _run(request, train)
@@ -170,50 +172,6 @@ def paper_rows(tables: Sequence[Table], base: Config) -> dict[str, Config]:
     return {"full": base, **rows}
 
 
-def _show(request: Request) -> None:
-    """The plan: space, rungs, rows, and what it costs at most."""
-    order, train = request.order, request.base.train
-    say(f"search around {order.preset}: {request.budget.text()}, by {FREE}")
-    width = max(map(len, request.space.texts()))
-    for name, text in request.space.texts().items():
-        say(f"  {name:<{width}}  {text}")
-    if request.rungs.steps:
-        steps = " and ".join(f"{step:,}" for step in request.rungs.steps)
-        say(f"stopped at {steps} of {train.iterations:,} iterations: the worst third of those so far")
-    else:
-        say("stopped nowhere: co-training is too short to be judged on its way")
-    if request.rungs.every != order.base.evaluation.every:
-        say(
-            f"evaluation.every is {request.rungs.every} instead of {order.base.evaluation.every}: trials are "
-            f"evaluated where they may be stopped"
-        )
-    inside, outside = _rows(request)
-    say(
-        f"first come {len(inside)} rows of the paper: {', '.join(name.rpartition('/')[2] for name in inside)}"
-    )
-    if outside:
-        say(f"outside of the space: {', '.join(name.rpartition('/')[2] for name in outside)}")
-    cotraining = train.iterations - train.warmup
-    if request.budget.trials:
-        most = train.warmup + request.budget.trials * cotraining
-        say(f"at most {most:,} iterations, of which {train.warmup:,} are the one warm-up of all trials")
-    if request.confirm:
-        more = request.seeds * (train.warmup + (request.confirm + 1) * cotraining)
-        say(
-            f"then the best {request.confirm} and the preset with {request.seeds} fresh seeds: "
-            f"{more:,} iterations beyond the budget"
-        )
-
-
-def _rows(request: Request) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
-    """Rows to try first, and the names of those outside the space.
-
-    Half of the trials at most, so that there is a search beyond them; a row of all components is the preset.
-    """
-    most = max(1, (request.budget.trials or len(request.rows) * 2) // 2)
-    return rows_inside(request.rows, request.space, request.base, most)
-
-
 def _run(request: Request, train: Train | None) -> int:
     """Search, confirm, mend what a killed process left behind, report."""
     from sweeps import report, search_report
@@ -226,12 +184,12 @@ def _run(request: Request, train: Train | None) -> int:
     say(f"outputs: {root}")
     say(f"the study as it grows: optuna-dashboard {root / 'study.journal'}")
     fingerprint = _check_data(request)
-    study.enqueue(_rows(request)[0])
+    study.enqueue(first_rows(request)[0])
     if order.retry_failed:
         say(f"trying {study.repeat_failed()} failed trials again")
     track = SearchTrack.open(order, request.base, study, request.space.momenta)
     try:
-        earlier = _earlier(request, study, track, fingerprint)
+        earlier = _earlier(request, study, fingerprint)
         outcome = _train(request, study, track, earlier, train)
         track.mend(outcome)
         findings = search_report.find(request, study, outcome, fingerprint)
@@ -262,19 +220,13 @@ def _check_data(request: Request) -> str:
     return fingerprint
 
 
-def _earlier(
-    request: Request, study: SearchStudy, track: SearchTrack, fingerprint: str
-) -> Mapping[str, float]:
+def _earlier(request: Request, study: SearchStudy, fingerprint: str) -> Mapping[str, float]:
     """The metric of the paper's rows that finished in earlier runs, by the trials' names."""
-    from sweeps.search_flow import alone
+    from sweeps.search_track import find_earlier
 
-    order = request.order
     begun = {record.origin for record in study.records()}
-    inside = {origin: found for origin, found in _rows(request)[0].items() if origin not in begun}
-    if order.fresh or not inside:
-        return {}
-    configs = {o: override(request.base, request.space.changes(found)) for o, found in inside.items()}
-    reused = track.earlier([alone(c, origin) for origin, c in configs.items()], fingerprint, order.commit)
+    rows = [trial for origin, trial in first_trials(request).items() if origin not in begun]
+    reused = find_earlier(request.order, [] if request.order.fresh else rows, fingerprint)
     if reused.values:
         say(f"{len(reused.values)} of the paper's rows are taken from earlier runs (--fresh runs them again)")
     if reused.refused:

@@ -65,11 +65,8 @@ class SearchStudy:
             storage=storage, study_name=_STUDY, direction="maximize", load_if_exists=True
         )
         self._study_id = storage.get_study_id_from_name(_STUDY)
-        texts, known = space.texts(), self._study.user_attrs
-        if _SPACE in known and _BASE in known:
-            _check_same(known[_SPACE], texts, from_json(known[_BASE]), base)
-        else:
-            self._study.set_user_attr(_SPACE, texts)
+        if not _check_known(self._study.user_attrs, space, base):
+            self._study.set_user_attr(_SPACE, space.texts())
             self._study.set_user_attr(_BASE, to_json(base))
 
     def describe(self, metric: str, rungs: Sequence[int]) -> None:
@@ -214,6 +211,27 @@ def open_study(root: Path, space: Space, base: Config, seed: int) -> SearchStudy
         return SearchStudy(JournalStorage(JournalFileBackend(str(path), lock)), space, base, seed)
 
 
+def peek(root: Path, space: Space, base: Config) -> list[State]:
+    """What became of the trials begun so far, while another process may hold the study; changes nothing.
+
+    Raises:
+        ValueError: It is a study of another space or of other settings.
+    """
+    path = root / JOURNAL
+    if not path.is_file():
+        return []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        storage = JournalStorage(JournalFileBackend(str(path)))
+    try:
+        study = optuna.load_study(study_name=_STUDY, storage=storage)
+    except KeyError:  # a process was killed, or is just about to write it
+        return []
+    _check_known(study.user_attrs, space, base)
+    states = [_STATES[trial.state] for trial in study.trials]
+    return [state for state in states if state != "waiting"]
+
+
 def _cut_torn_line(path: Path) -> None:
     """A process that was killed while it wrote may have left half a line, after which nothing can be read."""
     if not path.is_file():
@@ -223,6 +241,14 @@ def _cut_torn_line(path: Path) -> None:
     if whole < len(content):
         with path.open("r+b") as file:
             file.truncate(whole)
+
+
+def _check_known(known: Mapping[str, Any], space: Space, base: Config) -> bool:
+    """Whether a study says what it is of; a ValueError where that is something else."""
+    whole = _SPACE in known and _BASE in known
+    if whole:
+        _check_same(known[_SPACE], space.texts(), from_json(known[_BASE]), base)
+    return whole
 
 
 def _check_same(

@@ -39,6 +39,18 @@ class Reused:
     """Why trials that finished earlier are run again all the same; empty where there are none."""
 
 
+def find_earlier(order: Order, trials: Sequence[Trial], fingerprint: str) -> Reused:
+    """The metric of `trials` that finished in earlier runs, by this code and on the data of `fingerprint`."""
+    found = store.find_experiment(order.uri, order.experiment) if trials else None
+    if found is None:
+        return Reused({})
+    code = {COMMIT_TAG: order.commit} if order.commit else source_tags()
+    with store.explained(order.uri):
+        reuse = find_reusable(*found, trials, code, fingerprint)
+        metrics = {name: found[0].get_run(run_id).data.metrics for name, run_id in reuse.runs.items()}
+    return Reused({name: own[FREE] for name, own in metrics.items() if FREE in own}, reuse.refused)
+
+
 class SearchTrack:
     """The search's runs, as its driver writes them."""
 
@@ -71,25 +83,9 @@ class SearchTrack:
         """Where to track a trial of the search or of its confirmation."""
         return self._sweep.spec(trial)
 
-    def earlier(self, trials: Sequence[Trial], fingerprint: str, commit: str) -> Reused:
-        """The metric of trials that finished in earlier runs, by this code and on this data.
-
-        Args:
-            trials: That a search would begin with.
-            fingerprint: Of the training images.
-            commit: Of this code, where it comes without its history.
-        """
-        found = store.find_experiment(self._sweep.uri, self._sweep.experiment)
-        if found is None or not trials:
-            return Reused({})
-        code = {COMMIT_TAG: commit} if commit else source_tags()
-        with store.explained(self._sweep.uri):
-            reuse = find_reusable(*found, trials, code, fingerprint)
-            metrics = {name: found[0].get_run(run_id).data.metrics for name, run_id in reuse.runs.items()}
-        return Reused({name: own[FREE] for name, own in metrics.items() if FREE in own}, reuse.refused)
-
     def mend(self, outcome: Outcome) -> None:
         """Bring the runs to what study and folders say; each says its number and what became of it."""
+        self._sweep.collect(self._root)
         for record in self._study.records():
             trial = self._trial(record)
             result = folders.read_result(self._root, trial)

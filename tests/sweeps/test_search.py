@@ -17,6 +17,7 @@ from sweeps.search import main, read_request
 from sweeps.tables.metrics import FREE
 
 STUB = Path(__file__).with_name("stub_search.py")
+NO_STORE = ("--tracking-uri", "sqlite:///nowhere/mlflow.db")
 PATIENCE = 240  # seconds; a busy machine starts Ray slowly
 
 
@@ -68,12 +69,15 @@ def test_trials_are_evaluated_at_the_rungs():
 
 
 def test_a_dry_run_shows_the_plan_and_makes_nothing(capsys, tmp_path):
-    assert main(["--preset", "shapes", "--out", str(tmp_path / "new"), "--dry-run"]) == 0
+    assert main(["--preset", "shapes", "--out", str(tmp_path / "new"), *NO_STORE, "--dry-run"]) == 0
     text = capsys.readouterr().out
     assert "csc.weight      [0.0125, 0.8] log" in text
     assert "stopped at 600 of 700 iterations" in text
     assert "at most 9,400 iterations" in text  # 400 + 30 x 300
     assert "4,800 iterations beyond the budget" in text  # 3 x (400 + 4 x 300)
+    assert "first come 15 rows of the paper: full, no-DT" in text
+    assert "hours: not known" in text
+    assert "cosa-train shapes --" in text, "the command that measures them"
     assert not (tmp_path / "new").exists()
 
 
