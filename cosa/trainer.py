@@ -18,7 +18,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -79,7 +79,7 @@ class Result:
     out: Path
     """The run's folder."""
     run_id: str | None
-    """The tracker's id of the run."""
+    """The tracker's id of the run; None where nothing is tracked or the store did not answer."""
     seconds: float
     """Seconds over all sessions of the run, evaluations included."""
 
@@ -153,7 +153,7 @@ def train(
         run.tracker.finish("KILLED" if stopped else "FAILED")
         raise
     run.tracker.finish("FINISHED")
-    return result
+    return replace(result, run_id=run.tracker.run_id)  # a slow store may have told it only now
 
 
 @dataclass
@@ -198,7 +198,7 @@ class _Run:
         tags = dict(self.data.tags)
         if self.config.oracle:
             tags["cosa.oracle"] = self.config.s2c.source
-        state.run_id = self.tracker.start(self.config, out=self.out, tags=tags, resume_step=state.step)
+        self.tracker.start(self.config, out=self.out, tags=tags, resume_step=state.step)
         self.clock = Clock(state.step)
 
     def loop(self) -> None:
@@ -279,6 +279,7 @@ class _Run:
                 append_line(self.out / "journal.jsonl", {"step": state.step, **metrics})
                 self.tracker.log_metrics(metrics, state.step)
             if save:
+                state.run_id = self.tracker.run_id
                 whole = state.to_dict(self.config, self.data.training.classes, self.data.tags[TRAINING_TAG])
                 checkpoint.save(self.out / "checkpoints", whole, keep=self.config.train.keep_checkpoints)
         speed = self.clock.speed(state.step)
@@ -325,6 +326,7 @@ class _Run:
     def end(self) -> Result:
         """Leave AN and, last of all, `result.json`, the mark of a finished run."""
         state = self.state
+        state.run_id = self.tracker.run_id
         if self.ranks.first and not is_finished(self.out, state.step):
             facts = Facts(
                 step=state.step,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from cosa.tracking import (
     Tracker,
     TrackingError,
     TrackingSpec,
+    find_journals,
+    flush,
     initialise_store,
     mask,
     read_run_id,
@@ -36,6 +39,9 @@ from sweeps.runs import FAILURES, FORK_TAG, ORACLE_TAG, PLAN, REASON_TAG, find_r
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+_log = logging.getLogger(__name__)
+_SECONDS = 120.0
+"""How long the driver waits for its own run to be made: nothing else goes on meanwhile."""
 _KIND_TAG = "mlflow.experimentKind"
 """Of an experiment: whether MLflow's UI shows training runs or conversations with a language model first."""
 
@@ -70,6 +76,21 @@ class Sweep:
             tags=tags,
         )
 
+    def collect(self, root: Path) -> None:
+        """Deliver what is left in the trials' journals: of killed ones, and of a time without a store.
+
+        Raises:
+            TrackingError: The store does not answer; nothing is lost.
+        """
+        for folder in find_journals(root / "trials"):
+            try:
+                for note in flush(folder, self.uri).notes:
+                    _log.warning("tracking: %s: %s", folder.name, note)
+            except TrackingError as error:
+                raise TrackingError(
+                    f"{error}; nothing is lost: run the same command again, or: cosa-track flush {root}"
+                ) from None
+
     def mend(self, root: Path, trial: Trial, result: Mapping[str, Any]) -> None:
         """Have the run of a finished trial say so: the trial may have been killed, or its run deleted."""
         with explained(self.uri):
@@ -78,6 +99,7 @@ class Sweep:
     def _mend(self, root: Path, trial: Trial, result: Mapping[str, Any]) -> None:
         folder = folders.trial_folder(root, trial.name)
         spec = self.spec(trial)
+        warmup = read_run_id(folders.trial_folder(root, trial.warmup)) if trial.warmup else ""
         run = find_run(client_of(self.uri), read_run_id(folder))
         whole = (
             run is not None
@@ -86,13 +108,15 @@ class Sweep:
         )
         if run is not None and whole:
             wanted = {**spec.tags, "mlflow.parentRunId": self.run_id}
+            if warmup:  # the trial may have begun before the store told the warm-up's id
+                wanted[FORK_TAG] = warmup
             for key, value in wanted.items():  # another sweep's tables may hold this trial, too
                 if run.data.tags.get(key) != value:
                     client_of(self.uri).set_tag(run.info.run_id, key, value)
             if REASON_TAG in run.data.tags:
                 client_of(self.uri).delete_tag(run.info.run_id, REASON_TAG)
             return
-        _write_again(spec.tracker(), root, trial, result)
+        _write_again(spec.tracker(), self.uri, root, trial, result)
 
     def fail(self, root: Path, reasons: Mapping[str, str]) -> None:
         """Tag the runs of failed trials with their reasons; those that never had a run are in the parent."""
@@ -107,12 +131,15 @@ class Sweep:
 
     def stop(self, root: Path, trials: Sequence[Trial], status: Literal["FAILED", "KILLED"]) -> None:
         """Close the sweep's run and those of its trials that were training: nothing trains any more."""
-        with explained(self.uri):
-            client = client_of(self.uri)
-            for trial in trials:
-                run = find_run(client, read_run_id(folders.trial_folder(root, trial.name)))
-                if run is not None and run.info.status == "RUNNING":
-                    client.set_terminated(run.info.run_id, "KILLED")
+        try:
+            with explained(self.uri):
+                client = client_of(self.uri)
+                for trial in trials:
+                    run = find_run(client, read_run_id(folders.trial_folder(root, trial.name)))
+                    if run is not None and run.info.status == "RUNNING":
+                        client.set_terminated(run.info.run_id, "KILLED")
+        except TrackingError as error:  # whatever stops the sweep is what the user must hear of
+            _log.warning("tracking: %s", error)
         self.tracker.finish(status)
 
     def tag(self, key: str, value: str) -> None:
@@ -139,10 +166,13 @@ class Sweep:
         self.tracker.finish("FAILED" if failed else "FINISHED")
 
 
-def _write_again(tracker: Tracker, root: Path, trial: Trial, result: Mapping[str, Any]) -> None:
+def _write_again(tracker: Tracker, uri: str, root: Path, trial: Trial, result: Mapping[str, Any]) -> None:
     """All that a trial's folder holds, into its run: what the run has already is not written twice."""
     folder = folders.trial_folder(root, trial.name)
-    tags = {DATA_TAG: str(result.get("data_fingerprint", ""))}
+    tags = {
+        DATA_TAG: str(result.get("data_fingerprint", "")),
+        "cosa.val_fingerprint": str(result.get("val_fingerprint", "")),
+    }
     if trial.config.oracle:
         tags[ORACLE_TAG] = trial.config.s2c.source
     if trial.warmup:
@@ -156,6 +186,7 @@ def _write_again(tracker: Tracker, root: Path, trial: Trial, result: Mapping[str
             tracker.log_artifact(path, name)
     tracker.log_artifact(folder / folders.RESULT)
     tracker.finish("FINISHED")
+    flush(folder, uri)  # raises where the store has not taken it all
 
 
 def open_sweep(
@@ -195,10 +226,11 @@ def open_sweep(
         "cosa.reused": str(len(reused or {})),
     }
     tracker = MlflowTracker(resolved, experiment, run_name=root.name, tags={**shared, **own})
-    run_id = tracker.start(base, out=root)
-    assert run_id is not None  # MLflow always has one
+    tracker.start(base, out=root)
     tracker.log_text(planning.to_json(plan, reused), PLAN)
-    return Sweep(resolved, experiment, run_id, tracker, shared, base)
+    tracker.settle(_SECONDS)
+    assert tracker.run_id is not None  # it has settled
+    return Sweep(resolved, experiment, tracker.run_id, tracker, shared, base)
 
 
 def _claim(client: MlflowClient, experiment_id: str, name: str) -> None:
@@ -245,7 +277,7 @@ def explained(uri: str) -> Iterator[None]:
         reason = str(error).strip().partition("\n")[0]
         raise TrackingError(
             f"tracking store must answer, got none from {mask(uri)} ({mask(reason)}); the trials' folders "
-            f"have it all: run the same command again when it does"
+            "have it all: run the same command again when it does"
         ) from None
 
 

@@ -65,7 +65,7 @@ def test_an_equation_room_needs_nothing_but_torch(path: Path) -> None:
 @pytest.mark.parametrize(
     ("package", "only"),
     [
-        ("mlflow", {"cosa.tracking"}),
+        ("mlflow", {"cosa.tracking.delivery", "cosa.tracking.store"}),
         ("ray", {"cosa.capacity", "cosa.distributed", "cosa.loopback"}),
         ("pydensecrf", {"cosa.crf"}),
         ("optuna", set()),

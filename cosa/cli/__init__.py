@@ -1,4 +1,4 @@
-"""The commands: `cosa-train` trains, `cosa-evaluate` judges, `cosa-predict` predicts, `cosa-export` exports.
+"""The commands: `cosa-train`, `cosa-evaluate`, `cosa-predict`, `cosa-export`, `cosa-data`, `cosa-track`.
 
 Every setting of a Config is a flag, described by the string under its field. Nothing heavy is imported
 before the command line is understood, so that `--help` and a mistyped flag answer at once.
@@ -10,10 +10,10 @@ import sys
 from collections.abc import Sequence
 
 from cosa.cli import data as data_sets
-from cosa.cli import evaluation, exporting, prediction, training
+from cosa.cli import evaluation, exporting, prediction, tracking, training
 from cosa.cli.common import FAILED, INTERRUPTED, MISTAKE, run_command
 
-__all__ = ["FAILED", "INTERRUPTED", "MISTAKE", "data", "evaluate", "export", "predict", "train"]
+__all__ = ["FAILED", "INTERRUPTED", "MISTAKE", "data", "evaluate", "export", "predict", "track", "train"]
 
 
 def train(arguments: Sequence[str] | None = None) -> int:
@@ -40,6 +40,11 @@ def export(arguments: Sequence[str] | None = None) -> int:
 def data(arguments: Sequence[str] | None = None) -> int:
     """`cosa-data`: check a whole data set, or draw some of it."""
     return run_command("cosa-data", data_sets.main, _given(arguments))
+
+
+def track(arguments: Sequence[str] | None = None) -> int:
+    """`cosa-track`: deliver to the tracking store what runs could not, or see what that is."""
+    return run_command("cosa-track", tracking.main, _given(arguments))
 
 
 def _given(arguments: Sequence[str] | None) -> Sequence[str]:

@@ -13,7 +13,7 @@ from cosa.cli.common import Parser, add_settings, add_traceback, changed_setting
 from cosa.cli.display import NETWORKS, Display, duration, metrics_table
 from cosa.config import Config, identity, override
 from cosa.presets import PRESETS, get_preset, is_file, short_name
-from cosa.tracking import TrackingSpec, mask, resolve_uri, ui_hint
+from cosa.tracking import TrackingSpec, initialise_store, mask, resolve_uri, ui_hint
 
 if TYPE_CHECKING:
     from cosa.trainer import Progress, Result
@@ -55,6 +55,8 @@ def _run(
     if workers == 0:
         from cosa import trainer
 
+        if tracking.uri:
+            initialise_store(tracking.uri, tracking.experiment)  # one that is away now is told now
         return trainer.train(config, out=out, tracker=tracking.tracker(), report=display)
     from cosa import distributed
 

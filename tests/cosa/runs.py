@@ -64,12 +64,13 @@ def step_files(out: Path) -> list[str]:
 class Recorder:
     """A tracker that remembers what it was told."""
 
+    run_id = "run-7"
+
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
 
-    def start(self, config: object, *, out: Path, tags: Any = None, resume_step: int = 0) -> str | None:
+    def start(self, config: object, *, out: Path, tags: Any = None, resume_step: int = 0) -> None:
         self.calls.append(("start", resume_step))
-        return "run-7"
 
     def log_metrics(self, metrics: Any, step: int) -> None:
         self.calls.append(("metrics", step, tuple(metrics)))

@@ -1,0 +1,63 @@
+"""Where a store is: tracking URIs, their passwords masked, and the one line for a store that fails."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+"""The databases that MLflow writes to directly, with the port each listens on where the URI names none."""
+
+
+class TrackingError(RuntimeError):
+    """The tracking store cannot be used; the message is one line that says where and what to do."""
+
+
+class RunGoneError(TrackingError):
+    """The store answers but has the run no more."""
+
+
+def resolve_uri(uri: str) -> str:
+    """`uri` with a relative SQLite path made absolute, since workers run in folders of their own.
+
+    Raises:
+        ValueError: The URI names no kind of store that MLflow 3 still writes to.
+    """
+    scheme, separator, rest = uri.partition(":")
+    dialect = scheme.partition("+")[0]
+    if not separator or dialect not in {"sqlite", "http", "https", "databricks", *DATABASE_PORTS}:
+        raise ValueError(
+            f"tracking URI must start with sqlite:///, http:// or https:// (or name another database), "
+            f"got {mask(uri)!r}; a file works as 'sqlite:///runs/mlflow.db'"
+        )
+    if dialect != "sqlite":
+        return uri
+    path = rest.removeprefix("///")
+    if not rest.startswith("///") or not path:
+        raise ValueError(
+            f"tracking URI must name a file, got {uri!r}; write sqlite:///relative.db or sqlite:////full/path.db"
+        )
+    return f"{scheme}:///{Path(path).expanduser().absolute()}"
+
+
+def sqlite_path(uri: str) -> Path:
+    """The file of a SQLite store."""
+    return Path(uri.partition(":///")[2].partition("?")[0])
+
+
+def ui_hint(uri: str) -> str:
+    """How to look at the runs: the command for a store in a file or database, the address of a server."""
+    resolved = mask(resolve_uri(uri))
+    return resolved if resolved.startswith("http") else f"mlflow ui --backend-store-uri {resolved}"
+
+
+def mask(text: str) -> str:
+    """`text` with the user and password of every URI in it replaced by `***`."""
+    text = re.sub(r"(\w://)[^/\s'\"]*@", r"\1***@", text)
+    return re.sub(r"(?i)([?&](?:password|token|secret|key)=)[^&\s]+", r"\1***", text)
+
+
+def one_line(error: Exception) -> str:
+    """The first line of an error, or the cause it names, without passwords and not too long."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return mask(lines[0].rpartition("Caused by ")[2])[:200]

@@ -1,0 +1,213 @@
+"""The MLflow store: made, met, and asked for models. MLflow is imported only where it is really used."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cosa
+from cosa.tracking.place import DATABASE_PORTS, TrackingError, mask, one_line, resolve_uri, sqlite_path
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+else:
+    MlflowClient = Run = Any  # their import takes seconds; tests check annotations as the program runs
+
+_CHECK_SECONDS = 5
+
+
+def initialise_store(uri: str, experiment: str) -> str:
+    """Make the store and the experiment where they do not exist; run it once before several processes write.
+
+    Several processes that open a fresh SQLite store at the same time all fail in its first migration.
+
+    Returns:
+        The experiment's id.
+
+    Raises:
+        TrackingError: The store does not answer or refuses the experiment.
+    """
+    resolved = resolve_uri(uri)
+    with explained(resolved):
+        return experiment_id(connect(resolved), resolved, experiment)
+
+
+def download_model(uri: str, run_id: str, folder: Path) -> Path:
+    """Fetch the model that a finished run keeps as the artifact folder `model`.
+
+    Args:
+        uri: Tracking URI, see `resolve_uri`.
+        run_id: The run's id.
+        folder: Where the copy goes.
+
+    Returns:
+        The copy's folder.
+
+    Raises:
+        TrackingError: The store does not answer, knows no such run, or the run has no model.
+    """
+    resolved = resolve_uri(uri)
+    if resolved.startswith("sqlite") and not sqlite_path(resolved).is_file():  # or MLflow would make one
+        raise TrackingError(
+            f"tracking store must exist, got {mask(resolved)}; set --tracking-uri to the one of the run"
+        )
+    with explained(resolved):
+        client = connect(resolved)
+        if active_run(client, run_id) is None:
+            raise TrackingError(
+                f"run id must be one of {mask(resolved)}, got {run_id!r}; "
+                "set --tracking-uri to the store of the run"
+            )
+        if not any(item.is_dir and item.path == "model" for item in client.list_artifacts(run_id)):
+            raise TrackingError(
+                f"run {run_id} must hold the artifact folder `model`, got none in {mask(resolved)}; "
+                "it is written when training ends: name a checkpoint until then"
+            )
+        with environment(MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false"):
+            return Path(client.download_artifacts(run_id, "model", str(folder)))
+
+
+def save_pyfunc(model: Path, out: Path) -> None:
+    """Make a model's folder an MLflow model that loads through `cosa.pyfunc`; nothing is pickled.
+
+    Args:
+        model: Copied into `out`.
+        out: A folder that does not exist yet.
+
+    Raises:
+        TrackingError: MLflow is not installed.
+        OSError: The folder cannot be written.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    try:
+        from mlflow import pyfunc
+    except ImportError as error:
+        raise TrackingError(f"an MLflow model must find mlflow, got {error}; install it") from None
+    pyfunc.save_model(
+        out,
+        loader_module="cosa.pyfunc",
+        data_path=str(model),
+        pip_requirements=[f"cosa-wsss=={cosa.__version__}"],
+    )
+
+
+def connect(uri: str) -> MlflowClient:
+    """A quiet client of the store at `uri`, which has been seen to answer."""
+    from mlflow import MlflowClient
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # a database that is away would fill pages
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns of every retry; we of the last
+    _prepare(uri)
+    with environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="1", MLFLOW_HTTP_REQUEST_TIMEOUT=str(_CHECK_SECONDS)):
+        client = MlflowClient(uri)
+        client.search_experiments(max_results=1)
+    return client
+
+
+def _prepare(uri: str) -> None:
+    """Meet the failures that MLflow itself retries for minutes: no folder to write in, no database there."""
+    parts = urllib.parse.urlsplit(uri)
+    dialect = parts.scheme.partition("+")[0]
+    if dialect == "sqlite":
+        path = sqlite_path(uri)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writable = path if path.exists() else path.parent
+        if not os.access(writable, os.W_OK):
+            raise PermissionError(f"no permission to write {writable}")
+    elif dialect in DATABASE_PORTS and parts.hostname:
+        address = (parts.hostname, parts.port or DATABASE_PORTS[dialect])
+        socket.create_connection(address, timeout=_CHECK_SECONDS).close()
+
+
+def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
+    """The experiment's id; a new one in a SQLite store keeps its artifacts in a folder beside the file."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        place = None
+        if uri.startswith("sqlite"):  # MLflow's default would be a folder relative to whoever reads it
+            place = (sqlite_path(uri).parent / "mlartifacts").as_uri()
+        try:
+            return str(client.create_experiment(name, artifact_location=place))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)  # another process was faster
+    if found is None or found.lifecycle_stage != "active":
+        raise TrackingError(
+            f"experiment must not be deleted, got {name!r} in {mask(uri)}; restore it with "
+            f"`mlflow experiments restore` or choose another name"
+        )
+    return str(found.experiment_id)
+
+
+def active_run(client: MlflowClient, run_id: str) -> Run | None:
+    """The run of that id; None where there is none or it was deleted."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return run if run.info.lifecycle_stage == "active" else None
+
+
+@contextlib.contextmanager
+def environment(**values: str) -> Iterator[None]:
+    """Environment variables set for a while: MLflow reads its time limits from there at every request."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def require_mlflow() -> None:
+    """Import MLflow, in the thread that asks and not later in another.
+
+    Raises:
+        TrackingError: It is not installed.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # it would print the URI's password, too
+    # MLflow by default waits some four minutes for a server that is away.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+    try:
+        import mlflow.exceptions  # noqa: F401 (now, for the time it takes)
+        import sqlalchemy.exc  # noqa: F401
+    except ImportError as error:
+        raise TrackingError(f"tracking must find mlflow, got {error}; install it, or track nothing") from None
+
+
+@contextlib.contextmanager
+def explained(uri: str) -> Iterator[None]:
+    """Turn whatever the store fails with into one line that names it and says what to do."""
+    require_mlflow()
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
+        remedy = "check the file and its folder" if uri.startswith("sqlite") else "start the server"
+        raise TrackingError(
+            f"tracking store must answer, got none from {mask(uri)} ({one_line(error)}); "
+            f"{remedy}, or track elsewhere or not at all"
+        ) from None
