@@ -278,6 +278,7 @@ def _train(order: Order, sweep: Sweep, remaining: Sequence[Trial], train: Train 
 
 def _mend(order: Order, sweep: Sweep, failures: Mapping[str, str]) -> None:
     """Bring MLflow to what the folders say."""
+    sweep.collect(order.root)
     seconds = 0.0
     for name, result in _finished(order).items():
         sweep.mend(order.root, order.plan.named(name), result)

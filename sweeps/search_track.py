@@ -85,6 +85,7 @@ class SearchTrack:
 
     def mend(self, outcome: Outcome) -> None:
         """Bring the runs to what study and folders say; each says its number and what became of it."""
+        self._sweep.collect(self._root)
         for record in self._study.records():
             trial = self._trial(record)
             result = folders.read_result(self._root, trial)
