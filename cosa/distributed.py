@@ -41,6 +41,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cosa.config import Config, identity, override
 from cosa.loopback import loopback_only
+from cosa.orders import Ask, Order, StopFile, StoppedError, go_on
 from cosa.provenance import source_tags
 from cosa.tracking import TrackingError, TrackingSpec, initialise_store, resolve_uri
 from cosa.trainer import NonFiniteLossError, Progress, Result, train
@@ -100,8 +101,14 @@ class _Job:
     fork_from: Path | None
     stop_at: int | None
     momenta: Sequence[float]
+    data_tags: Mapping[str, str]
     token: str
     messages: Queue
+
+    @property
+    def stop_file(self) -> StopFile:
+        """How whoever follows the run tells its workers to stop."""
+        return StopFile(self.out / "ray" / "stop")
 
 
 def fit(
@@ -113,7 +120,9 @@ def fit(
     fork_from: Path | None = None,
     stop_at: int | None = None,
     momenta: Sequence[float] = (),
+    data_tags: Mapping[str, str] | None = None,
     show: Callable[[Progress], object] | None = None,
+    ask: Ask = go_on,
     max_failures: int = 3,
     address: str = "local",
 ) -> Result:
@@ -130,12 +139,15 @@ def fit(
         fork_from: Checkpoint of a shared warm-up to start from, see `trainer.train`.
         stop_at: Stop after this step, see `trainer.train`.
         momenta: Further momenta that a shared warm-up keeps an AN of, see `trainer.train`.
+        data_tags: Fingerprints that the data must have on every machine, see `trainer.train`.
         show: Called in this process with the progress of the first worker; what it raises ends the run.
+        ask: Asked in this process, twice a second; an order to stop is passed on to the workers.
         max_failures: How many times workers may die before the run is given up.
         address: Cluster to join where this process is in none yet; `local` starts one for this run alone.
 
     Raises:
         WorkerError: Workers died too often, or Ray could not start them.
+        StoppedError: `ask` said so; the checkpoint of the last step is saved.
         ValueError: More workers than the cluster has room for, or whatever `trainer.train` refuses.
         TrackingError, NonFiniteLossError, OSError: As `trainer.train` raises them.
     """
@@ -154,12 +166,13 @@ def fit(
                 fork_from=fork_from.absolute() if fork_from else None,
                 stop_at=stop_at,
                 momenta=momenta,
+                data_tags=dict(data_tags or {}),
                 token=secrets.token_hex(8),
                 messages=messages,
             )
             try:
                 _mark_storage(out, job.token)
-                return _follow(_trainer(job, workers, max_failures, gpus=gpus), messages, show)
+                return _follow(_trainer(job, workers, max_failures, gpus=gpus), job, show, ask)
             finally:
                 messages.shutdown(force=True)
     except (KeyboardInterrupt, SystemExit):
@@ -358,6 +371,8 @@ class _Worker:
                     fork_from=job.fork_from,
                     stop_at=job.stop_at,
                     momenta=job.momenta,
+                    data_tags=job.data_tags,
+                    ask=_asker(job),
                 )
         except Exception as error:
             if isinstance(error, _FinalError) or not _is_final(error):
@@ -365,6 +380,25 @@ class _Worker:
             error.add_note(traceback.format_exc())  # of this process; travels with the error
             _tell(job.messages, error)
             raise _FinalError(_one_line(error)) from error
+
+
+def _asker(job: _Job) -> Ask:
+    """Whether a worker is to stop, or to save because Ray has word that a machine will be taken back.
+
+    Ray goes on after the loss of a machine from the newest checkpoint, as soon as there is another. Every
+    worker must ask equally often: for the word of a loss they wait for each other.
+    """
+    stop_file, warned = job.stop_file, False
+
+    def ask() -> Order:
+        nonlocal warned
+        order = stop_file.ask()
+        if not warned and _ray_train.get_preemption_info() is not None:
+            warned = True
+            order = max(order, Order.SAVE)
+        return order
+
+    return ask
 
 
 _LASTING = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOTDIR}
@@ -376,7 +410,7 @@ def _is_final(error: Exception) -> bool:
     torch reports a lost peer as a RuntimeError, Ray as a RayError.
     """
     match error:
-        case TrackingError() | NonFiniteLossError() | torch.OutOfMemoryError():
+        case StoppedError() | TrackingError() | NonFiniteLossError() | torch.OutOfMemoryError():
             return True
         case OSError():
             return error.errno is None or error.errno in _LASTING
@@ -428,7 +462,7 @@ class _QueueHandler(logging.Handler):
         _tell(self.messages, record.getMessage())
 
 
-def _follow(trainer: Any, messages: Queue, show: Callable[[Progress], object] | None) -> Result:
+def _follow(trainer: Any, job: _Job, show: Callable[[Progress], object] | None, ask: Ask) -> Result:
     """Run `trainer` to its end in a thread, passing on here what the first worker tells.
 
     In the main thread Ray would take over Ctrl-C and go on for seconds.
@@ -444,11 +478,13 @@ def _follow(trainer: Any, messages: Queue, show: Callable[[Progress], object] | 
     thread = threading.Thread(target=run, name="ray-train", daemon=True)
     thread.start()
     failures: list[Exception] = []
-    worker = None
+    worker, messages = None, job.messages
     try:
         running = True
         while running:
             running = thread.is_alive()  # looked at first, so that the last messages are read after the end
+            if ask() == Order.STOP:
+                job.stop_file.give()
             for message in _received(messages):
                 match message:
                     case _Begun():

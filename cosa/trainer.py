@@ -37,6 +37,7 @@ from cosa.data.loader import step_names, train_batches
 from cosa.evaluation import coexistence_indices
 from cosa.judging import Judgement, judge, judge_training_images
 from cosa.model_files import Facts, save_model
+from cosa.orders import Ask, Order, StoppedError, go_on
 from cosa.ranks import Ranks
 from cosa.run_folder import append_line, cut_journal, is_finished, require_same_run, write_text
 from cosa.step import TERMS, TrainingState, build_state, cotraining, training_step, wrap
@@ -47,6 +48,8 @@ from cosa.warmup import load_warmup, require_momenta
 
 log = logging.getLogger(__name__)
 
+
+_ORDERS_EVERY = 10  # steps; the ranks must wait for each other to agree
 
 @dataclass(frozen=True)
 class Progress:
@@ -99,6 +102,7 @@ def train(
     momenta: Sequence[float] = (),
     data_tags: Mapping[str, str] | None = None,
 ) -> Result:
+    ask: Ask = go_on,
     """Train CoSA, or go on where this run stopped.
 
     The same `config` and `out` resume from the newest checkpoint in `out`, bit for bit on a CPU. Losses are
@@ -117,8 +121,10 @@ def train(
         data_tags: Fingerprints by tag that the data must have on every machine, as
             `cosa.data.agreement.read_fingerprints` tells them; by default those on the first rank.
 
+        ask: Asked on every rank whether to go on: after each step, or after every tenth where ranks must agree.
     Raises:
         ValueError: `out` holds another run, the fork's warm-up is another, or data or weights are unfit.
+        StoppedError: `ask` said so; the checkpoint of the last step is saved.
         NonFiniteLossError: A term of the loss became NaN or infinite.
         OSError: The output could not be written; what was written before is whole.
     """
@@ -144,12 +150,13 @@ def train(
             config, len(data.training.classes), ranks.device, [m for m in momenta if m != config.ema.momentum]
         ),
     )
+        ask=ask,
     run.begin(fork_from)
     try:
         run.loop()
         result = run.end()
     except BaseException as error:
-        stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+        stopped = isinstance(error, KeyboardInterrupt | SystemExit | StoppedError)
         run.tracker.finish("KILLED" if stopped else "FAILED")
         raise
     run.tracker.finish("FINISHED")
@@ -174,6 +181,7 @@ class _Run:
         """Resume, fork, or start; then tell the tracker."""
         state = self.state
         saved = checkpoint.newest(self.out / "checkpoints", log.warning)
+    ask: Ask
         if saved is not None:
             require_momenta(self.out, saved, [*state.followers])
             state.resume(saved)
@@ -231,6 +239,30 @@ class _Run:
                 rank=self.ranks.rank,
                 world=self.ranks.world,
             ),
+            self._obey(saved=save, meet=measure or evaluation_due or save)
+
+    def _obey(self, *, saved: bool, meet: bool) -> None:
+        """Do between two steps what `ask` says; several ranks agree on it where they meet anyway, or soon.
+
+        Raises:
+            StoppedError: The order was to stop.
+        """
+        state, ranks = self.state, self.ranks
+        if ranks.world > 1 and not meet and state.step % _ORDERS_EVERY:
+            return
+        order = int(self.ask())
+        if ranks.world > 1:
+            heard = torch.zeros(len(Order), dtype=torch.int64, device=ranks.device)
+            heard[order] = 1
+            order = int(ranks.total(heard).nonzero().max())
+        if order >= Order.SAVE and not saved:
+            self._check_finite()
+            self._tell({}, save=True)
+        if order == Order.STOP and state.step < self.target:
+            raise StoppedError(
+                f"told to stop, and stopped after step {state.step} of {self.target}, whose checkpoint is "
+                f"saved in {str(self.out)!r}; the same command goes on from there"
+            )
             self.target - self.state.step,
         )
 

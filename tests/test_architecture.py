@@ -20,7 +20,7 @@ EQUATION_ROOMS = frozenset({"cam", "pseudo_labels", "reliability", "threshold", 
 # also import each other.
 FLOORS = (
     frozenset({"", "_torchvision", "config", "structures"}),
-    EQUATION_ROOMS | {"capacity", "clock", "crf", "loopback", "presets", "provenance", "ranks"},
+    EQUATION_ROOMS | {"capacity", "clock", "crf", "loopback", "orders", "presets", "provenance", "ranks"},
     frozenset({"networks", "data"}),
     frozenset({"inference"}),
     frozenset({"swap", "evaluation", "panels", "optim", "checkpoint", "tracking"}),

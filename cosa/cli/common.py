@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from cosa.config import Config, fields, nearest
+from cosa.orders import StoppedError
 from cosa.tracking import TrackingError
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 else:
     NetworkName, StoredModel = str, Any  # they import torch; tests check annotations as the program runs
 
-MISTAKE, FAILED, INTERRUPTED = 2, 1, 130
-"""Exit codes: what the user can put right, a run that broke, Ctrl-C."""
+MISTAKE, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
+"""Exit codes: what the user can put right, a run that broke, Ctrl-C, SIGTERM."""
 
 
 def run_command(
@@ -40,6 +41,9 @@ def run_command(
     except KeyboardInterrupt:
         complain(f"{name}: interrupted" + (f"; {goes_on}" if goes_on else ""))
         return INTERRUPTED
+    except StoppedError as error:
+        complain(f"{name}: {error}")
+        return TERMINATED
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         if "--traceback" in arguments:
             raise

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cosa.cli.common import Parser, add_settings, add_traceback, changed_settings, first_line, whole_number
 from cosa.cli.display import NETWORKS, Display, duration, metrics_table
 from cosa.config import Config, identity, override
+from cosa.orders import until_terminated
 from cosa.presets import PRESETS, get_preset, is_file, short_name
 from cosa.tracking import TrackingSpec, initialise_store, mask, resolve_uri, ui_hint
 
@@ -51,17 +52,21 @@ def main(prog: str, arguments: Sequence[str]) -> int:
 def _run(
     config: Config, out: Path, tracking: TrackingSpec, workers: int, display: Callable[[Progress], None]
 ) -> Result:
-    """Train in this process, or on workers of Ray."""
+    """Train in this process, or on workers of Ray; SIGTERM saves a checkpoint and stops."""
     if workers == 0:
         from cosa import trainer
 
         if tracking.uri:
             initialise_store(tracking.uri, tracking.experiment)  # one that is away now is told now
-        return trainer.train(config, out=out, tracker=tracking.tracker(), report=display)
+        with until_terminated() as ask:
+            return trainer.train(config, out=out, tracker=tracking.tracker(), report=display, ask=ask)
     from cosa import distributed
 
     address = os.environ.get("RAY_ADDRESS", "local")
-    return distributed.fit(config, out=out, workers=workers, tracking=tracking, show=display, address=address)
+    with until_terminated() as ask:
+        return distributed.fit(
+            config, out=out, workers=workers, tracking=tracking, show=display, ask=ask, address=address
+        )
 
 
 def _training_parser(prog: str, preset: str | None) -> Parser:

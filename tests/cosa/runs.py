@@ -12,6 +12,7 @@ from torch import distributed
 
 from cosa import checkpoint
 from cosa.config import from_json
+from cosa.orders import Order, StoppedError, go_on
 from cosa.trainer import NonFiniteLossError, train
 
 TIMES = ("seconds", "train/images_per_second")
@@ -89,8 +90,8 @@ class Recorder:
 def work(rank: int, world: int, folder: Path, jobs: dict[str, dict[str, Any]]) -> None:
     """One worker of a group of gloo: trains each job into a folder of its name, one after the other.
 
-    A job holds a `config` and may name a rank and a step whose contrast is to become NaN. The reason of a
-    run that stopped is left in `JOB.RANK.txt`.
+    A job holds a `config`. It may name a rank and a step whose contrast is to become NaN, or a rank that is
+    told to stop. The reason of a run that stopped is left in `JOB.RANK.txt`.
     """
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # gloo, on the CPU
     torch.set_num_threads(1)
@@ -100,9 +101,10 @@ def work(rank: int, world: int, folder: Path, jobs: dict[str, dict[str, Any]]) -
         config = from_json(job["config"])
         if job.get("broken_rank") == rank:
             _break_contrast(config.train.warmup, job["broken_step"])
+        told = job.get("stop_rank") == rank
         try:
-            train(config, out=folder / name)
-        except NonFiniteLossError as error:
+            train(config, out=folder / name, ask=(lambda: Order.STOP) if told else go_on)
+        except (NonFiniteLossError, StoppedError) as error:
             (folder / f"{name}.{rank}.txt").write_text(str(error))
     distributed.destroy_process_group()
 
