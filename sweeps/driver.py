@@ -84,7 +84,7 @@ def _preview(order: Order) -> None:
             from sweeps.store import find_experiment  # mlflow and all that comes with it
 
             store_found = find_experiment(order.uri, order.experiment)
-            earlier = _earlier(order, fingerprint_if_there(order))
+            earlier = _earlier(order, data_tags_if_there(order))
     except TrackingError as error:
         complain(str(error))
     _show_plan(order, earlier)
@@ -96,17 +96,17 @@ def may_answer(uri: str) -> bool:
     return not uri.startswith("sqlite") or Path(uri.partition(":///")[2]).is_file()
 
 
-def fingerprint_if_there(order: Order) -> str:
-    """The training images' fingerprint; empty where there are none yet: `shapes` is written by the sweep."""
+def data_tags_if_there(order: Order) -> Mapping[str, str]:
+    """The data's fingerprints by tag; none where there are no data yet: `shapes` is written by the sweep."""
     data = order.base.data
     if not Path(data.root).exists():
-        return ""
-    from cosa.data.dataset import open_dataset  # imports torch
+        return {}
+    from cosa.data.agreement import read_fingerprints  # imports torch
 
-    return open_dataset(data, data.train_split).fingerprint()
+    return read_fingerprints(data)
 
 
-def _earlier(order: Order, fingerprint: str) -> Reuse:
+def _earlier(order: Order, data_tags: Mapping[str, str]) -> Reuse:
     """The earlier runs that this sweep takes: those it took before, and others that will do."""
     from sweeps.store import explained, find_experiment
 
@@ -118,7 +118,7 @@ def _earlier(order: Order, fingerprint: str) -> Reuse:
     with explained(order.uri):
         taken = still_there(client, order.plan.trials, kept_plan.reused(order.root))
         missing = [t for t in order.plan.remaining({*_finished(order), *taken}) if t.kind == "trial"]
-        new = find_reusable(client, experiment_id, missing, code, fingerprint)
+        new = find_reusable(client, experiment_id, missing, code, data_tags)
     return Reuse({**taken, **new.runs}, new.refused)
 
 
@@ -158,14 +158,15 @@ def _run(order: Order, train: Train | None) -> int:
     from sweeps import report, store  # mlflow and all that comes with it
 
     plan, root = order.plan, order.root
-    earlier = _earlier(order, _check_data(order))
+    data_tags = _check_data(order)
+    earlier = _earlier(order, data_tags)
     _show_plan(order, earlier)
     say(f"outputs: {root}")
     sweep = store.open_sweep(order.uri, order.experiment, root, order.base, plan, _tags(order), earlier.runs)
     kept_plan.keep(root, planning.to_json(plan, earlier.runs))
     try:
         remaining = _remaining(order, sweep, earlier)
-        failures = _train(order, sweep, remaining, train) if remaining else {}
+        failures = _train(order, sweep, remaining, data_tags, train) if remaining else {}
         _mend(order, sweep, failures)
         results = sweep.results()
         files = report.write(results, root, order.uri)
@@ -212,30 +213,32 @@ def _remaining(order: Order, sweep: Sweep, earlier: Reuse) -> list[Trial]:
     return remaining
 
 
-def _check_data(order: Order) -> str:
+def _check_data(order: Order) -> Mapping[str, str]:
     """Open the data before anything is started; `shapes` is written here, once, and not by every trial.
 
     Returns:
-        The training images' fingerprint.
+        Its fingerprints by tag.
 
     Raises:
         ValueError: Data that cannot be trained on, or other data than the finished trials saw.
     """
-    from cosa.data.dataset import open_dataset  # imports torch
+    from cosa.data.agreement import TRAINING_TAG, VALIDATION_TAG, fingerprints  # imports torch
+    from cosa.data.dataset import open_dataset
 
     data = order.base.data
-    seen = open_dataset(data, data.train_split).fingerprint()
-    if data.val_split:
-        open_dataset(data, data.val_split)
+    training = open_dataset(data, data.train_split)
+    seen = fingerprints(training, open_dataset(data, data.val_split) if data.val_split else None)
     if order.base.evaluation.train_split:
         open_dataset(data, order.base.evaluation.train_split, needs="masks")
     for name, result in _finished(order).items():
-        before = result.get("data_fingerprint", seen)
-        if before != seen:
-            raise ValueError(
-                f"data in {data.root!r} must be what the sweep began with, got fingerprint {seen} instead of "
-                f"{before} ({order.plan.named(name).label}); bring it back, or choose another --out"
-            )
+        for key, tag in (("data_fingerprint", TRAINING_TAG), ("val_fingerprint", VALIDATION_TAG)):
+            before = result.get(key, seen[tag])
+            if before != seen[tag]:
+                raise ValueError(
+                    f"data in {data.root!r} must be what the sweep began with, got fingerprint {seen[tag]} "
+                    f"instead of {before} ({order.plan.named(name).label}); bring it back, or choose another "
+                    "--out"
+                )
     return seen
 
 
@@ -246,7 +249,13 @@ def _tags(order: Order) -> dict[str, str]:
     }
 
 
-def _train(order: Order, sweep: Sweep, remaining: Sequence[Trial], train: Train | None) -> Mapping[str, str]:
+def _train(
+    order: Order,
+    sweep: Sweep,
+    remaining: Sequence[Trial],
+    data_tags: Mapping[str, str],
+    train: Train | None,
+) -> Mapping[str, str]:
     """Train what remains; returns the reasons of what failed, by trial."""
     from sweeps.ray_session import connected
 
@@ -266,6 +275,7 @@ def _train(order: Order, sweep: Sweep, remaining: Sequence[Trial], train: Train 
             sweep.spec,
             allotment,
             workers=order.request.workers,
+            data_tags=data_tags,
             retries=order.retries,
             done_before=len(order.plan.trials) - len(remaining),
             line=LiveLine(sys.stdout),

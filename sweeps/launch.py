@@ -114,6 +114,7 @@ def launch(
     allotment: Allotment,
     *,
     workers: int,
+    data_tags: Mapping[str, str],
     retries: int,
     done_before: int,
     line: LiveLine,
@@ -128,6 +129,7 @@ def launch(
         track: Where to track a trial.
         allotment: What each trial gets.
         workers: Data-parallel processes of a trial; 0 and 1 train in the trial's own.
+        data_tags: Fingerprints of the data that a trial must find on its machine; empty takes any.
         retries: How often a failed trial starts again, from its last checkpoint.
         done_before: Trials finished earlier, for the live view.
         line: Where progress is shown.
@@ -137,7 +139,7 @@ def launch(
     schedule = Schedule(trials, allotment.slots)
     progress = Progress(schedule, root, done_before=done_before, clock=time.monotonic, best=best)
     dispatcher = Dispatcher(schedule, progress, line)
-    jobs = {trial.name: make_job(trial, root, track(trial), workers) for trial in trials}
+    jobs = {trial.name: make_job(trial, root, track(trial), workers, data_tags) for trial in trials}
     begun = time.monotonic()
     with folders.scratch(root) as scratch, shown(progress, line):
         tuner = tune.Tuner(

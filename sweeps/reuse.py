@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-COMMIT_TAG, DIRTY_TAG, FINGERPRINT_TAG = "mlflow.source.git.commit", "cosa.dirty", "cosa.data_fingerprint"
+COMMIT_TAG, DIRTY_TAG = "mlflow.source.git.commit", "cosa.dirty"
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def find_reusable(
     experiment_id: str,
     trials: Sequence[Trial],
     code: Mapping[str, str],
-    fingerprint: str,
+    data_tags: Mapping[str, str],
 ) -> Reuse:
     """The newest finished run of each trial's experiment, by this code, on this data.
 
@@ -47,7 +47,7 @@ def find_reusable(
         experiment_id: Experiment to look in.
         trials: Those still to run; warm-ups are passed over, for their checkpoints are in no store.
         code: This code's tags, as `cosa.provenance.source_tags` gives them.
-        fingerprint: Of the training images.
+        data_tags: Fingerprints of the training and validation images, by tag.
     """
     found: dict[str, str] = {}
     reasons: Counter[str] = Counter()
@@ -55,7 +55,7 @@ def find_reusable(
         if trial.kind != "trial":
             continue
         earlier = _finished(client, experiment_id, trial)
-        obstacles = {run.info.run_id: _obstacle(run, code, fingerprint) for run in earlier}
+        obstacles = {run.info.run_id: _obstacle(run, code, data_tags) for run in earlier}
         run_id = next((run_id for run_id, obstacle in obstacles.items() if not obstacle), None)
         if run_id is not None:
             found[trial.name] = run_id
@@ -95,7 +95,7 @@ def _is_whole(client: MlflowClient, run: Run, trial: Trial) -> bool:
     )
 
 
-def _obstacle(run: Run, code: Mapping[str, str], fingerprint: str) -> str:
+def _obstacle(run: Run, code: Mapping[str, str], data_tags: Mapping[str, str]) -> str:
     """What keeps a run from being taken; empty where nothing does."""
     tags = run.data.tags
     if not code.get(COMMIT_TAG):
@@ -104,8 +104,8 @@ def _obstacle(run: Run, code: Mapping[str, str], fingerprint: str) -> str:
         return "this code may have local changes: commit them"
     if tags.get(DIRTY_TAG) != "false" or tags.get(COMMIT_TAG) != code[COMMIT_TAG]:
         return "they were run by other code, or by code with local changes"
-    if tags.get(FINGERPRINT_TAG) != fingerprint:
-        return "they were trained on other data"
+    if not data_tags or any(tags.get(name) != value for name, value in data_tags.items()):
+        return "they were trained or judged on other data"
     return ""
 
 

@@ -183,16 +183,16 @@ def _run(request: Request, train: Train | None) -> int:
     study.describe(FREE, request.rungs.steps)
     say(f"outputs: {root}")
     say(f"the study as it grows: optuna-dashboard {root / 'study.journal'}")
-    fingerprint = _check_data(request)
+    data_tags = _check_data(request)
     study.enqueue(first_rows(request)[0])
     if order.retry_failed:
         say(f"trying {study.repeat_failed()} failed trials again")
     track = SearchTrack.open(order, request.base, study, request.space.momenta)
     try:
-        earlier = _earlier(request, study, fingerprint)
-        outcome = _train(request, study, track, earlier, train)
+        earlier = _earlier(request, study, data_tags)
+        outcome = _train(request, study, track, earlier, data_tags, train)
         track.mend(outcome)
-        findings = search_report.find(request, study, outcome, fingerprint)
+        findings = search_report.find(request, study, outcome, data_tags)
         files = search_report.write(findings, root)
         track.close(findings, files)
     except BaseException as error:
@@ -208,25 +208,26 @@ def _run(request: Request, train: Train | None) -> int:
     return FAILED if findings.failures else 0
 
 
-def _check_data(request: Request) -> str:
-    """Open the data before anything is started; `shapes` is written here, once. Returns its fingerprint."""
-    from cosa.data.dataset import open_dataset  # imports torch
+def _check_data(request: Request) -> Mapping[str, str]:
+    """Open the data before anything is started; `shapes` is written here, once. Returns its fingerprints."""
+    from cosa.data.agreement import fingerprints  # imports torch
+    from cosa.data.dataset import open_dataset
 
     data = request.base.data
-    fingerprint = open_dataset(data, data.train_split).fingerprint()
-    open_dataset(data, data.val_split, needs="masks")
+    training = open_dataset(data, data.train_split)
+    found = fingerprints(training, open_dataset(data, data.val_split, needs="masks"))
     if request.base.evaluation.train_split:
         open_dataset(data, request.base.evaluation.train_split, needs="masks")
-    return fingerprint
+    return found
 
 
-def _earlier(request: Request, study: SearchStudy, fingerprint: str) -> Mapping[str, float]:
+def _earlier(request: Request, study: SearchStudy, data_tags: Mapping[str, str]) -> Mapping[str, float]:
     """The metric of the paper's rows that finished in earlier runs, by the trials' names."""
     from sweeps.search_track import find_earlier
 
     begun = {record.origin for record in study.records()}
     rows = [trial for origin, trial in first_trials(request).items() if origin not in begun]
-    reused = find_earlier(request.order, [] if request.order.fresh else rows, fingerprint)
+    reused = find_earlier(request.order, [] if request.order.fresh else rows, data_tags)
     if reused.values:
         say(f"{len(reused.values)} of the paper's rows are taken from earlier runs (--fresh runs them again)")
     if reused.refused:
@@ -239,6 +240,7 @@ def _train(
     study: SearchStudy,
     track: SearchTrack,
     earlier: Mapping[str, float],
+    data_tags: Mapping[str, str],
     train: Train | None,
 ) -> Outcome:
     """Search until the budget is spent, then confirm; without Ray where both are done already."""
@@ -281,6 +283,7 @@ def _train(
                 allotment,
                 rungs=request.rungs.steps,
                 workers=order.request.workers,
+                data_tags=data_tags,
                 retries=order.retries,
                 budget=request.budget.text(),
                 line=line,
@@ -297,6 +300,7 @@ def _train(
                 track.spec,
                 allotment,
                 workers=order.request.workers,
+                data_tags=data_tags,
                 retries=order.retries,
                 done_before=len(plan.trials) - len(remaining),
                 line=line,

@@ -151,6 +151,7 @@ def seek(
     *,
     rungs: tuple[int, ...],
     workers: int,
+    data_tags: Mapping[str, str],
     retries: int,
     budget: str,
     line: LiveLine,
@@ -165,13 +166,14 @@ def seek(
         allotment: What each trial gets.
         rungs: Steps at which a trial reports and waits to be told whether to go on.
         workers: Data-parallel processes of a trial; 0 and 1 train in the trial's own.
+        data_tags: Fingerprints of the data that a trial must find on its machine; empty takes any.
         retries: How often a failed trial starts again, from its last checkpoint.
         budget: In words, for the live line.
         line: Where progress is shown.
         train: Stands for `cosa.trainer.train` in a test.
     """
     board = Board(flow, root, budget)
-    seeker = Seeker(flow, board, line, lambda trial: make_job(trial, root, track(trial), workers))
+    seeker = Seeker(flow, board, line, lambda trial: make_job(trial, root, track(trial), workers, data_tags))
     cpus = (
         {"CPU": 0.01}
         if workers > 1

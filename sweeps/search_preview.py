@@ -11,7 +11,7 @@ from cosa.presets import short_name
 from cosa.tracking import TrackingError, mask
 from sweeps import cost
 from sweeps.console import complain, say
-from sweeps.driver import fingerprint_if_there, may_answer, measuring
+from sweeps.driver import data_tags_if_there, may_answer, measuring
 from sweeps.plan import Trial
 from sweeps.search_space import rows_inside
 from sweeps.tables.metrics import FREE
@@ -116,7 +116,7 @@ def _show_earlier(request: Request) -> int:
         say("nothing is taken from earlier runs: --fresh")
         return 0
     rows = first_trials(request)
-    reused = find_earlier(request.order, list(rows.values()), fingerprint_if_there(request.order))
+    reused = find_earlier(request.order, list(rows.values()), data_tags_if_there(request.order))
     taken = [origin for origin, trial in rows.items() if trial.name in reused.values]
     say(f"taken from earlier runs: {_names(taken) if taken else 'no row'}")
     if reused.refused:

@@ -94,14 +94,14 @@ _STATES: Mapping[State, str] = {
 }
 
 
-def find(request: Request, study: SearchStudy, outcome: Outcome, fingerprint: str) -> Findings:
+def find(request: Request, study: SearchStudy, outcome: Outcome, data_tags: Mapping[str, str]) -> Findings:
     """Put together what a search and its confirmation left.
 
     Args:
         request: What was asked for.
         study: The search.
         outcome: What was run.
-        fingerprint: Of the training images.
+        data_tags: Fingerprints of the data, by tag.
     """
     order, records = request.order, study.records()
     found: list[Confirmed] = []
@@ -145,7 +145,7 @@ def find(request: Request, study: SearchStudy, outcome: Outcome, fingerprint: st
             else "no rung",
             "suggested by": "Optuna's TPE, multivariate and grouped, seed " + str(request.base.train.seed),
             "training seed": f"{request.base.train.seed} in the search",
-            "data": fingerprint,
+            "data": ", ".join(data_tags.values()),
             "study": f"optuna-dashboard {order.root / 'study.journal'}",
             "all runs": ui_command(order.uri),
         },

@@ -39,14 +39,14 @@ class Reused:
     """Why trials that finished earlier are run again all the same; empty where there are none."""
 
 
-def find_earlier(order: Order, trials: Sequence[Trial], fingerprint: str) -> Reused:
-    """The metric of `trials` that finished in earlier runs, by this code and on the data of `fingerprint`."""
+def find_earlier(order: Order, trials: Sequence[Trial], data_tags: Mapping[str, str]) -> Reused:
+    """The metric of `trials` that finished in earlier runs, by this code and on the data of these tags."""
     found = store.find_experiment(order.uri, order.experiment) if trials else None
     if found is None:
         return Reused({})
     code = {COMMIT_TAG: order.commit} if order.commit else source_tags()
     with store.explained(order.uri):
-        reuse = find_reusable(*found, trials, code, fingerprint)
+        reuse = find_reusable(*found, trials, code, data_tags)
         metrics = {name: found[0].get_run(run_id).data.metrics for name, run_id in reuse.runs.items()}
     return Reused({name: own[FREE] for name, own in metrics.items() if FREE in own}, reuse.refused)
 

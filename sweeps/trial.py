@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import logging
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,9 +51,13 @@ class Job:
     """Where to track it."""
     workers: int
     """Data-parallel processes; 0 and 1 train in the trial's own."""
+    data_tags: Mapping[str, str]
+    """Fingerprints of the data that the sweep saw: a machine with others is refused; empty takes any."""
 
 
-def make_job(trial: Trial, root: Path, tracking: TrackingSpec, workers: int) -> Job:
+def make_job(
+    trial: Trial, root: Path, tracking: TrackingSpec, workers: int, data_tags: Mapping[str, str]
+) -> Job:
     """What `run` must know of a trial of the sweep in the folder `root`."""
     return Job(
         config=to_json(trial.config),
@@ -64,6 +68,7 @@ def make_job(trial: Trial, root: Path, tracking: TrackingSpec, workers: int) -> 
         stop_at=trial.last_step if trial.kind == "warmup" else None,
         tracking=tracking,
         workers=workers,
+        data_tags=dict(data_tags),
     )
 
 
@@ -111,6 +116,7 @@ def _train(job: Job, train: Train | None, report: Report | None) -> None:
             fork_from=fork_from,
             stop_at=job.stop_at,
             momenta=job.momenta,
+            data_tags=job.data_tags,
             show=report,
         )
         return
@@ -118,6 +124,7 @@ def _train(job: Job, train: Train | None, report: Report | None) -> None:
         from cosa import trainer
 
         train = trainer.train
+    more: dict[str, Any] = {"report": report} if report else {}
     train(
         config,
         out=out,
@@ -125,7 +132,8 @@ def _train(job: Job, train: Train | None, report: Report | None) -> None:
         fork_from=fork_from,
         stop_at=job.stop_at,
         momenta=job.momenta,
-        **({"report": report} if report else {}),
+        data_tags=job.data_tags,
+        **more,
     )
 
 

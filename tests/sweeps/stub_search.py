@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONTROL = os.environ.setdefault("STUB_CONTROL", sys.argv[1])
 
 
-def train(config, *, out, tracker, fork_from=None, stop_at=None, momenta=(), report=None):
+def train(config, *, out, tracker, fork_from=None, stop_at=None, momenta=(), report=None, data_tags=None):
     """Count to the last step, a checkpoint a step; evaluate, and report it, where the real trainer would."""
     import json
     import math
@@ -29,6 +29,7 @@ def train(config, *, out, tracker, fork_from=None, stop_at=None, momenta=(), rep
     from cosa.config import identity, warmup_identity
 
     control = Path(os.environ["STUB_CONTROL"])
+    assert set(data_tags) == {"cosa.data_fingerprint", "cosa.val_fingerprint"}, "the sweep saw its data"
     hold = control / "hold"
     checkpoints = out / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)

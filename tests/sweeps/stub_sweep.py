@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONTROL = os.environ.setdefault("STUB_CONTROL", sys.argv[1])
 
 
-def train(config, *, out, tracker, fork_from=None, stop_at=None, momenta=()):
+def train(config, *, out, tracker, fork_from=None, stop_at=None, momenta=(), data_tags=None):
     """Count to the last step, a checkpoint a step; go on from the newest one as the real trainer does."""
     import json
     import os
@@ -29,6 +29,7 @@ def train(config, *, out, tracker, fork_from=None, stop_at=None, momenta=()):
     from cosa.config import identity, warmup_identity
 
     control = Path(os.environ["STUB_CONTROL"])
+    assert set(data_tags) == {"cosa.data_fingerprint", "cosa.val_fingerprint"}, "the sweep saw its data"
     hold = control / "hold"
     arms = tracker._tags.get("cosa.arm", "")
     checkpoints = out / "checkpoints"

@@ -221,7 +221,8 @@ def test_a_missing_data_folder_is_one_line_before_anything_is_started(tmp_path, 
     assert not (tmp_path / "runs" / "mlflow.db").exists()
 
 
-def test_other_data_than_the_finished_trials_saw_is_refused(tmp_path, capsys, shapes_root):
+@pytest.mark.parametrize("name", ["data_fingerprint", "val_fingerprint"])
+def test_other_data_than_the_finished_trials_saw_is_refused(name, tmp_path, capsys, shapes_root):
     arguments = ["--out", "sweep", "--set", f"data.root={shapes_root}"]
     trial = order(*arguments).plan.trials[1]
     folder = folders.trial_folder(tmp_path / "sweep", trial.name)
@@ -230,7 +231,7 @@ def test_other_data_than_the_finished_trials_saw_is_refused(tmp_path, capsys, sh
         "identity": identity(trial.config),
         "warmup_identity": warmup_identity(trial.config),
         "step": trial.last_step,
-        "data_fingerprint": "other",
+        name: "other",
     }
     (folder / "result.json").write_text(json.dumps(result))
     assert run(*arguments) == 2

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from cosa.config import Config, TrainConfig, identity, override
-from cosa.data.dataset import open_dataset
+from cosa.data.agreement import read_fingerprints
 from cosa.tracking import TrackingSpec
 from sweeps import driver, results, store
 from sweeps.plan import make_plan
@@ -19,6 +19,7 @@ TABLE = Table(name="t", title="", reference="a", arms=(Arm("a"), Arm("b", {"csc.
 PLAN = make_plan(BASE, [TABLE], [0])
 WARMUP, ARM, OTHER = PLAN.trials
 CODE = {"mlflow.source.git.commit": "c0ffee", "cosa.dirty": "false"}
+DATA = {"cosa.data_fingerprint": "f00", "cosa.val_fingerprint": "f11"}
 METRICS = {"val/assignment/seg_miou": 0.5}
 
 
@@ -40,7 +41,7 @@ def finished(uri, experiment, tmp_path):
 
     def track(config=ARM.config, *, status="FINISHED", metrics=METRICS, step=10, **tags):
         out = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
-        facts = {**CODE, "cosa.data_fingerprint": "f00", "cosa.kind": "trial"}
+        facts = {**CODE, **DATA, "cosa.kind": "trial"}
         facts |= {key.replace("_in_", "."): value for key, value in tags.items()}
         tracker = TrackingSpec(uri=uri, experiment=experiment, tags=facts).tracker()
         run_id = tracker.start(config, out=out)
@@ -53,9 +54,9 @@ def finished(uri, experiment, tmp_path):
     return track
 
 
-def look(uri, experiment, code=CODE, fingerprint="f00"):
+def look(uri, experiment, code=CODE, data_tags=DATA):
     client, experiment_id = store.find_experiment(uri, experiment)
-    return find_reusable(client, experiment_id, PLAN.trials, code, fingerprint)
+    return find_reusable(client, experiment_id, PLAN.trials, code, data_tags)
 
 
 def test_the_same_experiment_by_the_same_code_on_the_same_data_is_taken(uri, experiment, finished):
@@ -75,7 +76,8 @@ def test_of_several_the_newest_is_taken(uri, experiment, finished):
         ({"cosa_in_dirty": "true"}, "they were run by other code, or by code with local changes"),
         ({"mlflow_in_source_in_git_in_commit": "beef"}, "they were run by other code"),
         ({"mlflow_in_source_in_git_in_commit": ""}, "they were run by other code"),
-        ({"cosa_in_data_fingerprint": "other"}, "they were trained on other data"),
+        ({"cosa_in_data_fingerprint": "other"}, "they were trained or judged on other data"),
+        ({"cosa_in_val_fingerprint": "other"}, "they were trained or judged on other data"),
     ],
 )
 def test_other_code_or_data_is_never_taken_and_the_reason_is_told(uri, experiment, finished, tags, reason):
@@ -170,11 +172,10 @@ def sweep(uri, experiment, finished, tmp_path, monkeypatch, shapes_root, capsys)
         *("train.warmup=4", "optim.lr_warmup=0"),
     ]
     order = driver.read_order("ablation", "", (), arguments)
-    data = order.base.data
-    fingerprint = open_dataset(data, data.train_split).fingerprint()
+    tags = {name.replace(".", "_in_"): tag for name, tag in read_fingerprints(order.base.data).items()}
     for trial in order.plan.trials:
         if trial.kind == "trial":
-            finished(trial.config, cosa_in_data_fingerprint=fingerprint)
+            finished(trial.config, **tags)
     monkeypatch.setattr(driver, "source_tags", lambda: CODE)
 
     def call(*more):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import socket
 import sys
 
 import pytest
 
 from cosa.config import Config, TrainConfig
+from cosa.data.agreement import read_fingerprints
 from cosa.tracking import TrackingSpec
 from sweeps import folders, trial
 from sweeps.plan import make_plan
@@ -19,7 +21,7 @@ WARMUP, ARM, _ = make_plan(BASE, [TABLE], [0]).trials
 
 
 def run(root, one, train):
-    trial.run(trial.make_job(one, root, TrackingSpec(), workers=1), train)
+    trial.run(trial.make_job(one, root, TrackingSpec(), 1, {}), train)
 
 
 def seen(root, one):
@@ -93,10 +95,20 @@ def test_the_run_of_an_arm_names_the_run_it_was_forked_from(tmp_path):
     (warmup / "run.json").write_text('{"run_id": "abc"}')
     spec = TrackingSpec(uri=f"sqlite:///{tmp_path}/mlflow.db", tags={"cosa.kind": "trial"})
     tags = []
-    job = trial.make_job(ARM, tmp_path, spec, workers=1)
+    job = trial.make_job(ARM, tmp_path, spec, 1, {})
     trial.run(job, lambda _, *, tracker, **__: tags.append(dict(tracker._tags)))
     assert tags == [{"cosa.kind": "trial", "cosa.forked_from": "abc"}]
 
 
 def test_an_error_without_words_is_named_by_its_type():
     assert trial.describe(MemoryError()) == "MemoryError"
+
+
+def test_a_trial_on_a_machine_with_other_data_than_the_sweeps_fails_naming_it(tmp_path, tiny_config):
+    one = make_plan(tiny_config, [TABLE], [0]).trials[0]
+    seen = read_fingerprints(tiny_config.data)
+    job = trial.make_job(one, tmp_path, TrackingSpec(), 1, {**seen, "cosa.data_fingerprint": "f00"})
+    with pytest.raises(ValueError, match="must be the same on every machine"):
+        trial.run(job)
+    reason = folders.read_failure(tmp_path / "trials" / one.name)
+    assert f"on {socket.gethostname()}: 24 images to train on; copy them there again" in reason
