@@ -49,11 +49,11 @@ mkdir -p "$logs"
 
 mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${hosts[0]}
-on_head() { srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" "$@"; }
+on_head=(srun --overlap --nodes=1 --ntasks=1 --nodelist="$head")
 
 # The head answers on the cluster's private network and on no public address.
 private='^(10\.|192\.168\.|172\.(1[6-9]|2[0-9]|3[01])\.|100\.(6[4-9]|[7-9][0-9]|1[01][0-9]|12[0-7])\.)'
-address=${COSA_HEAD_ADDRESS:-$(on_head hostname -I | tr ' ' '\n' | grep --extended-regexp --max-count=1 "$private" || true)}
+address=${COSA_HEAD_ADDRESS:-$("${on_head[@]}" hostname -I | tr ' ' '\n' | grep --extended-regexp --max-count=1 "$private" || true)}
 if [[ -z $address ]]; then
     echo "$head must have an address on a private network, found none; name one: COSA_HEAD_ADDRESS=..." >&2
     exit 1
@@ -80,7 +80,7 @@ finish() {
 trap finish EXIT
 
 echo "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)): ${#hosts[@]} nodes, head $head at $address:$port"
-on_head ray start --head --block --disable-usage-stats --temp-dir "$folder" \
+"${on_head[@]}" ray start --head --block --disable-usage-stats --temp-dir "$folder" \
     --node-ip-address="$address" --port="$port" --dashboard-host=127.0.0.1 --dashboard-port="$dashboard" \
     --num-cpus="${SLURM_CPUS_PER_TASK:-8}" > "$logs/head.log" 2>&1 &
 export RAY_ADDRESS=$address:$port
