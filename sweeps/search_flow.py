@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -62,8 +62,8 @@ def trial_of(record: Record, config: Config, base: Config, momenta: tuple[float,
     )
 
 
-def rung_values(folder: Path, rungs: tuple[int, ...]) -> dict[int, float]:
-    """What a trial's journal says of the metric at the rungs it has passed."""
+def metric_by_step(folder: Path, steps: Container[int]) -> dict[int, float]:
+    """What a trial's journal says of the metric at those of `steps` where it was evaluated."""
     found: dict[int, float] = {}
     try:
         lines = (folder / "journal.jsonl").read_text().splitlines()
@@ -74,7 +74,7 @@ def rung_values(folder: Path, rungs: tuple[int, ...]) -> dict[int, float]:
             entry = json.loads(line)
         except json.JSONDecodeError:  # a line being written
             continue
-        if entry.get("step") in rungs and FREE in entry:
+        if entry.get("step") in steps and FREE in entry:
             found[entry["step"]] = float(entry[FREE])
     return found
 
@@ -244,7 +244,7 @@ class Flow:
 
     def _catch_up(self, record: Record, trial: Trial) -> bool:
         """Judge a trial at the rungs that its folder says it has passed; returns whether it goes on."""
-        values = rung_values(folders.trial_folder(self._root, trial.name), self._rungs)
+        values = metric_by_step(folders.trial_folder(self._root, trial.name), self._rungs)
         return all(
             self._judge(self.study.record(record.number), step, values[step]) for step in sorted(values)
         )

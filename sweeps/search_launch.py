@@ -120,6 +120,10 @@ class Seeker(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """Nothing is restored, see `save`."""
 
+    def __getstate__(self) -> dict[str, object]:
+        """Nothing is pickled: Tune writes a copy down that nobody reads, and what tracks is open files."""
+        return {}
+
 
 class RungScheduler(FIFOScheduler):
     """Stops a trial where the flow says so at a rung."""

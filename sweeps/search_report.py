@@ -10,7 +10,7 @@ import io
 import math
 import shlex
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,9 @@ from sweeps import folders
 from sweeps.cells import Cell
 from sweeps.drawing import Part
 from sweeps.report import ui_command
+from sweeps.search_agreement import agreements, told
 from sweeps.search_confirm import Confirmed, Outcome, confirmed
+from sweeps.search_flow import alone, metric_by_step
 from sweeps.search_plots import draw
 from sweeps.search_record import PRESET, Record, State, failed
 from sweeps.search_space import Space
@@ -32,8 +34,9 @@ if TYPE_CHECKING:
     from sweeps.search_study import SearchStudy
 
 PAGE, BEST, TRIALS = "search.html", "best.json", "trials.csv"
-LEAST_FOR_IMPORTANCE = 10
-"""Finished trials; a forest fitted to fewer says nothing."""
+LEAST_FOR_IMPORTANCE, SURE_OF_IMPORTANCE = 20, 60
+"""Finished trials. Of searches with made-up noisy values, where two of eight settings matter, one of the two
+was first in 75 % with 10 trials, 92 % with 20; both led in 25 % with 20, 58 % with 30, 83 % with 60."""
 _TOP = 10
 """Trials that the page lists."""
 
@@ -63,6 +66,8 @@ class Findings:
     changes: Mapping[str, tuple[Any, Any]]
     """Settings of `best` that differ from the preset's: the preset's value and the new one."""
     importances: Mapping[str, float]
+    agreement: tuple[str, ...]
+    """How far evaluations on the way agree with the end, in sentences; empty with too few finished trials."""
     pictures: tuple[Part, ...]
     failures: Mapping[str, str]
     """What failed, by name, with the reason."""
@@ -135,6 +140,7 @@ def find(request: Request, study: SearchStudy, outcome: Outcome, data_tags: Mapp
         if best
         else {},
         importances=importances,
+        agreement=tuple(_agreement(request, study, records)),
         pictures=tuple(draw(records, request.space, importances, request.base.train.iterations)),
         failures={**reasons, **outcome.failures},
         facts={
@@ -150,6 +156,19 @@ def find(request: Request, study: SearchStudy, outcome: Outcome, data_tags: Mapp
             "all runs": ui_command(order.uri),
         },
     )
+
+
+def _agreement(request: Request, study: SearchStudy, records: Sequence[Record]) -> list[str]:
+    """Of all evaluations in co-training, by the journals of trials that this search trained itself."""
+    train = request.base.train
+    steps = range(train.warmup + 1, train.iterations)
+    finished = []
+    for record in records:
+        name = alone(study.config(record), "").name
+        values = metric_by_step(folders.trial_folder(request.order.root, name), steps)
+        if record.state == "complete" and values:
+            finished.append((values, record.value))
+    return told(agreements(finished), train.iterations, request.rungs.steps)
 
 
 def text(findings: Findings) -> str:
@@ -225,6 +244,7 @@ def html(findings: Findings) -> str:
         changes={name: (_value(old), _value(new)) for name, (old, new) in findings.changes.items()},
         finished=len(findings.complete),
         least=LEAST_FOR_IMPORTANCE,
+        sure=SURE_OF_IMPORTANCE,
         slices=slices,
         pictures=[part for part in findings.pictures if part not in slices],
         texts=findings.space.texts(),

@@ -69,7 +69,7 @@ class Finished:
 
     def findings(self):
         outcome = Outcome(tuple(self.best), self.plan, {}, "1 min")
-        return search_report.find(self.request, self.study, outcome, "f00")
+        return search_report.find(self.request, self.study, outcome, {"cosa.data_fingerprint": "f00"})
 
 
 @pytest.fixture
