@@ -48,8 +48,8 @@ from cosa.warmup import load_warmup, require_momenta
 
 log = logging.getLogger(__name__)
 
-
 _ORDERS_EVERY = 10  # steps; the ranks must wait for each other to agree
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -101,8 +101,8 @@ def train(
     stop_at: int | None = None,
     momenta: Sequence[float] = (),
     data_tags: Mapping[str, str] | None = None,
-) -> Result:
     ask: Ask = go_on,
+) -> Result:
     """Train CoSA, or go on where this run stopped.
 
     The same `config` and `out` resume from the newest checkpoint in `out`, bit for bit on a CPU. Losses are
@@ -120,11 +120,11 @@ def train(
             `config` in `ema.momentum` alone or in what only co-training reads.
         data_tags: Fingerprints by tag that the data must have on every machine, as
             `cosa.data.agreement.read_fingerprints` tells them; by default those on the first rank.
+        ask: Asked on every rank whether to go on, after each step or, where ranks must agree, each tenth.
 
-        ask: Asked on every rank whether to go on: after each step, or after every tenth where ranks must agree.
     Raises:
-        ValueError: `out` holds another run, the fork's warm-up is another, or data or weights are unfit.
         StoppedError: `ask` said so; the checkpoint of the last step is saved.
+        ValueError: `out` holds another run, the fork's warm-up is another, or data or weights are unfit.
         NonFiniteLossError: A term of the loss became NaN or infinite.
         OSError: The output could not be written; what was written before is whole.
     """
@@ -145,12 +145,12 @@ def train(
         ranks=ranks,
         tracker=tracker if tracker and ranks.first else NullTracker(),
         report=report or _say_nothing,
+        ask=ask,
         data=data,
         state=build_state(
             config, len(data.training.classes), ranks.device, [m for m in momenta if m != config.ema.momentum]
         ),
     )
-        ask=ask,
     run.begin(fork_from)
     try:
         run.loop()
@@ -173,6 +173,7 @@ class _Run:
     ranks: Ranks
     tracker: Tracker
     report: Callable[[Progress], None]
+    ask: Ask
     data: RunData
     state: TrainingState
     clock: Clock = field(init=False)
@@ -181,7 +182,6 @@ class _Run:
         """Resume, fork, or start; then tell the tracker."""
         state = self.state
         saved = checkpoint.newest(self.out / "checkpoints", log.warning)
-    ask: Ask
         if saved is not None:
             require_momenta(self.out, saved, [*state.followers])
             state.resume(saved)
@@ -228,17 +228,6 @@ class _Run:
                     **(self._judge() if evaluation_due else {}),
                 }
                 self._tell(metrics, save=save)
-
-    def _batches(self) -> Iterator[Batch]:
-        """This rank's shares of the batches that are still to come."""
-        return itertools.islice(
-            train_batches(
-                self.data.training,
-                self.config,
-                start=self.state.step,
-                rank=self.ranks.rank,
-                world=self.ranks.world,
-            ),
             self._obey(saved=save, meet=measure or evaluation_due or save)
 
     def _obey(self, *, saved: bool, meet: bool) -> None:
@@ -263,6 +252,17 @@ class _Run:
                 f"told to stop, and stopped after step {state.step} of {self.target}, whose checkpoint is "
                 f"saved in {str(self.out)!r}; the same command goes on from there"
             )
+
+    def _batches(self) -> Iterator[Batch]:
+        """This rank's shares of the batches that are still to come."""
+        return itertools.islice(
+            train_batches(
+                self.data.training,
+                self.config,
+                start=self.state.step,
+                rank=self.ranks.rank,
+                world=self.ranks.world,
+            ),
             self.target - self.state.step,
         )
 
