@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from cosa.config import Config, override
 from cosa.presets import PRESETS, get_preset, short_name
-from cosa.tracking import resolve_uri
+from cosa.tracking import require_name, resolve_uri
 from sweeps.plan import Plan, make_plan
 from sweeps.ray_session import Request
 from sweeps.tables import get_tables
@@ -65,6 +65,8 @@ def read_order(name: str, description: str, tables: Sequence[str], arguments: Se
         raise ValueError(f"--seeds must be >= 1, got {found.seeds}")
     if found.retries < 0:
         raise ValueError(f"--retries must be >= 0, got {found.retries}")
+    require_name("--experiment", found.experiment)
+    require_name("--out", found.out)
     home = _home()
     base = override(get_preset(found.preset), _settings(found.set))
     places = {name: str(_absolute(home, getattr(base.data, name))) for name in ("root", "cache")}

@@ -36,6 +36,8 @@ _QUIET = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours
     "TUNE_WARN_THRESHOLD_S": "10",
 }
+_SECRETS = frozenset({"MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"})
+"""Ray shows what a job sends along to all who may see the job; a cluster's machines have their own login."""
 _OBJECT_STORE = 100 * 2**20  # bytes; trials pass no data through Ray
 _SESSIONS = "cosa-ray-"
 _LEFTOVER_SECONDS = 600  # by then the last process of a killed sweep's Ray is gone
@@ -234,7 +236,11 @@ def _worker_environment(request: Request) -> dict[str, str]:
     """What a trial's process finds in its environment, on whatever machine."""
     threads = str(max(1, _whole(request.cpus)))  # more threads than cores spin against each other
     quiet = {name: os.environ[name] for name in _QUIET}
-    tracking = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
+    tracking = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith("MLFLOW_") and name not in _SECRETS
+    }
     return {
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from cosa.tracking.delivery import Flushed, flush, kept_uri
 from cosa.tracking.journal import RUN_FILE, InUseError, Standing, find_journals, read_run_id, standing
-from cosa.tracking.place import RunGoneError, TrackingError, mask, resolve_uri, ui_hint
+from cosa.tracking.place import RunGoneError, TrackingError, mask, require_name, resolve_uri, ui_hint
 from cosa.tracking.store import download_model, initialise_store, save_pyfunc
 from cosa.tracking.tracker import DATA_TAG, MlflowTracker, NullTracker, Status, Tracker, TrackingSpec
 
@@ -41,6 +41,7 @@ __all__ = [
     "kept_uri",
     "mask",
     "read_run_id",
+    "require_name",
     "resolve_uri",
     "save_pyfunc",
     "standing",

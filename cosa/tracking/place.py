@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
@@ -48,7 +49,19 @@ def sqlite_path(uri: str) -> Path:
 def ui_hint(uri: str) -> str:
     """How to look at the runs: the command for a store in a file or database, the address of a server."""
     resolved = mask(resolve_uri(uri))
-    return resolved if resolved.startswith("http") else f"mlflow ui --backend-store-uri {resolved}"
+    if resolved.startswith("http"):
+        return resolved
+    return f"mlflow ui --backend-store-uri {shlex.quote(resolved)}"
+
+
+def require_name(what: str, name: str) -> None:
+    """Refuse a name that cannot be shown in one line, or that would steer the terminal that shows it.
+
+    Raises:
+        ValueError: It holds a line's end, or another character without a picture.
+    """
+    if not name.isprintable():
+        raise ValueError(f"{what} must be one line of visible characters, got {name!r}; choose another name")
 
 
 def mask(text: str) -> str:

@@ -16,7 +16,7 @@ from cosa.provenance import environment_tags, identity_tags, source_tags
 from cosa.tracking.courier import Courier
 from cosa.tracking.delivery import flush
 from cosa.tracking.journal import Journal, find_journals, standing
-from cosa.tracking.place import TrackingError, mask, resolve_uri
+from cosa.tracking.place import TrackingError, mask, require_name, resolve_uri
 from cosa.tracking.store import require_mlflow
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -259,6 +259,10 @@ class TrackingSpec:
     """Run that a new run is nested under."""
     tags: Mapping[str, str] = field(default_factory=dict)
     """Further tags of the run."""
+
+    def __post_init__(self) -> None:
+        require_name("experiment", self.experiment)
+        require_name("run name", self.run_name)
 
     def tracker(self) -> Tracker:
         """The tracker that this describes."""
