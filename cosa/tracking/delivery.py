@@ -266,9 +266,7 @@ def flush(out: Path, uri: str = "", *, wait: float = 5.0) -> Flushed:
         return Flushed(read_run_id(out), 0, 0, ())
     with locked(out, wait):
         if not standing(out).closed:
-            journal = Journal(out)
-            journal.add("finish", status="KILLED")
-            journal.close()
+            Journal(out).add("finish", status="KILLED")
         before = standing(out)
         resolved = resolve_uri(uri) if uri else _with_password(out, kept)
         delivery = Delivery(out, resolved)

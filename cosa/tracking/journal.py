@@ -85,7 +85,7 @@ def find_journals(folder: Path) -> list[Path]:
 
 
 class Journal:
-    """A run's journal, open for adding to it."""
+    """A run's journal, to be added to."""
 
     def __init__(self, out: Path) -> None:
         """Open the journal of the run in `out`, or begin one.
@@ -94,16 +94,15 @@ class Journal:
             OSError: It cannot be written.
         """
         self.out = out
-        path = out / _JOURNAL
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = out / _JOURNAL
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         entries = read_entries(out)
         self.entries: tuple[Entry, ...] = tuple(entries)
         """What it held when it was opened."""
         self.key = journal_key(entries) or secrets.token_hex(16)
         """Names this journal in the store: a run whose id was never noted is found by it."""
-        self._file = path.open("ab", buffering=0)
         end = entries[-1].end if entries else 0
-        if path.stat().st_size > end:
+        if self._path.is_file() and self._path.stat().st_size > end:
             self._write(b"\n")  # ends the line that a killed process left torn
 
     def add(self, kind: Kind, **content: object) -> None:
@@ -117,14 +116,14 @@ class Journal:
 
     def _write(self, line: bytes) -> None:
         try:
-            written = self._file.write(line)
-            if written != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(self._file.fileno())
+            with self._path.open("ab", buffering=0) as file:
+                if file.write(line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file.fileno())
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"cannot write {self._file.name!r}: {error.strerror}; free some space there or check its "
+                f"cannot write {str(self._path)!r}: {error.strerror}; free some space there or check its "
                 "permissions, then run the same command again",
             ) from error
 
@@ -134,10 +133,6 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         _write_whole(path, text)
         return path
-
-    def close(self) -> None:
-        """Nothing is added any more."""
-        self._file.close()
 
 
 @dataclass

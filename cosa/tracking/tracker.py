@@ -166,7 +166,7 @@ class MlflowTracker:
         self._courier.deliver(_FIRST_SECONDS)
         self._say()
 
-    def settle(self, seconds: float) -> None:
+    def settle(self, seconds: float = 60.0) -> None:
         """Wait until the store has all that it was told.
 
         Raises:
@@ -212,7 +212,6 @@ class MlflowTracker:
             self._journal.add("finish", status=status)
         except OSError as error:  # a full disk has ended the run; it is closed by `flush`
             _log.warning("tracking: the end of the run was not noted: %s", error)
-        self._journal.close()
         self._courier.deliver(_LAST_SECONDS if status == "FINISHED" else _STOP_SECONDS)
         self._courier.end()
         self._say()
@@ -282,9 +281,7 @@ class TrackingSpec:
             return
         reason = ""
         try:
-            journal = Journal(out)
-            journal.add("finish", status=status)
-            journal.close()
+            Journal(out).add("finish", status=status)
             flush(out, self.uri)
         except (TrackingError, OSError) as error:
             reason = str(error)

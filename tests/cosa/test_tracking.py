@@ -1,4 +1,4 @@
-"""Tracking in a real MLflow store (SQLite in a temporary folder), and every way it can fail."""
+"""Tracking in a real MLflow store (SQLite in a temporary folder): what is kept, and where."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from mlflow.exceptions import MlflowException
 
 from cosa import provenance
 from cosa.config import Config, identity, override
@@ -27,7 +26,6 @@ from cosa.tracking import (
     TrackingSpec,
     initialise_store,
     mask,
-    read_run_id,
     resolve_uri,
     ui_hint,
 )
@@ -48,9 +46,10 @@ def client(uri: str) -> MlflowClient:
 
 def _tracked(tracker: MlflowTracker, out: Path, config: Config | None = None, **start: Any) -> str:
     """Start a run and return its id."""
-    run_id = tracker.start(config or Config(), out=out, **start)
-    assert run_id is not None
-    return run_id
+    tracker.start(config or Config(), out=out, **start)
+    tracker.settle()
+    assert tracker.run_id is not None
+    return tracker.run_id
 
 
 def _run(client: MlflowClient, run_id: str) -> Run:
@@ -111,6 +110,7 @@ def test_metrics_keep_their_steps(uri: str, client: MlflowClient, tmp_path: Path
 
     for step in (10, 20):
         tracker.log_metrics({"train/loss/c2s": step / 10, "val/assignment/seg_miou": 0.5}, step)
+    tracker.settle()
 
     assert _history(client, run_id, "train/loss/c2s") == [(10, 1.0), (20, 2.0)]
 
@@ -122,6 +122,7 @@ def test_more_metrics_than_one_request_takes_all_arrive(
     run_id = _tracked(tracker, tmp_path)
 
     tracker.log_metrics({f"metric {i}": float(i) for i in range(1500)}, 1)
+    tracker.settle()
 
     assert len(_run(client, run_id).data.metrics) == 1500
 
@@ -131,6 +132,7 @@ def test_a_class_name_that_mlflow_refuses_is_made_fit(uri: str, client: MlflowCl
     run_id = _tracked(tracker, tmp_path)
 
     tracker.log_metrics({"iou/café (old)": 0.5}, 1)
+    tracker.settle()
 
     assert _run(client, run_id).data.metrics == {"iou/caf_ _old_": 0.5}
 
@@ -144,6 +146,7 @@ def test_a_value_that_is_not_finite_becomes_a_tag_and_no_metric(
 
     tracker.log_metrics({"odd": value, "even": 1.0}, 3)
     tracker.log_metrics({"odd": value, "even": 1.0}, 4)
+    tracker.settle()
 
     data = _run(client, run_id).data
     assert data.metrics == {"even": 1.0}
@@ -157,6 +160,7 @@ def test_files_and_texts_are_kept_in_their_folders(uri: str, client: MlflowClien
 
     tracker.log_artifact(tmp_path / "panel.png", "panels")
     tracker.log_text("words", "notes/first.txt")
+    tracker.settle()
 
     assert [item.path for item in client.list_artifacts(run_id, "panels")] == ["panels/panel.png"]
     assert [item.path for item in client.list_artifacts(run_id, "notes")] == ["notes/first.txt"]
@@ -199,18 +203,22 @@ def test_a_resumed_run_writes_no_step_twice(uri: str, client: MlflowClient, tmp_
     run_id = _tracked(first, tmp_path)
     first.log_metrics({"loss": 1.0}, 10)
     first.log_metrics({"loss": 2.0}, 20)
+    first.finish("FAILED")
 
     second = MlflowTracker(uri, "tests")
     _tracked(second, tmp_path, resume_step=10)
     second.log_metrics({"loss": 2.0, "new": 5.0}, 20)
     second.log_metrics({"loss": 3.0}, 30)
+    second.settle()
 
     assert _history(client, run_id, "loss") == [(10, 1.0), (20, 2.0), (30, 3.0)]
     assert _history(client, run_id, "new") == [(20, 5.0)]
 
 
 def test_a_resumed_run_keeps_the_params_it_began_with(uri: str, client: MlflowClient, tmp_path: Path) -> None:
-    run_id = _tracked(MlflowTracker(uri, "tests"), tmp_path)
+    first = MlflowTracker(uri, "tests")
+    run_id = _tracked(first, tmp_path)
+    first.finish()
     elsewhere = override(Config(), {"data.root": "another"})
 
     _tracked(MlflowTracker(uri, "tests"), tmp_path, elsewhere)
@@ -218,29 +226,12 @@ def test_a_resumed_run_keeps_the_params_it_began_with(uri: str, client: MlflowCl
     assert _run(client, run_id).data.params["data.root"] == Config().data.root
 
 
-def test_a_run_that_was_deleted_begins_anew(uri: str, client: MlflowClient, tmp_path: Path) -> None:
-    run_id = _tracked(MlflowTracker(uri, "tests"), tmp_path)
-    client.delete_run(run_id)
-
-    assert _tracked(MlflowTracker(uri, "tests"), tmp_path) != run_id
-
-
-def test_a_torn_run_file_begins_anew(uri: str, tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text('{"run_id": "ab')
-
-    assert _tracked(MlflowTracker(uri, "tests"), tmp_path) == read_run_id(tmp_path)
-
-
-def test_a_run_can_be_reopened_by_its_id(uri: str, tmp_path: Path) -> None:
-    run_id = _tracked(MlflowTracker(uri, "tests"), tmp_path / "here")
-
-    assert _tracked(MlflowTracker(uri, "tests", run_id=run_id), tmp_path / "there") == run_id
-
-
 def test_a_run_is_closed_from_outside_when_its_process_is_gone(
     uri: str, client: MlflowClient, tmp_path: Path
 ) -> None:
-    run_id = _tracked(MlflowTracker(uri, "tests"), tmp_path)
+    tracker = MlflowTracker(uri, "tests")
+    run_id = _tracked(tracker, tmp_path)
+    tracker._courier.end()
 
     TrackingSpec(uri=uri).close(tmp_path, "KILLED")
 
@@ -255,103 +246,6 @@ def test_a_value_longer_than_mlflow_takes_is_cut(uri: str, client: MlflowClient,
     assert params["evaluation.coexistence"] == "bird" * 1500
 
 
-class _Outage:
-    """A client whose server does not answer while `down` is set."""
-
-    def __init__(self, client: MlflowClient) -> None:
-        self.down = True
-        self.asked = 0
-        self._client = client
-
-    def __getattr__(self, name: str) -> Any:
-        if self.down:
-            self.asked += 1
-            raise MlflowException("API request to http://me:secret@host failed")
-        return getattr(self._client, name)
-
-
-@pytest.fixture
-def outage(uri: str, client: MlflowClient, tmp_path: Path) -> tuple[MlflowTracker, _Outage, str]:
-    """A tracker whose server went away after the run began."""
-    tracker = MlflowTracker(uri, "tests")
-    run_id = _tracked(tracker, tmp_path)
-    tracker._client = found = _Outage(client)  # type: ignore[assignment]
-    return tracker, found, run_id
-
-
-def test_what_a_silent_server_missed_arrives_later_in_order(
-    outage: tuple[MlflowTracker, _Outage, str], client: MlflowClient
-) -> None:
-    tracker, server, run_id = outage
-
-    tracker.log_metrics({"loss": 1.0}, 1)
-    tracker.log_metrics({"loss": 2.0}, 2)
-    server.down = False
-    tracker.log_metrics({"loss": 3.0}, 3)
-    tracker.finish()
-
-    assert _history(client, run_id, "loss") == [(1, 1.0), (2, 2.0), (3, 3.0)]
-
-
-def test_a_silent_server_costs_one_warning_without_its_password(
-    outage: tuple[MlflowTracker, _Outage, str], caplog: pytest.LogCaptureFixture
-) -> None:
-    tracker, _, _ = outage
-
-    for step in range(3):
-        tracker.log_metrics({"loss": 1.0}, step)
-
-    assert len(caplog.messages) == 1
-    assert "training goes on" in caplog.messages[0]
-    assert "secret" not in caplog.text
-
-
-def test_a_silent_server_is_left_alone_for_a_while(outage: tuple[MlflowTracker, _Outage, str]) -> None:
-    tracker, server, _ = outage
-
-    for step in range(3):
-        tracker.log_metrics({"loss": 1.0}, step)
-
-    assert server.asked == 1
-
-
-def test_a_server_that_is_back_gets_what_it_missed(
-    outage: tuple[MlflowTracker, _Outage, str], client: MlflowClient
-) -> None:
-    tracker, server, run_id = outage
-    tracker.log_metrics({"loss": 1.0}, 1)
-    server.down = False
-    tracker._retry_at = 0.0  # the pause is over
-
-    tracker.log_metrics({"loss": 2.0}, 2)
-
-    assert _history(client, run_id, "loss") == [(1, 1.0), (2, 2.0)]
-
-
-def test_what_a_silent_server_never_took_is_counted_at_the_end(
-    outage: tuple[MlflowTracker, _Outage, str], caplog: pytest.LogCaptureFixture
-) -> None:
-    tracker, _, _ = outage
-    tracker.log_metrics({"loss": 1.0}, 1)
-
-    tracker.finish()
-
-    assert "2 entries" in caplog.messages[-1]
-
-
-def test_a_file_that_cannot_be_kept_stops_nothing(
-    uri: str, client: MlflowClient, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    tracker = MlflowTracker(uri, "tests")
-    run_id = _tracked(tracker, tmp_path)
-
-    tracker.log_artifact(tmp_path / "missing.png")
-    tracker.log_metrics({"loss": 1.0}, 1)
-
-    assert "missing.png" in caplog.text
-    assert _history(client, run_id, "loss") == [(1, 1.0)]
-
-
 @pytest.fixture
 def closed_port() -> Iterator[int]:
     """A port that nobody listens on."""
@@ -362,18 +256,17 @@ def closed_port() -> Iterator[int]:
 
 @pytest.mark.parametrize("scheme", ["http", "postgresql"])
 def test_an_unreachable_store_is_one_line_that_names_it_and_no_password(
-    scheme: str, closed_port: int, tmp_path: Path
+    scheme: str, closed_port: int
 ) -> None:
-    tracker = MlflowTracker(f"{scheme}://me:secret@127.0.0.1:{closed_port}", "tests")
+    uri = f"{scheme}://me:secret@127.0.0.1:{closed_port}"
 
     with pytest.raises(TrackingError, match="must answer") as caught:
-        tracker.start(Config(), out=tmp_path)
+        initialise_store(uri, "tests")
 
     message = str(caught.value)
     assert f"{scheme}://***@127.0.0.1:{closed_port}" in message
     assert "\n" not in message
     assert "secret" not in message
-    assert not (tmp_path / "run.json").exists()
 
 
 def test_a_store_in_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
@@ -441,6 +334,7 @@ def server(tmp_path: Path) -> Iterator[str]:
     answers = {
         "experiments/search": {"experiments": []},
         "experiments/get-by-name": {"experiment": {"experiment_id": "1", "lifecycle_stage": "active"}},
+        "runs/search": {"runs": []},
         "runs/create": {"run": {"info": info, "data": {}}},
         "runs/get": {"run": {"info": info, "data": {}}},
         "runs/update": {"run_info": info},
@@ -477,7 +371,7 @@ def test_a_whole_run_on_a_server_shows_nobody_its_password(
     tracker.finish()
 
     shown = capfd.readouterr()
-    kept = "".join(path.read_text() for path in tmp_path.rglob("*.json"))
+    kept = "".join(path.read_text() for path in tmp_path.rglob("*.json*"))
     assert "config.json" in [path.name for path in tmp_path.iterdir()]
     assert "secret" not in shown.out + shown.err + caplog.text + kept
 
