@@ -1,6 +1,7 @@
 """What a sweep keeps on disk, and who may write there.
 
     OUT/.lock                 held by the driver while it runs
+    OUT/.stop                 there while the driver waits for its trials to save and stop
     OUT/run.json              the sweep's run in MLflow
     OUT/plan.json             what it was last asked for
     OUT/.tune/                Ray Tune's own notes of the current start, thrown away
@@ -31,6 +32,7 @@ from sweeps.plan import Trial
 RESULT = "result.json"
 FAILURE = "failure.txt"
 LOG = "log.txt"
+STOP = ".stop"
 _TAIL = 65_536  # bytes; a line of the journal has a few thousand at most
 
 

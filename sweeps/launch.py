@@ -15,6 +15,7 @@ from typing import Any
 from ray import tune
 from ray.tune.search import Searcher
 
+from cosa.orders import StoppedError
 from cosa.tracking import TrackingSpec
 from sweeps import folders
 from sweeps.console import LiveLine, duration
@@ -22,10 +23,14 @@ from sweeps.plan import Trial
 from sweeps.progress import Best, Progress, shown
 from sweeps.ray_session import Allotment
 from sweeps.schedule import Schedule
+from sweeps.stopping import Stopping, orderly
 from sweeps.trial import Job, Train, describe, make_job, run
 
 SECONDS = "seconds"
 """What a trial tells Tune of itself: how long it was in its own hands."""
+
+STOPPED = "stopped"
+"""What a trial tells Tune when it stopped because the sweep was told to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +72,9 @@ class Outcome:
 class Dispatcher(Searcher):
     """Hands the schedule's trials to Tune, one whenever one is ready, and watches them end."""
 
-    def __init__(self, schedule: Schedule, progress: Progress, line: LiveLine) -> None:
+    def __init__(self, schedule: Schedule, progress: Progress, line: LiveLine, stopping: Stopping) -> None:
         super().__init__()
+        self._stopping = stopping
         self._schedule = schedule
         self._progress = progress
         self._line = line
@@ -78,6 +84,8 @@ class Dispatcher(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial's name; None while every other one waits; FINISHED when nothing is left to start."""
+        if self._stopping.told:
+            return Searcher.FINISHED
         trial = self._schedule.start_next()
         if trial is None:
             return Searcher.FINISHED if self._schedule.exhausted else None
@@ -98,7 +106,8 @@ class Dispatcher(Searcher):
         self.inside += (result or {}).get(SECONDS, seconds)
         self.ended += 1
         self._schedule.end(trial.name, failed=error)
-        self._line.note(f"{'failed' if error else 'done'}: {trial.label}, {duration(seconds)}")
+        how = "failed" if error else "stopped" if (result or {}).get(STOPPED) else "done"
+        self._line.note(f"{how}: {trial.label}, {duration(seconds)}")
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing is saved: the trials' folders say what is finished."""
@@ -135,13 +144,16 @@ def launch(
         line: Where progress is shown.
         best: The best of the trials finished earlier.
         train: Stands for `cosa.trainer.train` in a test.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C or SIGTERM, once the trials have saved and stopped.
     """
     schedule = Schedule(trials, allotment.slots)
     progress = Progress(schedule, root, done_before=done_before, clock=time.monotonic, best=best)
-    dispatcher = Dispatcher(schedule, progress, line)
     jobs = {trial.name: make_job(trial, root, track(trial), workers, data_tags) for trial in trials}
     begun = time.monotonic()
-    with folders.scratch(root) as scratch, shown(progress, line):
+    with orderly(root, line.note) as stopping, folders.scratch(root) as scratch, shown(progress, line):
+        dispatcher = Dispatcher(schedule, progress, line, stopping)
         tuner = tune.Tuner(
             tune.with_resources(_trainable(jobs, train), _resources(allotment, workers)),
             tune_config=tune.TuneConfig(
@@ -157,6 +169,8 @@ def launch(
             ),
         )
         results = tuner.fit()
+    if stopping.told:
+        raise KeyboardInterrupt
     wall = time.monotonic() - begun
     ended = [results[index] for index in range(len(results))]
     errors = {result.config["trial"]: result.error for result in ended if result.config and result.error}
@@ -175,8 +189,12 @@ def launch(
 def _trainable(jobs: Mapping[str, Job], train: Train | None) -> Callable[[dict[str, Any]], dict[str, Any]]:
     def trainable(settings: dict[str, Any]) -> dict[str, Any]:
         begun = time.monotonic()
-        run(jobs[settings["trial"]], train)
-        return {SECONDS: time.monotonic() - begun}
+        stopped = False
+        try:
+            run(jobs[settings["trial"]], train)
+        except StoppedError:
+            stopped = True
+        return {SECONDS: time.monotonic() - begun, STOPPED: stopped}
 
     return trainable
 

@@ -18,13 +18,16 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
+from cosa.orders import StoppedError
 from cosa.tracking import TrackingSpec
 from sweeps import folders
 from sweeps.console import LiveLine, duration
+from sweeps.launch import STOPPED
 from sweeps.plan import Trial
 from sweeps.progress import Progress, shown
 from sweeps.ray_session import Allotment
 from sweeps.search_flow import Flow
+from sweeps.stopping import Stopping, orderly
 from sweeps.tables.metrics import FREE
 from sweeps.trial import Job, Train, make_job, run
 
@@ -78,8 +81,11 @@ class Board(Progress):
 class Seeker(Searcher):
     """Hands Tune the next trial whenever one is ready, and watches it end."""
 
-    def __init__(self, flow: Flow, board: Board, line: LiveLine, make: Callable[[Trial], Job]) -> None:
+    def __init__(
+        self, flow: Flow, board: Board, line: LiveLine, make: Callable[[Trial], Job], stopping: Stopping
+    ) -> None:
         super().__init__()
+        self._stopping = stopping
         self._flow = flow
         self._board = board
         self._line = line
@@ -88,6 +94,8 @@ class Seeker(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial's job; None while every other one waits; FINISHED when nothing is left to start."""
+        if self._stopping.told:
+            return Searcher.FINISHED
         trial = self._flow.start_next()
         if trial is None:
             return Searcher.FINISHED if self._flow.exhausted else None
@@ -98,12 +106,15 @@ class Seeker(Searcher):
     def on_trial_complete(
         self,
         trial_id: str,
-        result: Mapping[str, Any] | None = None,  # noqa: ARG002 (the folder has it)
+        result: Mapping[str, Any] | None = None,
         error: bool = False,
     ) -> None:
-        """A trial has ended for good: done, stopped at a rung, or out of retries."""
+        """A trial has ended: done, stopped at a rung, out of retries, or stopped with the whole search."""
         flow = self._flow
         trial = flow.schedule.running[self._names[trial_id]]
+        if (result or {}).get(STOPPED):  # goes on with the next start, like one whose driver was killed
+            self._line.note(f"stopped: {trial.label}")
+            return
         reason = _reason(self._make(trial)) if error else ""
         seconds = self._board.ended(trial, failed=error)
         flow.end(trial.name, failed=error, reason=reason)
@@ -175,15 +186,22 @@ def seek(
         budget: In words, for the live line.
         line: Where progress is shown.
         train: Stands for `cosa.trainer.train` in a test.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C or SIGTERM, once the trials have saved and stopped.
     """
     board = Board(flow, root, budget)
-    seeker = Seeker(flow, board, line, lambda trial: make_job(trial, root, track(trial), workers, data_tags))
+
+    def make(trial: Trial) -> Job:
+        return make_job(trial, root, track(trial), workers, data_tags)
+
     cpus = (
         {"CPU": 0.01}
         if workers > 1
         else {"CPU": allotment.cpus, **({"GPU": allotment.gpus} if allotment.gpus else {})}
     )
-    with folders.scratch(root) as scratch, shown(board, line):
+    with orderly(root, line.note) as stopping, folders.scratch(root) as scratch, shown(board, line):
+        seeker = Seeker(flow, board, line, make, stopping)
         tune.Tuner(
             tune.with_resources(_trainable(rungs, train), cpus),
             tune_config=tune.TuneConfig(
@@ -199,6 +217,8 @@ def seek(
                 failure_config=tune.FailureConfig(max_failures=retries),
             ),
         ).fit()
+    if stopping.told:
+        raise KeyboardInterrupt
 
 
 def _trainable(
@@ -215,8 +235,12 @@ def _trainable(
                 # Blocks until the driver has decided; a trial that is stopped leaves by SystemExit.
                 tune.report({"rung": progress.step, "value": progress.metrics[FREE]})
 
-        run(job, train, None if job.stop_at else report)
-        return {"finished": True}
+        stopped = False
+        try:
+            run(job, train, None if job.stop_at else report)
+        except StoppedError:
+            stopped = True
+        return {STOPPED: stopped}
 
     return trainable
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cosa.config import from_json, to_json
+from cosa.orders import StopFile, StoppedError
 from cosa.tracking import TrackingSpec, read_run_id
 from sweeps import folders
 from sweeps.plan import Trial
@@ -53,6 +54,8 @@ class Job:
     """Data-parallel processes; 0 and 1 train in the trial's own."""
     data_tags: Mapping[str, str]
     """Fingerprints of the data that the sweep saw: a machine with others is refused; empty takes any."""
+    stop_file: str
+    """The sweep's order to stop, see `folders.STOP`."""
 
 
 def make_job(
@@ -69,6 +72,7 @@ def make_job(
         tracking=tracking,
         workers=workers,
         data_tags=dict(data_tags),
+        stop_file=str(root / folders.STOP),
     )
 
 
@@ -82,6 +86,7 @@ def run(job: Job, train: Train | None = None, report: Report | None = None) -> N
 
     Raises:
         FolderInUseError: Another process still trains in its folder.
+        StoppedError: The sweep was told to stop; a checkpoint is saved.
         Exception: Whatever training raised; its first line is kept in the folder as the reason.
     """
     folder = Path(job.folder)
@@ -91,6 +96,9 @@ def run(job: Job, train: Train | None = None, report: Report | None = None) -> N
         with _logged(folder / folders.LOG):
             try:
                 _train(job, train, report)
+            except StoppedError as stopped:
+                print(stopped)  # into the log
+                raise
             except Exception as error:
                 traceback.print_exc()
                 reason.write_text(describe(error) + "\n")
@@ -105,6 +113,7 @@ def _train(job: Job, train: Train | None, report: Report | None) -> None:
         lineage = {"cosa.forked_from": read_run_id(warmup) or warmup.name}
         tracking = dataclasses.replace(tracking, tags={**tracking.tags, **lineage})
     fork_from = folders.checkpoint(warmup, job.first_step) if warmup else None
+    ask = StopFile(Path(job.stop_file)).ask
     if job.workers > 1:
         from cosa.distributed import fit
 
@@ -118,6 +127,7 @@ def _train(job: Job, train: Train | None, report: Report | None) -> None:
             momenta=job.momenta,
             data_tags=job.data_tags,
             show=report,
+            ask=ask,
         )
         return
     if train is None:
@@ -132,6 +142,7 @@ def _train(job: Job, train: Train | None, report: Report | None) -> None:
         fork_from=fork_from,
         stop_at=job.stop_at,
         momenta=job.momenta,
+        ask=ask,
         data_tags=job.data_tags,
         **more,
     )

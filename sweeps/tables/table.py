@@ -30,7 +30,7 @@ WITHOUT: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
 
 
 _NAME = re.compile(r"[^\W_][\w.+=-]*")
-"""Names go into files' names, MLflow's searches and people's terminals: nothing in them means anything there."""
+"""Names go into file names, MLflow searches and terminals: nothing in them means anything there."""
 
 
 def without(*components: str) -> dict[str, Any]:

@@ -17,7 +17,9 @@ ROOT = Path(__file__).resolve().parents[2]
 CONTROL = os.environ.setdefault("STUB_CONTROL", sys.argv[1])
 
 
-def train(config, *, out, tracker, fork_from=None, stop_at=None, momenta=(), report=None, data_tags=None):
+def train(  # noqa: PLR0915 (Ray ships it alone: it must be one piece)
+    config, *, out, tracker, fork_from=None, stop_at=None, momenta=(), report=None, ask=None, data_tags=None
+):
     """Count to the last step, a checkpoint a step; evaluate, and report it, where the real trainer would."""
     import json
     import math
@@ -27,6 +29,7 @@ def train(config, *, out, tracker, fork_from=None, stop_at=None, momenta=(), rep
     from types import SimpleNamespace
 
     from cosa.config import identity, warmup_identity
+    from cosa.orders import StoppedError
 
     control = Path(os.environ["STUB_CONTROL"])
     assert set(data_tags) == {"cosa.data_fingerprint", "cosa.val_fingerprint"}, "the sweep saw its data"
@@ -60,6 +63,8 @@ def train(config, *, out, tracker, fork_from=None, stop_at=None, momenta=(), rep
                 with (out / "held.txt").open("a") as file:
                     file.write(f"{step}\n")
                 while hold.exists():
+                    if ask():
+                        raise StoppedError("told to stop")
                     time.sleep(0.1)
     except SystemExit:
         tracker.finish("KILLED")

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONTROL = os.environ.setdefault("STUB_CONTROL", sys.argv[1])
 
 
-def train(config, *, out, tracker, fork_from=None, stop_at=None, momenta=(), data_tags=None):
+def train(config, *, out, tracker, fork_from=None, stop_at=None, momenta=(), ask=None, data_tags=None):
     """Count to the last step, a checkpoint a step; go on from the newest one as the real trainer does."""
     import json
     import os
@@ -27,6 +27,7 @@ def train(config, *, out, tracker, fork_from=None, stop_at=None, momenta=(), dat
     from pathlib import Path
 
     from cosa.config import identity, warmup_identity
+    from cosa.orders import StoppedError
 
     control = Path(os.environ["STUB_CONTROL"])
     assert set(data_tags) == {"cosa.data_fingerprint", "cosa.val_fingerprint"}, "the sweep saw its data"
@@ -53,6 +54,8 @@ def train(config, *, out, tracker, fork_from=None, stop_at=None, momenta=(), dat
             with (out / "held.txt").open("a") as file:
                 file.write(f"{step}\n")
             while hold.exists():
+                if ask():
+                    raise StoppedError("told to stop")
                 time.sleep(0.1)
         if arms == "no-RAW" and (control / "break").exists():
             tracker.finish("FAILED")
