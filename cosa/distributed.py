@@ -43,6 +43,7 @@ from cosa.config import Config, identity, override
 from cosa.loopback import loopback_only
 from cosa.orders import Ask, Order, StopFile, StoppedError, go_on
 from cosa.provenance import source_tags
+from cosa.storage import Storage, open_storage
 from cosa.tracking import TrackingError, TrackingSpec, initialise_store, resolve_uri
 from cosa.trainer import NonFiniteLossError, Progress, Result, train
 
@@ -97,6 +98,7 @@ class _Job:
 
     config: Config
     out: Path
+    storage: Storage
     tracking: TrackingSpec
     fork_from: Path | None
     stop_at: int | None
@@ -114,7 +116,7 @@ class _Job:
 def fit(
     config: Config,
     *,
-    out: Path,
+    out: Path | str | Storage,
     workers: int,
     tracking: TrackingSpec | None = None,
     fork_from: Path | None = None,
@@ -133,7 +135,8 @@ def fit(
 
     Args:
         config: What to train.
-        out: The run's folder, on storage that this process and all workers reach under the same path.
+        out: The run's folder, on storage that this process and all workers reach under the same path. Or a
+            URL, see `cosa.storage`: each machine then has a working folder of its own.
         workers: Processes, >= 1; must divide `train.batch_size`.
         tracking: Where the run is tracked, by its first worker; nowhere by default.
         fork_from: Checkpoint of a shared warm-up to start from, see `trainer.train`.
@@ -154,7 +157,8 @@ def fit(
     if workers < 1:
         raise ValueError(f"workers must be >= 1, got {workers}; trainer.train needs no Ray for one process")
     tracking = _portable(tracking or TrackingSpec())
-    out = out.absolute()
+    storage = open_storage(out)
+    out = storage.folder
     try:
         with ray_instance(address):
             gpus = _check_resources(workers)
@@ -162,6 +166,7 @@ def fit(
             job = _Job(
                 config=_absolute_paths(config),
                 out=out,
+                storage=storage,
                 tracking=tracking,
                 fork_from=fork_from.absolute() if fork_from else None,
                 stop_at=stop_at,
@@ -361,13 +366,14 @@ class _Worker:
         try:
             if first:
                 _tell(job.messages, _Begun(ray.get_runtime_context().current_actor))
-            _check_storage(job.out, job.token)
+            if not job.storage.url:
+                _check_storage(job.out, job.token)
             with _forwarded_log(job.messages) if first else contextlib.nullcontext():
                 return train(
                     job.config,
-                    out=job.out,
+                    out=job.storage,
                     tracker=job.tracking.tracker() if first else None,
-                    report=lambda progress: _report(progress, job.messages, first=first),
+                    report=lambda progress: _report(progress, job, first=first),
                     fork_from=job.fork_from,
                     stop_at=job.stop_at,
                     momenta=job.momenta,
@@ -419,10 +425,13 @@ def _is_final(error: Exception) -> bool:
     return True
 
 
-def _report(progress: Progress, messages: Queue, *, first: bool) -> None:
-    """Tell Ray, which waits here until every worker does, and whoever follows the run."""
+def _report(progress: Progress, job: _Job, *, first: bool) -> None:
+    """Tell Ray, which waits here until every worker does, and whoever follows the run.
+
+    Ray keeps what it is told of checkpoints in a folder that all machines reach: with a URL there is none.
+    """
     metrics = {"step": progress.step, **progress.metrics}
-    if first and progress.checkpoint:
+    if first and progress.checkpoint and not job.storage.url:
         with tempfile.TemporaryDirectory() as folder:
             pointer = {"path": str(progress.checkpoint), "step": progress.step}
             (Path(folder) / "checkpoint.json").write_text(json.dumps(pointer) + "\n")
@@ -430,7 +439,7 @@ def _report(progress: Progress, messages: Queue, *, first: bool) -> None:
     else:
         ray.train.report(metrics)
     if first:
-        _tell(messages, progress)
+        _tell(job.messages, progress)
 
 
 def _tell(messages: Queue, message: _Message) -> None:

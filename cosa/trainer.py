@@ -41,6 +41,7 @@ from cosa.orders import Ask, Order, StoppedError, go_on
 from cosa.ranks import Ranks
 from cosa.run_folder import append_line, cut_journal, is_finished, require_same_run, write_text
 from cosa.step import TERMS, TrainingState, build_state, cotraining, training_step, wrap
+from cosa.storage import Storage, open_storage
 from cosa.structures import Batch
 from cosa.swap import objective
 from cosa.tracking import NullTracker, Tracker
@@ -94,7 +95,7 @@ class NonFiniteLossError(RuntimeError):
 def train(
     config: Config,
     *,
-    out: Path,
+    out: Path | str | Storage,
     tracker: Tracker | None = None,
     report: Callable[[Progress], None] | None = None,
     fork_from: Path | None = None,
@@ -111,7 +112,7 @@ def train(
 
     Args:
         config: What to train.
-        out: The run's folder, made if needed; on storage that all ranks reach.
+        out: The run's folder, made if needed; on storage that all ranks reach. Or a URL, see `cosa.storage`.
         tracker: Where metrics and pictures go beside `out`; nowhere by default.
         report: Called on every rank at each log step, evaluation and checkpoint.
         fork_from: Checkpoint of a shared warm-up to start from, where `out` has none yet.
@@ -126,10 +127,13 @@ def train(
         StoppedError: `ask` said so; the checkpoint of the last step is saved.
         ValueError: `out` holds another run, the fork's warm-up is another, or data or weights are unfit.
         NonFiniteLossError: A term of the loss became NaN or infinite.
+        StorageError: The URL of `out` does not answer at the start, or took not everything by the end.
         OSError: The output could not be written; what was written before is whole.
     """
     ranks = Ranks.current()
-    out = out.absolute()
+    storage = open_storage(out)
+    storage.pull()
+    out = storage.folder
     target = config.train.iterations if stop_at is None else stop_at
     _check_call(config, out, target, ranks)
     if momenta and target > config.train.warmup:
@@ -141,6 +145,7 @@ def train(
     run = _Run(
         config=config,
         out=out,
+        storage=storage,
         target=target,
         ranks=ranks,
         tracker=tracker if tracker and ranks.first else NullTracker(),
@@ -160,6 +165,8 @@ def train(
         run.tracker.finish("KILLED" if stopped else "FAILED")
         raise
     run.tracker.finish("FINISHED")
+    if ranks.first:
+        storage.close(keep=config.train.keep_checkpoints)
     return replace(result, run_id=run.tracker.run_id)  # a slow store may have told it only now
 
 
@@ -169,6 +176,7 @@ class _Run:
 
     config: Config
     out: Path
+    storage: Storage
     target: int
     ranks: Ranks
     tracker: Tracker
@@ -182,6 +190,7 @@ class _Run:
         """Resume, fork, or start; then tell the tracker."""
         state = self.state
         saved = checkpoint.newest(self.out / "checkpoints", log.warning)
+        saved = self.storage.agree(saved, self.ranks)
         if saved is not None:
             require_momenta(self.out, saved, [*state.followers])
             state.resume(saved)
@@ -207,6 +216,8 @@ class _Run:
         if self.config.oracle:
             tags["cosa.oracle"] = self.config.s2c.source
         self.tracker.start(self.config, out=self.out, tags=tags, resume_step=state.step)
+        if self.ranks.first:
+            self.storage.push(keep=self.config.train.keep_checkpoints)
         self.clock = Clock(state.step)
 
     def loop(self) -> None:
@@ -313,7 +324,9 @@ class _Run:
             if save:
                 state.run_id = self.tracker.run_id
                 whole = state.to_dict(self.config, self.data.training.classes, self.data.tags[TRAINING_TAG])
-                checkpoint.save(self.out / "checkpoints", whole, keep=self.config.train.keep_checkpoints)
+                keep = self.config.train.keep_checkpoints
+                checkpoint.save(self.out / "checkpoints", whole, keep=keep)
+                self.storage.push(keep=keep)
         speed = self.clock.speed(state.step)
         self.report(
             Progress(

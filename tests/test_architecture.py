@@ -24,7 +24,7 @@ FLOORS = (
     frozenset({"networks", "data"}),
     frozenset({"inference"}),
     frozenset({"swap", "evaluation", "panels", "optim", "checkpoint", "tracking"}),
-    frozenset({"step", "model_files", "run_folder", "warmup"}),
+    frozenset({"step", "storage", "model_files", "run_folder", "warmup"}),
     frozenset({"judging", "model"}),
     frozenset({"trainer", "prediction", "pyfunc"}),
     frozenset({"distributed", "submission"}),

@@ -17,9 +17,10 @@ from cosa.presets import PRESETS, get_preset, is_file, short_name
 from cosa.tracking import TrackingSpec, initialise_store, mask, resolve_uri, ui_hint
 
 if TYPE_CHECKING:
+    from cosa.storage import Storage
     from cosa.trainer import Progress, Result
 else:
-    Progress = Result = Any  # the trainer imports torch; tests check annotations as the program runs
+    Progress = Result = Storage = Any  # they import torch; tests check annotations as the program runs
 
 
 def main(prog: str, arguments: Sequence[str]) -> int:
@@ -31,26 +32,35 @@ def main(prog: str, arguments: Sequence[str]) -> int:
     given = parser.parse_known(arguments)
     config = override(get_preset(given.preset), changed_settings(given))
     name = f"{short_name(given.preset)}-{identity(config)[:8]}"
-    out = (given.out or Path("runs") / name).expanduser().absolute()
-    tracking = _tracking(given, out)
+    from cosa.storage import open_storage  # imports torch
+
+    storage = open_storage(given.out or Path("runs") / name)
+    tracking = _tracking(given, storage.folder)
     display = Display()
     logger = logging.getLogger("cosa")
     logger.addHandler(display)
     propagates, logger.propagate = logger.propagate, False
     where = "one process" if given.workers == 0 else f"{given.workers} Ray workers"
-    display.line(f"training {given.preset} in {out}: {config.train.iterations} steps, {where}")
+    place = storage.url or storage.folder
+    display.line(f"training {given.preset} in {place}: {config.train.iterations} steps, {where}")
     try:
-        result = _run(config, out, tracking, given.workers, display)
+        result = _run(config, storage, tracking, given.workers, display)
     finally:
         display.rest()
         logger.removeHandler(display)
         logger.propagate = propagates
     _print_result(result, config, tracking)
+    if storage.url:
+        print(f"kept in     {storage.url}")
     return 0
 
 
 def _run(
-    config: Config, out: Path, tracking: TrackingSpec, workers: int, display: Callable[[Progress], None]
+    config: Config,
+    storage: Storage,
+    tracking: TrackingSpec,
+    workers: int,
+    display: Callable[[Progress], None],
 ) -> Result:
     """Train in this process, or on workers of Ray; SIGTERM saves a checkpoint and stops."""
     if workers == 0:
@@ -59,13 +69,13 @@ def _run(
         if tracking.uri:
             initialise_store(tracking.uri, tracking.experiment)  # one that is away now is told now
         with until_terminated() as ask:
-            return trainer.train(config, out=out, tracker=tracking.tracker(), report=display, ask=ask)
+            return trainer.train(config, out=storage, tracker=tracking.tracker(), report=display, ask=ask)
     from cosa import distributed
 
     address = os.environ.get("RAY_ADDRESS", "local")
     with until_terminated() as ask:
         return distributed.fit(
-            config, out=out, workers=workers, tracking=tracking, show=display, ask=ask, address=address
+            config, out=storage, workers=workers, tracking=tracking, show=display, ask=ask, address=address
         )
 
 
@@ -92,9 +102,9 @@ def _training_parser(prog: str, preset: str | None) -> Parser:
     )
     parser.add_argument(
         "--out",
-        type=Path,
-        metavar="DIR",
-        help="folder of the run, for several machines on storage that all reach "
+        metavar="DIR|URL",
+        help="folder of the run, for several machines on storage that all reach; or a URL such as "
+        "s3://BUCKET/RUN, which gets a copy of it at every checkpoint, and from which any machine goes on "
         "(default runs/PRESET-IDENTITY, the identity being that of the settings)",
     )
     parser.add_argument(
