@@ -1,4 +1,4 @@
-"""`cosa-data check ROOT` reads a whole data set; `cosa-data show ROOT` draws some of it."""
+"""`cosa-data`: `check` reads a whole data set, `show` draws from it; `pack` and `speed` are for clusters."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from cosa.cli.common import FAILED, Parser, add_traceback, whole_number
 from cosa.cli.display import duration
+from cosa.cli.packing import add_pack, add_speed, run_pack, run_speed
 from cosa.config import DataConfig, nearest
 
 if TYPE_CHECKING:
@@ -39,8 +40,24 @@ def main(prog: str, arguments: Sequence[str]) -> int:
         "labelled with.",
         allow_abbrev=False,
     )
-    for command in (check, show):
+    pack = commands.add_parser(
+        "pack",
+        help="write an archive that machines of a cluster unpack by themselves",
+        description="Write a data set into one uncompressed tar, for --data.archive. The same files make the "
+        "same bytes.",
+        allow_abbrev=False,
+    )
+    speed = commands.add_parser(
+        "speed",
+        help="measure how fast images come from the disk and from the loader",
+        description="Measure how fast images come from the disk and from the loader, and tell what training "
+        "needs.",
+        allow_abbrev=False,
+    )
+    for command in (check, show, pack, speed):
         _add_data(command)
+    add_pack(pack)
+    add_speed(speed)
     check.add_argument(
         "--split", action="append", metavar="NAME", help="check this split alone; may be repeated"
     )
@@ -51,6 +68,11 @@ def main(prog: str, arguments: Sequence[str]) -> int:
     show.add_argument("--images", type=whole_number, default=12, metavar="N", help="how many (default 12)")
     show.add_argument("--seed", type=whole_number, default=0, metavar="N", help="which ones (default 0)")
     given = parser.parse_known(arguments)
+    if given.command == "pack":
+        return run_pack(given, _data(given))
+    if given.command == "speed":
+        data = _data(given)
+        return run_speed(given, data, _choose_split(given, data, "train"))
     return _check(given) if given.command == "check" else _show(given)
 
 
@@ -102,12 +124,10 @@ def _check(given: argparse.Namespace) -> int:
 
 def _show(given: argparse.Namespace) -> int:
     from cosa.cli.gallery import draw_gallery
-    from cosa.data.check import open_split, splits_of
+    from cosa.data.check import open_split
 
     data = _data(given)
-    splits = splits_of(data)
-    split = given.split or next((name for name in splits if name.startswith("val")), splits[0])
-    _require_split(split, splits)
+    split = _choose_split(given, data, "val")
     out: Path = given.out
     if out.suffix.lower() not in {".png", ".jpg"}:
         raise ValueError(f"--out must end in .png or .jpg, got {str(out)!r}")
@@ -116,6 +136,16 @@ def _show(given: argparse.Namespace) -> int:
     draw_gallery(dataset, given.images, given.seed).save(out)
     print(f"{out}: {min(given.images, len(dataset))} of {len(dataset)} images of {split}")
     return 0
+
+
+def _choose_split(given: argparse.Namespace, data: DataConfig, beginning: str) -> str:
+    """The split that was asked for, else the first one whose name begins so, else the first."""
+    from cosa.data.check import splits_of
+
+    splits = splits_of(data)
+    split = given.split or next((name for name in splits if name.startswith(beginning)), splits[0])
+    _require_split(split, splits)
+    return str(split)
 
 
 def _require_split(split: str, splits: Sequence[str]) -> None:
