@@ -128,6 +128,7 @@ class Sweep:
                     client.set_tag(run.info.run_id, REASON_TAG, mask(reason))
                     client.set_terminated(run.info.run_id, "FAILED")
         self.tracker.log_text(json.dumps({k: mask(v) for k, v in reasons.items()}, indent=2) + "\n", FAILURES)
+        self.tracker.settle(_SECONDS)  # the report reads them there
 
     def stop(self, root: Path, trials: Sequence[Trial], status: Literal["FAILED", "KILLED"]) -> None:
         """Close the sweep's run and those of its trials that were training: nothing trains any more."""

@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 
 import cosa.trainer
 from cosa import cli
-from cosa.cli import common
+from cosa.cli import common, training
 from cosa.cli import display as displays
 from cosa.config import Config, fields, flatten, override
 from cosa.presets import PRESETS, get_preset
@@ -149,6 +149,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
             raise KeyboardInterrupt
 
         monkeypatch.setattr(cosa.trainer, "train", note)
+        monkeypatch.setattr(training, "initialise_store", lambda *_: "0")
         assert cli.train(arguments) == cli.INTERRUPTED
         return found
 

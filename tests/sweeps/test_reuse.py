@@ -44,12 +44,12 @@ def finished(uri, experiment, tmp_path):
         facts = {**CODE, **DATA, "cosa.kind": "trial"}
         facts |= {key.replace("_in_", "."): value for key, value in tags.items()}
         tracker = TrackingSpec(uri=uri, experiment=experiment, tags=facts).tracker()
-        run_id = tracker.start(config, out=out)
+        tracker.start(config, out=out)
         tracker.log_metrics(metrics, step)
         result = {"identity": identity(config), "step": step, "metrics": METRICS, "seconds": 60.0}
         tracker.log_text(json.dumps(result), "result.json")
         tracker.finish(status)
-        return run_id
+        return tracker.run_id
 
     return track
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from cosa.config import Config, TrainConfig, identity, override, warmup_identity
 from cosa.tracking import TrackingError, read_run_id
+from cosa.tracking.journal import Journal
 from sweeps import folders, results, store
 from sweeps.plan import make_plan
 from sweeps.tables import Arm, Table, get_table
@@ -40,11 +43,14 @@ def train(sweep, root, trial, status="FINISHED"):
     """What the trainer leaves of a trial, with its run closed as `status` or left open."""
     folder = folders.trial_folder(root, trial.name)
     tracker = sweep.spec(trial).tracker()
-    run_id = tracker.start(trial.config, out=folder, tags={"cosa.data_fingerprint": "f00"})
+    tracker.start(trial.config, out=folder, tags={"cosa.data_fingerprint": "f00"})
     tracker.log_metrics(METRICS, 10)
     if status:
         tracker.finish(status)
-    return run_id
+    else:
+        tracker.settle()
+        tracker._courier.end()  # its process was killed
+    return tracker.run_id
 
 
 def result_of(trial):
@@ -63,6 +69,7 @@ def read(uri, run_id):
 
 def test_the_same_folder_opens_the_same_parent_run(uri, root):
     first = open_sweep(uri, root)
+    first.tracker.finish("KILLED")
     assert open_sweep(uri, root).run_id == first.run_id
     assert read(uri, first.run_id).data.tags["cosa.kind"] == "sweep"
 
@@ -114,6 +121,52 @@ def test_a_run_left_open_by_a_killed_trial_is_finished_once(uri, root):
     assert len(store.client_of(uri).get_metric_history(run_id, "val/assignment/seg_miou")) == 1
 
 
+def test_what_trials_left_in_their_journals_is_collected(uri, root):
+    sweep = open_sweep(uri, root)
+    folder = folders.trial_folder(root, TRIAL.name)
+    journal = Journal(folder)
+    tags = {"cosa.kind": "trial"}
+    opened = {"uri": uri, "experiment": "test", "name": "trial", "parent": sweep.run_id, "tags": tags}
+    journal.add("open", key=journal.key, params={}, **opened)
+    journal.add("metrics", step=10, metrics=METRICS, tags={})
+    sweep.collect(root)
+    run = read(uri, read_run_id(folder))
+    assert (run.info.status, run.data.metrics) == ("KILLED", METRICS)
+    sweep.mend(root, TRIAL, result_of(TRIAL))
+    assert read(uri, run.info.run_id).info.status == "FINISHED"
+
+
+def test_collecting_from_a_store_that_is_away_names_what_to_do(uri, root, tmp_path):
+    sweep = open_sweep(uri, root)
+    train(sweep, root, TRIAL, status=None)
+    (tmp_path / "file").touch()
+    away = dataclasses.replace(sweep, uri=f"sqlite:///{tmp_path}/file/mlflow.db")
+    with pytest.raises(
+        TrackingError, match=r"nothing is lost: run the same .* or: cosa-track flush .*/sweep"
+    ):
+        away.collect(root)
+
+
+def test_a_trial_names_its_warmups_run_that_was_made_after_it(uri, root):
+    sweep = open_sweep(uri, root)
+    run_id = train(sweep, root, TRIAL)
+    warmup = train(sweep, root, WARMUP)
+    sweep.mend(root, TRIAL, result_of(TRIAL))
+    assert read(uri, run_id).data.tags["cosa.forked_from"] == warmup
+
+
+def test_a_sweep_is_stopped_by_what_stops_it_and_not_by_its_store(uri, root, monkeypatch, caplog):
+    from mlflow.exceptions import MlflowException
+
+    def gone(uri):
+        raise MlflowException("Max retries exceeded")
+
+    sweep = open_sweep(uri, root)
+    monkeypatch.setattr(store, "client_of", gone)
+    sweep.stop(root, PLAN.trials, "KILLED")
+    assert "must answer" in caplog.text
+
+
 def test_a_deleted_run_is_written_again_from_the_result(uri, root):
     sweep = open_sweep(uri, root)
     store.client_of(uri).delete_run(train(sweep, root, TRIAL))
@@ -127,6 +180,7 @@ def test_a_run_that_is_written_again_has_its_histories_and_files(uri, root):
     warmup_run = train(sweep, root, WARMUP)
     store.client_of(uri).delete_run(train(sweep, root, TRIAL))
     folder = folders.trial_folder(root, TRIAL.name)
+    shutil.rmtree(folder / "tracking")  # what it was told is lost, too
     for name in ("analysis/step_00000006.json", "panels/step_00000006.png", "model/classes.json"):
         (folder / name).parent.mkdir()
         (folder / name).write_text("{}")
@@ -188,6 +242,7 @@ def test_a_store_that_is_not_there_is_not_made(tmp_path):
 def test_a_finished_trial_is_retagged_when_more_tables_hold_it(uri, root):
     sweep = open_sweep(uri, root)
     run_id = train(sweep, root, TRIAL)
+    sweep.tracker.finish()
     both = make_plan(BASE, [get_table("3a"), get_table("3b")], [0])
     again = open_sweep(uri, root, both)
     again.mend(root, both.named(TRIAL.name), result_of(TRIAL))
