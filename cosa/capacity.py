@@ -1,20 +1,37 @@
-"""What a Ray cluster can offer: the machines it has, or those that its autoscaler may add."""
+"""What a Ray cluster can offer: the machines it has, or those that its autoscaler may add.
+
+Ray does not say what a cluster may grow to, so whoever starts its head does: COSA_GROWS_TO=CPU=64,GPU=8. Jobs
+inherit it from there.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+
+VARIABLE = "COSA_GROWS_TO"
 
 
 def capacity() -> Mapping[str, float]:
     """Most of each resource that the connected cluster will ever have, by Ray's name of it.
 
     A cluster that grows on demand begins without workers: who asks what is there would be told that nothing
-    fits, and would never ask for what makes it grow. Node types that stand in for one another, such as spot
-    and on-demand ones, are counted together.
+    fits, and would never ask for what makes it grow.
+
+    Raises:
+        ValueError: COSA_GROWS_TO is no list of resources.
     """
     import ray
-    from ray._private.state import state
 
     now: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    most: Mapping[str, float] = state.get_max_resources_from_cluster_config() or {}
-    return {name: max(now.get(name, 0.0), float(most.get(name, 0))) for name in {*now, *most}}
+    most = _limits(os.environ.get(VARIABLE, ""))
+    return {name: max(now.get(name, 0.0), most.get(name, 0.0)) for name in {*now, *most}}
+
+
+def _limits(text: str) -> Mapping[str, float]:
+    """`CPU=64,GPU=8` as numbers by name."""
+    try:
+        pairs = [part.split("=") for part in text.split(",") if part]
+        return {name: float(value) for name, value in pairs}
+    except ValueError:
+        raise ValueError(f"{VARIABLE} must read like CPU=64,GPU=8, got {text!r}; mend or unset it") from None

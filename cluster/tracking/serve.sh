@@ -53,7 +53,7 @@ export MLFLOW_BACKEND_STORE_URI=${MLFLOW_BACKEND_STORE_URI:-sqlite:///$folder/ml
 export MLFLOW_ARTIFACTS_DESTINATION=${MLFLOW_ARTIFACTS_DESTINATION:-$folder/artifacts}
 export MLFLOW_SERVER_ALLOWED_HOSTS=${MLFLOW_SERVER_ALLOWED_HOSTS:-$address:$port,127.0.0.1:*,localhost:*}
 
-options="--threads 8"
+options="--threads 8 --graceful-timeout 5"
 if [[ $address != 127.0.0.1 && $address != localhost ]]; then
     options+=" --bind 127.0.0.1:$port"
 fi

@@ -11,6 +11,7 @@ import pytest
 from ray.autoscaler._private.kuberay import autoscaling_config
 from ray.autoscaler._private.util import validate_config
 
+from cosa.capacity import _limits
 from tests.cluster.reading import CLUSTER, KUBERNETES, documents
 
 FOLDER = CLUSTER / "kubernetes"
@@ -171,6 +172,18 @@ def test_ray_asks_for_a_token_and_is_reached_inside_alone(name: str) -> None:
 
     assert spec["authOptions"] == {"mode": "token"}
     assert spec["headGroupSpec"]["serviceType"] == "ClusterIP"
+
+
+def test_a_sweep_is_told_what_the_cluster_may_grow_to() -> None:
+    spec = ray_spec("raycluster.yaml")
+    [group] = spec["workerGroupSpecs"]
+    [container] = group["template"]["spec"]["containers"]
+    head = spec["headGroupSpec"]["template"]["spec"]["containers"][0]
+    [said] = [item["value"] for item in head["env"] if item["name"] == "COSA_GROWS_TO"]
+
+    limits = container["resources"]["limits"]
+    per_pod = {"CPU": int(limits["cpu"]), "GPU": int(limits["nvidia.com/gpu"])}
+    assert _limits(said) == {name: group["maxReplicas"] * number for name, number in per_pod.items()}
 
 
 def test_both_files_describe_the_same_cluster() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingReque
 from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.core.generated.autoscaler_pb2 import ClusterResourceConstraint, ResourceRequestByCount
 
+from cosa.capacity import _limits
 from tests.cluster.reading import CLUSTER, documents, strings
 
 CLOUDS = ("aws", "gcp")
@@ -104,3 +106,18 @@ def test_outputs_lie_in_the_folder_that_all_machines_mount(cloud: str) -> None:
 
     assert "--volume /mnt/cosa:/mnt/cosa" in content["docker"]["run_options"]
     assert any("mount -t nfs" in line and "/mnt/cosa" in line for line in content["initialization_commands"])
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+def test_a_sweep_is_told_what_the_cluster_may_grow_to(cloud: str) -> None:
+    content = recipe(cloud)
+    types = [
+        kind for name, kind in content["available_node_types"].items() if name != content["head_node_type"]
+    ]
+    [start] = [line for line in content["head_start_ray_commands"] if "ray start" in line]
+    said = re.search(r"COSA_GROWS_TO=(\S+)", start)
+
+    assert said
+    assert _limits(said[1]) == {
+        name: sum(kind["max_workers"] * kind["resources"][name] for kind in types) for name in ("CPU", "GPU")
+    }
