@@ -84,8 +84,16 @@ class _Begun:
     worker: Any
 
 
-_Message = Progress | _Begun | Exception | str
-"""What a worker tells whoever follows the run: a text is a warning."""
+@dataclass(frozen=True)
+class _Line:
+    """A line of a worker's log."""
+
+    level: int
+    text: str
+
+
+_Message = Progress | _Begun | Exception | _Line
+"""What a worker tells whoever follows the run."""
 
 
 class _FinalError(Exception):
@@ -349,9 +357,8 @@ class _Watch(ray.train.UserCallback):
             if isinstance(error, _FinalError):
                 raise error
         rank, error = min(worker_exceptions.items())
-        _tell(
-            self.messages, f"worker {rank} failed, all go on from the newest checkpoint: {_one_line(error)}"
-        )
+        text = f"worker {rank} failed, all go on from the newest checkpoint: {_one_line(error)}"
+        _tell(self.messages, _Line(logging.WARNING, text))
 
 
 @dataclass(frozen=True)
@@ -451,10 +458,11 @@ def _tell(messages: Queue, message: _Message) -> None:
 
 @contextlib.contextmanager
 def _forwarded_log(messages: Queue) -> Iterator[None]:
-    """Send cosa's warnings to whoever follows the run: a worker's own output ends in a file of Ray's."""
+    """Send cosa's log to whoever follows the run: a worker's own output ends in a file of Ray's."""
     handler = _QueueHandler(messages)
     logger = logging.getLogger("cosa")
     logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
     try:
         yield
     finally:
@@ -463,12 +471,12 @@ def _forwarded_log(messages: Queue) -> Iterator[None]:
 
 class _QueueHandler(logging.Handler):
     def __init__(self, messages: Queue) -> None:
-        super().__init__(logging.WARNING)
+        super().__init__(logging.INFO)
         self.messages = messages
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send the text of one record."""
-        _tell(self.messages, record.getMessage())
+        _tell(self.messages, _Line(record.levelno, record.getMessage()))
 
 
 def _follow(trainer: Any, job: _Job, show: Callable[[Progress], object] | None, ask: Ask) -> Result:
@@ -500,8 +508,8 @@ def _follow(trainer: Any, job: _Job, show: Callable[[Progress], object] | None, 
                         worker = message.worker
                     case Exception():
                         failures.append(message)
-                    case str():
-                        _log.warning("%s", message)
+                    case _Line():
+                        _log.log(message.level, "%s", message.text)
                     case Progress() if show:
                         show(message)
     except BaseException:

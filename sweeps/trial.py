@@ -165,6 +165,7 @@ def _logged(path: Path) -> Iterator[None]:
         handler = logging.StreamHandler(file)
         handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
         logging.getLogger().addHandler(handler)
+        logging.getLogger("cosa").setLevel(logging.INFO)
         try:
             yield
         finally:

@@ -20,7 +20,7 @@ class Display(logging.Handler):
     """Progress of a run: a line that is rewritten in place on a terminal, plain lines elsewhere."""
 
     def __init__(self) -> None:
-        super().__init__(logging.WARNING)
+        super().__init__(logging.INFO)
         self._stream = sys.stdout
         self.terminal = sys.stdout.isatty()
         self._open = False
@@ -34,8 +34,9 @@ class Display(logging.Handler):
             self.line(evaluated)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Show a warning on a line of its own."""
-        self.line(f"{record.levelname.lower()}: {record.getMessage()}")
+        """Show a notice, or a warning marked as such, on a line of its own."""
+        marked = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        self.line(marked + record.getMessage())
 
     def line(self, text: str) -> None:
         """A line that stays."""

@@ -40,6 +40,8 @@ def main(prog: str, arguments: Sequence[str]) -> int:
     logger = logging.getLogger("cosa")
     logger.addHandler(display)
     propagates, logger.propagate = logger.propagate, False
+    level = logger.level
+    logger.setLevel(logging.INFO)
     where = "one process" if given.workers == 0 else f"{given.workers} Ray workers"
     place = storage.url or storage.folder
     display.line(f"training {given.preset} in {place}: {config.train.iterations} steps, {where}")
@@ -49,6 +51,7 @@ def main(prog: str, arguments: Sequence[str]) -> int:
         display.rest()
         logger.removeHandler(display)
         logger.propagate = propagates
+        logger.setLevel(level)
     _print_result(result, config, tracking)
     if storage.url:
         print(f"kept in     {storage.url}")

@@ -85,7 +85,7 @@ def draw_masks(
         there = {path.name for path in (store / "masks").iterdir()}
         missing = [name for name in images if masks[name].name not in there]
         if missing:
-            _log.warning("drawing the masks of %d images, once, into %s", len(missing), store)
+            _log.info("drawing the masks of %d images, once, into %s", len(missing), store)
             scenes = parsed()
             jobs = [(scenes[name], images[name], masks[name]) for name in missing]
             for failures in in_processes(_draw, chunks(jobs)):

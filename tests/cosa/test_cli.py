@@ -334,9 +334,17 @@ def test_a_warning_does_not_run_into_the_line_being_rewritten() -> None:
     display = _display_on(terminal)
     display(_progress(10))
 
-    display.line("warning: mind")
+    display.emit(logging.makeLogRecord({"msg": "mind", "levelno": logging.WARNING, "levelname": "WARNING"}))
 
     assert terminal.getvalue().endswith("\nwarning: mind\n")
+
+
+def test_a_notice_is_no_warning() -> None:
+    terminal = _Terminal()
+
+    _display_on(terminal).emit(logging.makeLogRecord({"msg": "drawing", "levelno": logging.INFO}))
+
+    assert terminal.getvalue() == "drawing\n"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 from collections import Counter
 from pathlib import Path
@@ -543,3 +544,14 @@ def test_real_pixels_that_are_not_counted_lie_in_crowds_alone(
         crowded += bool(crowd.any())
 
     assert crowded > 5
+
+
+def test_drawing_masks_is_a_notice_and_no_warning(coco: CocoFolder, caplog: pytest.LogCaptureFixture) -> None:
+    coco.object(coco.image(), "cat", box(0, 0, 4, 4))
+
+    with caplog.at_level(logging.INFO, "cosa"):
+        opened(coco)
+
+    (record,) = caplog.records
+    assert record.levelno == logging.INFO
+    assert record.getMessage().startswith("drawing the masks of 1 images, once, into ")
