@@ -107,6 +107,13 @@ def checkpoint(folder: Path, step: int) -> Path:
     return checkpoint_path(folder / "checkpoints", step)
 
 
+def _is_whole(path: Path) -> bool:
+    """Whether arms can fork from a checkpoint: a warm-up whose own is lost or torn is not finished."""
+    from cosa.checkpoint import is_whole  # imports torch
+
+    return path.is_file() and is_whole(path)
+
+
 def read_result(root: Path, trial: Trial) -> Mapping[str, Any] | None:
     """What the trainer wrote of a finished trial, or None where it is not finished."""
     folder = trial_folder(root, trial.name)
@@ -118,7 +125,7 @@ def read_result(root: Path, trial: Trial) -> Mapping[str, Any] | None:
         return None
     if trial.kind == "warmup":
         same = result.get("warmup_identity") == warmup_identity(trial.config)
-        return result if same and checkpoint(folder, trial.last_step).is_file() else None
+        return result if same and _is_whole(checkpoint(folder, trial.last_step)) else None
     return result if result.get("identity") == identity(trial.config) else None
 
 

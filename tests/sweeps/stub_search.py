@@ -28,6 +28,7 @@ def train(  # noqa: PLR0915 (Ray ships it alone: it must be one piece)
     from pathlib import Path
     from types import SimpleNamespace
 
+    from cosa.checkpoint import digest, hash_path
     from cosa.config import identity, warmup_identity
     from cosa.orders import StoppedError
 
@@ -54,7 +55,9 @@ def train(  # noqa: PLR0915 (Ray ships it alone: it must be one piece)
             value = (step / config.train.iterations) * (0.5 - 0.05 * distance) + 0.001 * config.train.seed
             evaluated = step % config.evaluation.every == 0 or step == last
             metrics = {"val/assignment/seg_miou": value} if evaluated else {}
-            (checkpoints / f"step_{step:08d}.pt").touch()
+            path = checkpoints / f"step_{step:08d}.pt"
+            path.touch()
+            hash_path(path).write_text(f"{digest(path)}  {path.name}\n")
             with (out / "journal.jsonl").open("a") as file:
                 file.write(json.dumps({"step": step, **metrics}) + "\n")
             if evaluated and report:

@@ -26,6 +26,7 @@ def train(config, *, out, tracker, fork_from=None, stop_at=None, momenta=(), ask
     import time
     from pathlib import Path
 
+    from cosa.checkpoint import digest, hash_path
     from cosa.config import identity, warmup_identity
     from cosa.orders import StoppedError
 
@@ -47,7 +48,9 @@ def train(config, *, out, tracker, fork_from=None, stop_at=None, momenta=(), ask
     while step < last:
         step += 1
         time.sleep(0.02)
-        (checkpoints / f"step_{step:08d}.pt").touch()
+        path = checkpoints / f"step_{step:08d}.pt"
+        path.touch()
+        hash_path(path).write_text(f"{digest(path)}  {path.name}\n")
         with (out / "journal.jsonl").open("a") as file:
             file.write(json.dumps({"step": step}) + "\n")
         if arms == "no-CSC" and hold.exists() and step == int(hold.read_text()):

@@ -12,6 +12,7 @@ from cosa.config import Config, TrainConfig, identity, warmup_identity
 from sweeps import folders
 from sweeps.plan import make_plan
 from sweeps.tables import Arm, Table
+from tests.sweeps.stub_checkpoint import leave_checkpoint
 
 BASE = Config(train=TrainConfig(iterations=10, warmup=4))
 TABLE = Table(name="t", title="", reference="a", arms=(Arm("a"), Arm("b", {"csc.weight": 0.0})))
@@ -52,13 +53,15 @@ def test_a_torn_result_does_not_count(tmp_path):
     assert folders.read_result(tmp_path, TRIAL) is None
 
 
-def test_a_warmup_is_finished_only_while_its_checkpoint_is_there_to_fork_from(tmp_path):
+def test_a_warmup_is_finished_only_while_its_checkpoint_is_whole_to_fork_from(tmp_path):
     folder = leave_result(tmp_path, WARMUP, identity="of another arm")
     assert folders.read_result(tmp_path, WARMUP) is None
     path = folders.checkpoint(folder, WARMUP.last_step)
     path.parent.mkdir()
-    path.touch()
+    leave_checkpoint(path)
     assert folders.read_result(tmp_path, WARMUP) is not None
+    path.write_bytes(b"torn")
+    assert folders.read_result(tmp_path, WARMUP) is None
 
 
 def test_the_step_is_that_of_the_journals_last_whole_line(tmp_path):
@@ -81,6 +84,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from sweeps.folders import locked
+from tests.sweeps.stub_checkpoint import leave_checkpoint
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

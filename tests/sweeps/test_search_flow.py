@@ -15,6 +15,7 @@ from sweeps.search_flow import Flow
 from sweeps.search_space import SPACE, Choice, Range, Space
 from sweeps.search_study import SearchStudy
 from sweeps.tables.metrics import FREE
+from tests.sweeps.stub_checkpoint import leave_checkpoint
 
 BASE = override(get_preset("shapes"), {"train.iterations": 20, "train.warmup": 8, "evaluation.every": 4})
 RUNGS = (12, 16)
@@ -48,7 +49,7 @@ class Bench:
         """What the trainer leaves of a finished trial."""
         folder = folders.trial_folder(self.root, trial.name)
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        folders.checkpoint(folder, trial.last_step).touch()
+        leave_checkpoint(folders.checkpoint(folder, trial.last_step))
         result = {
             "identity": identity(trial.config),
             "warmup_identity": warmup_identity(trial.config),
