@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from cosa.config import Config, override
 from cosa.presets import PRESETS, get_preset, short_name
-from cosa.tracking import require_name, resolve_uri
+from cosa.tracking import mask, require_name, resolve_uri
 from sweeps.plan import Plan, make_plan
 from sweeps.ray_session import Request
 from sweeps.tables import get_tables
@@ -67,6 +67,11 @@ def read_order(name: str, description: str, tables: Sequence[str], arguments: Se
         raise ValueError(f"--retries must be >= 0, got {found.retries}")
     require_name("--experiment", found.experiment)
     require_name("--out", found.out)
+    if "://" in found.out:
+        raise ValueError(
+            f"--out of a sweep must be a folder that all of its machines reach, got {mask(found.out)!r}; "
+            "mount the storage, or keep single runs there: cosa-train --out URL"
+        )
     home = _home()
     base = override(get_preset(found.preset), _settings(found.set))
     places = {name: str(_absolute(home, getattr(base.data, name))) for name in ("root", "cache")}

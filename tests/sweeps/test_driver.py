@@ -63,6 +63,7 @@ def no_store_of_the_users(monkeypatch, tmp_path):
         (["--max-concurrent", "0"], "--max-concurrent must be >= 1, got 0"),
         (["--tabels", "3a"], "unrecognized arguments: --tabels 3a; see sweeps/ablation.py --help"),
         (["--tracking-uri", "runs"], "tracking URI must start with sqlite:///"),
+        (["--out", "s3://bucket/sweep"], "--out of a sweep must be a folder that all of its machines reach"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(arguments, line, capsys):
