@@ -21,6 +21,8 @@ from tests.cluster.reading import CLUSTER
 from tests.reading import ROOT
 
 PRIVATE = "127.0.0.2"  # stands for the machine's address on the private network
+pytestmark = pytest.mark.slow
+
 EXPERIMENT = "/api/2.0/mlflow/experiments/get?experiment_id=0"
 
 
