@@ -140,9 +140,10 @@ class Canvas:
         columns = 2 if len(labels) == 4 else 3
         self._figure.legend(handles, labels, loc="outside upper left", ncols=columns)
 
-    def colour_bar(self, mappable: mpl.cm.ScalarMappable, label: str) -> None:
-        """What the colours of `mappable` stand for, beside the axes."""
-        bar = self._figure.colorbar(mappable, ax=self.axes, pad=0.02, aspect=28)
+    def colour_bar(self, mappable: mpl.cm.ScalarMappable, label: str, *, below: bool = False) -> None:
+        """What the colours of `mappable` stand for, beside the axes or below them."""
+        where = "bottom" if below else "right"
+        bar = self._figure.colorbar(mappable, ax=self.axes, location=where, pad=0.02, aspect=28)
         bar.set_label(label)
         bar.outline.set_visible(False)
 

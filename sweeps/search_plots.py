@@ -140,7 +140,7 @@ def _rungs(shown: Sequence[Record], last: int) -> Part:
 def _parallel(complete: Sequence[Record], space: Space) -> Part:
     """One line per finished trial over all dimensions, the best ones dark and on top."""
     dimensions = space.dimensions
-    canvas = Canvas(height=4.6)
+    canvas = Canvas(height=1.5 + 0.45 * len(dimensions))
     axes = canvas.axes
     low, high = min(r.value for r in complete), max(r.value for r in complete)
     shade = cm.ScalarMappable(Normalize(100 * low, 100 * high), "viridis_r")
@@ -150,18 +150,12 @@ def _parallel(complete: Sequence[Record], space: Space) -> Part:
         ys = [row for row, place in enumerate(places) if place is not None]
         height = (record.value - low) / ((high - low) or 1.0)
         axes.plot(xs, ys, color=shade.cmap(height), linewidth=1.1, alpha=0.85, marker="o")
-    axes.set_yticks(range(len(dimensions)), [dimension.name for dimension in dimensions])
-    axes.invert_yaxis()
+    ranges = [f"{dimension.name}\n{' – '.join(_ends(dimension))}" for dimension in dimensions]
+    axes.set_yticks(range(len(dimensions)), ranges)
     axes.set_xlim(-0.04, 1.04)
     axes.set_xticks([0, 1], ["low end", "high end"])
-    for row, dimension in enumerate(dimensions):
-        ends = _ends(dimension)
-        for x, text, side in ((0.0, ends[0], "left"), (1.0, ends[1], "right")):
-            axes.annotate(
-                text, (x, row), (0, 7), textcoords="offset points", ha=side, fontsize=7.5, color="#636c76"
-            )
-    axes.set_ylim(len(dimensions) - 0.6, -0.8)
-    canvas.colour_bar(shade, _METRIC)
+    axes.set_ylim(len(dimensions) - 0.6, -0.4)
+    canvas.colour_bar(shade, _METRIC, below=True)
     return canvas.part("search-parallel", "Every finished trial through all dimensions")
 
 

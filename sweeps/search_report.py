@@ -262,7 +262,7 @@ def _confirmed_cells(one: Confirmed, preset: Confirmed | None) -> tuple[str, ...
         points(one.searched),
         over_seeds(one.free),
         str(len(one.free.values)),
-        points(one.excess, signed=True),
+        points(one.excess),
         over_seeds(gain, signed=True),
         over_seeds(one.labelled),
     )

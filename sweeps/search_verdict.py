@@ -91,10 +91,9 @@ def _trust(gain: Cell) -> str:
             f"before relying on it."
         )
     if gain.p_value < _CHANCE:
-        return f"That is more than chance would explain (p {gain.p_value:.2g}, paired t-test, n = {count})."
+        return f"That is more than chance would explain ({_p(gain)}, paired t-test, n = {count})."
     return (
-        f"That may be chance (p {gain.p_value:.2g}, paired t-test, n = {count}): take more seeds before "
-        f"relying on it."
+        f"That may be chance ({_p(gain)}, paired t-test, n = {count}): take more seeds before relying on it."
     )
 
 
@@ -152,6 +151,10 @@ def _seeds(cell: Cell) -> str:
 
 def _mean(cell: Cell) -> str:
     return f"{over_seeds(cell)} with {_seeds(cell)}"
+
+
+def _p(gain: Cell) -> str:
+    return f"p {gain.p_value:.2f}" if gain.p_value >= 0.01 else "p < 0.01"
 
 
 def _difference(cell: Cell) -> str:

@@ -113,7 +113,7 @@ def test_with_three_fresh_seeds_the_page_shows_means_deviations_and_what_was_los
     page = search_report.html(finished().findings())
     assert "fresh seeds, mean" in page
     assert "45.20 ± 0.10" in page
-    assert "+4.80" in page, "lost since the search"
+    assert ">4.80<" in page, "lost since the search"
     assert '<td data-title="fresh seeds, n">3</td>' in page
 
 
