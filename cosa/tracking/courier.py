@@ -86,7 +86,7 @@ class Courier:
             self._delivery = self._delivery or Delivery(self._out, self._uri)  # only now: the lock is ours
             self._delivery.run(all_files=urgent)
         except TrackingError as error:
-            failure = str(error)
+            failure = str(error).partition("; ")[0]  # what to do is said at the run's end
             if not self.failure:
                 self.notes.append(
                     f"training goes on, what is tracked is kept in {str(self._out)!r}: {failure}"
