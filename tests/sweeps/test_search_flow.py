@@ -29,8 +29,9 @@ class Bench:
         self.space = space.resolved(BASE)
         self.storage = optuna.storages.InMemoryStorage()
         self.trials = trials
+        self.now = 0.0
 
-    def start(self, slots=1, **options):
+    def start(self, slots=1, gpus=0.0, **options):
         """A driver that starts: for the first time, or after one that was killed."""
         self.study = SearchStudy(self.storage, self.space, BASE, seed=0)
         return Flow(
@@ -39,10 +40,9 @@ class Bench:
             self.root,
             rungs=RUNGS,
             momenta=self.space.momenta,
-            budget=Budget(trials=self.trials),
-            ledger=Ledger(self.root / "spent.json", 0.0, lambda: 0.0),
+            ledger=Ledger(self.root / "spent.json", gpus, lambda: self.now),
             slots=slots,
-            **options,
+            **{"budget": Budget(trials=self.trials), **options},
         )
 
     def write(self, trial, value=0.5):
@@ -278,3 +278,54 @@ def test_a_row_that_finished_in_an_earlier_run_is_not_run_again(bench):
     assert (bench.study.record(0).state, bench.study.record(0).value) == ("complete", 0.42)
     assert warmup.kind == "warmup", "of the next trial"
     assert len(bench.study.records()) == 2
+
+
+def until_exhausted(bench, flow, seconds):
+    """Run one after the other, each for so long; returns how many trials were trained."""
+    trained = 0
+    while not flow.exhausted:
+        trial = flow.start_next()
+        bench.now += seconds
+        trained += trial.kind == "trial"
+        bench.finish(flow, trial, 0.5)
+    return trained
+
+
+def test_hours_end_a_search_once_the_trial_that_crosses_them_is_done(bench):
+    flow = bench.start(budget=Budget(hours=1))
+    assert until_exhausted(bench, flow, seconds=1000) == 3, "warm-up, then trials begun at 1000, 2000, 3000 s"
+    assert states(bench) == ["complete"] * 3
+    assert bench.start(budget=Budget(hours=1)).exhausted, "hours of earlier starts count"
+    assert not bench.start(budget=Budget(hours=2)).exhausted
+
+
+def test_gpu_hours_count_what_every_running_trial_holds_the_warm_up_included(bench):
+    flow = bench.start(gpus=2.0, budget=Budget(gpu_hours=1))
+    assert until_exhausted(bench, flow, seconds=500) == 3, "at 1000 GPU-seconds each, the warm-up among them"
+    assert flow.spent.gpu_seconds == 4 * 500 * 2
+    assert flow.spent.seconds == 2000
+
+
+def test_retrying_what_failed_needs_no_budget_and_counts_no_trial_anew(tmp_path):
+    bench = Bench(tmp_path, trials=2)
+    flow = bench.start()
+    bench.finish(flow, flow.start_next())
+    first = flow.start_next()
+    flow.end(first.name, failed=True, reason="boom")
+    bench.finish(flow, flow.start_next())
+    assert flow.exhausted, "the budget is spent"
+
+    bench.study.repeat_failed()
+    bench.study.repeat_failed()
+    flow = bench.start(waiting_only=True)
+    assert until_exhausted(bench, flow, seconds=1) == 1
+    assert states(bench) == ["failed", "complete", "complete"]
+    assert flow.spent.trials == 2
+
+
+def test_nothing_waits_where_nothing_failed(bench):
+    flow = bench.start()
+    bench.finish(flow, flow.start_next())
+    bench.finish(flow, flow.start_next())
+    assert bench.study.repeat_failed() == 0
+    assert bench.start(waiting_only=True).exhausted
