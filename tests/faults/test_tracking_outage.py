@@ -139,7 +139,7 @@ class Postgres:
         self.run("initdb", "-D", str(self.data), "-U", "cosa", "-A", "trust", "--no-sync")
         self.control("start", "-o", f"-p {self.port} -k {folder} -c listen_addresses=127.0.0.1")
         self.run("createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", "cosa", "mlflow")
-        self.uri = f"postgresql://cosa@127.0.0.1:{self.port}/mlflow"
+        self.uri = f"postgresql+psycopg2://cosa@127.0.0.1:{self.port}/mlflow"
 
     def run(self, program: str, *arguments: str) -> None:
         done = subprocess.run(
