@@ -1,10 +1,32 @@
-"""The fault table at the end of `make test-faults`."""
+"""The sweep that others are held against, and the fault table at the end of `make test-faults`."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.faults import account
+from tests.faults.runs import finish, sweep_command
+
+
+@pytest.fixture(scope="session")
+def sweep_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small `shapes` data set."""
+    from cosa.data.shapes import write_shapes
+
+    root = tmp_path_factory.mktemp("sweep") / "shapes"
+    write_shapes(root, train_images=24, val_images=6)
+    return root
+
+
+@pytest.fixture(scope="session")
+def undisturbed_sweep(sweep_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished sweep."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    finish(sweep_command(folder, sweep_data), folder / "log")
+    return folder
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

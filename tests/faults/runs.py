@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -56,6 +57,30 @@ def train_command(out: Path, data: Path, *more: str) -> list[str]:
         *(sys.executable, "-c", "import sys; from cosa.cli import train; sys.exit(train())", "shapes"),
         *("--out", str(out), "--data.root", str(data), *flags, *more),
     ]
+
+
+SWEEP_STEPS, SWEEP_WARMUP = 60, 30
+
+
+def sweep_command(folder: Path, data: Path) -> list[str]:
+    """Table 4b: one warm-up and two arms."""
+    changes = {
+        **SETTINGS,
+        "train.iterations": SWEEP_STEPS,
+        "train.warmup": SWEEP_WARMUP,
+        "evaluation.every": 30,
+    }
+    return [
+        *(sys.executable, "sweeps/ablation.py", "--preset", "shapes", "--tables", "4b"),
+        *("--out", str(folder / "sweep"), "--tracking-uri", f"sqlite:///{folder}/mlflow.db"),
+        *("--set", f"data.root={data}", *(f"{name}={value}" for name, value in changes.items())),
+    ]
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    """What a sweep's report says, but for the ids of the runs that say it."""
+    with (folder / "sweep" / "tables.csv").open() as file:
+        return [{key: value for key, value in row.items() if key != "runs"} for row in csv.DictReader(file)]
 
 
 def start(command: Sequence[str], log: Path, **environment: str) -> subprocess.Popen[bytes]:
