@@ -91,9 +91,7 @@ class RemoteStorage:
             import fsspec  # it and what it loads take a moment: only for those who use it
 
             options = _OPTIONS.get(protocol, {})
-            system, root = fsspec.core.url_to_fs(
-                self.url, use_listings_cache=False, skip_instance_cache=True, **options
-            )
+            system, root = fsspec.core.url_to_fs(self.url, use_listings_cache=False, **options)
         except (ImportError, ValueError) as error:
             raise ValueError(
                 f"out must be a folder, or a URL that this machine can open, got {self.url!r} "

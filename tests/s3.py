@@ -68,7 +68,7 @@ class S3Server:
     def files(self) -> Any:
         """What lies on the server, past the code under test."""
         keys = {"key": "somebody", "secret": SECRET, "endpoint_url": self.environment["AWS_ENDPOINT_URL"]}
-        return fsspec.filesystem("s3", **keys, use_listings_cache=False, skip_instance_cache=True)
+        return fsspec.filesystem("s3", **keys, use_listings_cache=False)
 
     def names(self, run: str) -> list[str]:
         """Names of all that lies below a run's prefix."""

@@ -76,17 +76,26 @@ def lose_machine(url: str) -> None:
     shutil.rmtree(open_storage(url).folder)
 
 
-def train_unseen(config: Config, url: str, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Go on to a step while nothing goes up, and end there."""
-    with monkeypatch.context() as away:
-        away.setattr(RemoteStorage, "push", lambda *_, **__: None)
-        stop_at(config, url, step)
+def work(url: str, *steps: int, keep: int = 9, sent: bool = True) -> RemoteStorage:
+    """Leave what a run leaves at each step, and send it, as training would."""
+    place = open_storage(url)
+    assert isinstance(place, RemoteStorage)
+    place.pull()
+    for step in steps:
+        checkpoint.save(place.folder / "checkpoints", {"step": step}, keep=keep)
+        with (place.folder / "journal.jsonl").open("a") as journal:
+            journal.write(f"{step}\n")
+        if sent:
+            place.push(keep=keep)
+    return place
 
 
-def stop_at(config: Config, url: str, step: int) -> None:
-    """Train to a step, and end there as the loss of the machine would."""
-    with pytest.raises(StopError):
-        train(config, out=url, report=stop_after(step))
+def found(url: str) -> tuple[int, list[str]]:
+    """The newest step and the journal that a start finds in the working folder."""
+    place = open_storage(url)
+    place.pull()
+    saved = checkpoint.newest(place.folder / "checkpoints", pytest.fail)
+    return saved["step"] if saved else 0, (place.folder / "journal.jsonl").read_text().split()
 
 
 def assert_is(result: Result, whole: Result) -> None:
@@ -116,16 +125,13 @@ def test_all_that_a_run_leaves_goes_up_and_nothing_else(config: Config, url: str
 def test_a_checkpoint_goes_up_before_its_hash_and_the_result_last(
     config: Config, url: str, server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import s3fs
+    place = open_storage(url)
+    assert isinstance(place, RemoteStorage)
+    sent, (system, root), really = [], place._there, place._there[0].put_file
+    note = lambda here, there: (sent.append(there.removeprefix(f"{root}/")), really(here, there))  # noqa: E731
+    monkeypatch.setattr(system, "put_file", note)
 
-    sent, really = [], s3fs.S3FileSystem.put_file
-    monkeypatch.setattr(
-        s3fs.S3FileSystem,
-        "put_file",
-        lambda self, here, there: (sent.append(there.partition("/run/")[2]), really(self, here, there))[1],
-    )
-
-    train(config, out=url)
+    train(config, out=place)
 
     last = [name for name in sent if "step_00000005.pt" in name]
     assert last == ["checkpoints/step_00000005.pt", "checkpoints/step_00000005.pt.sha256"]
@@ -134,12 +140,14 @@ def test_a_checkpoint_goes_up_before_its_hash_and_the_result_last(
     assert len([name for name in sent if name.endswith(".pt")]) == STEPS
 
 
-def test_old_checkpoints_go_there_too(config: Config, url: str, server: S3Server) -> None:
-    train(override(config, {"train.keep_checkpoints": 2}), out=url)
+def test_old_checkpoints_go_there_too(url: str, server: S3Server) -> None:
+    work(url, 1, 2, 3, keep=2)
 
-    assert [name for name in server.names(prefix(url)) if name.endswith(".pt")] == [
-        "checkpoints/step_00000004.pt",
-        "checkpoints/step_00000005.pt",
+    assert [name for name in server.names(prefix(url)) if name.startswith("checkpoints")] == [
+        "checkpoints/step_00000002.pt",
+        "checkpoints/step_00000002.pt.sha256",
+        "checkpoints/step_00000003.pt",
+        "checkpoints/step_00000003.pt.sha256",
     ]
 
 
@@ -154,11 +162,14 @@ def test_a_finished_run_is_sent_once(config: Config, url: str, server: S3Server)
     assert before == after
 
 
-def test_a_run_that_goes_on_is_not_finished_there_either(config: Config, url: str, server: S3Server) -> None:
-    train(config, out=url, stop_at=2)
+def test_a_run_that_goes_on_is_not_finished_there_either(url: str, server: S3Server) -> None:
+    place = work(url, 1)
+    (place.folder / "result.json").touch()
+    place.push(keep=1)
     assert "result.json" in server.names(prefix(url))
 
-    stop_at(config, url, 3)
+    (place.folder / "result.json").unlink()
+    place.push(keep=1)
 
     assert "result.json" not in server.names(prefix(url))
 
@@ -169,7 +180,8 @@ def test_a_run_that_goes_on_is_not_finished_there_either(config: Config, url: st
 def test_a_run_whose_machine_is_gone_goes_on_bit_for_bit(
     config: Config, whole: Result, url: str, server: S3Server
 ) -> None:
-    stop_at(config, url, 3)
+    with pytest.raises(StopError):
+        train(config, out=url, report=stop_after(3))
     lose_machine(url)
 
     steps: list[int] = []
@@ -181,100 +193,82 @@ def test_a_run_whose_machine_is_gone_goes_on_bit_for_bit(
 
 @pytest.mark.parametrize("harm", ["cut", "no hash"])
 def test_a_torn_one_in_the_bucket_is_skipped_for_the_one_before_with_a_word(
-    config: Config,
-    whole: Result,
-    url: str,
-    server: S3Server,
-    harm: str,
-    caplog: pytest.LogCaptureFixture,
+    url: str, server: S3Server, harm: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    stop_at(config, url, 4)
+    work(url, 1, 2)
     lose_machine(url)
-    torn, files = f"{BUCKET}/{prefix(url)}/checkpoints/step_00000004.pt", server.files()
+    torn, files = f"{BUCKET}/{prefix(url)}/checkpoints/step_00000002.pt", server.files()
     if harm == "cut":
-        files.pipe_file(torn, files.cat_file(torn)[:1000])
+        files.pipe_file(torn, files.cat_file(torn)[:-10])
     else:
         files.rm_file(f"{torn}.sha256")
 
     with caplog.at_level(logging.WARNING, "cosa"):
-        result = train(config, out=url)
+        step, _ = found(url)
 
-    (record,) = caplog.records
-    assert record.getMessage() == (
-        f"skipped a checkpoint: {url}/checkpoints/step_00000004.pt is torn, not what its hash says"
-    )
-    assert_is(result, whole)
-    assert checkpoint.is_whole(result.checkpoint)
+    assert step == 1
+    assert [record.getMessage() for record in caplog.records] == [
+        f"skipped a checkpoint: {url}/checkpoints/step_00000002.pt is torn, not what its hash says"
+    ]
 
 
-def test_a_torn_one_in_the_bucket_is_not_counted_among_the_kept(
-    config: Config, url: str, server: S3Server
-) -> None:
-    config = override(config, {"train.keep_checkpoints": 2})
-    stop_at(config, url, 2)
+def test_a_torn_one_in_the_bucket_is_not_counted_among_the_kept(url: str, server: S3Server) -> None:
+    work(url, 1, 2, keep=2)
     lose_machine(url)
-    torn = f"{BUCKET}/{prefix(url)}/checkpoints/step_00000002.pt"
-    server.files().pipe_file(torn, b"torn")
+    server.files().pipe_file(f"{BUCKET}/{prefix(url)}/checkpoints/step_00000002.pt", b"torn")
 
-    later = override(config, {"train.checkpoint_every": 3})
-    stop_at(later, url, 3)
+    work(url, 3, keep=2)
 
-    kept = [name for name in server.names(prefix(url)) if name.endswith(".pt")]
+    kept = server.names(prefix(url))
     assert "checkpoints/step_00000001.pt" in kept
     assert "checkpoints/step_00000003.pt" in kept
 
 
-def test_a_stale_folder_gets_everything_of_the_newer_run(
-    config: Config, whole: Result, url: str, server: S3Server
-) -> None:
+def test_a_stale_folder_gets_everything_of_the_newer_run(url: str, server: S3Server) -> None:
     """A machine that comes back after the run went on elsewhere."""
-    stop_at(config, url, 2)
-    folder = open_storage(url).folder
+    folder = work(url, 1, 2).folder
     folder.rename(folder.with_name("stale"))
-    stop_at(config, url, 4)
+    work(url, 3, 4)
     lose_machine(url)
     folder.with_name("stale").rename(folder)
 
-    steps: list[int] = []
-    result = train(config, out=url, report=lambda progress: steps.append(progress.step))
-
-    assert steps == [5]
-    assert_is(result, whole)
+    assert found(url) == (4, ["1", "2", "3", "4"])
 
 
-def test_what_never_went_up_is_not_lost(
-    config: Config, whole: Result, url: str, server: S3Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The newer checkpoint is the one on this machine."""
-    stop_at(config, url, 2)
-    train_unseen(config, url, 4, monkeypatch)
+def test_what_never_went_up_is_not_lost(url: str, server: S3Server) -> None:
+    """The newer checkpoint is the one on this machine, and so is the longer journal."""
+    work(url, 1, 2)
+    work(url, 3, sent=False)
 
-    steps: list[int] = []
-    result = train(config, out=url, report=lambda progress: steps.append(progress.step))
-
-    assert steps == [5]
-    assert_is(result, whole)
+    assert found(url) == (3, ["1", "2", "3"])
 
 
 def test_a_pull_that_was_cut_short_is_done_again(
-    config: Config, whole: Result, url: str, server: S3Server, monkeypatch: pytest.MonkeyPatch
+    url: str, server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stop_at(config, url, 3)
+    folder = work(url, 1).folder
+    folder.rename(folder.with_name("stale"))
+    work(url, 2)
     lose_machine(url)
+    folder.with_name("stale").rename(folder)
 
-    def killed(self: RemoteStorage, draft: Path) -> None:
-        raise KeyboardInterrupt
+    really = storage._write
+
+    def killed(path: Path, content: bytes) -> None:
+        if path.name == "journal.jsonl":
+            raise KeyboardInterrupt
+        really(path, content)
 
     with monkeypatch.context() as cut:
-        cut.setattr(RemoteStorage, "_install", killed)
+        cut.setattr(storage, "_write", killed)
         with pytest.raises(KeyboardInterrupt):
-            train(config, out=url)
+            open_storage(url).pull()
 
-    assert_is(train(config, out=url), whole)
+    assert found(url) == (2, ["1", "2"])
 
 
 def test_a_name_that_leads_out_of_the_folder_is_not_brought(
-    config: Config, url: str, server: S3Server, tmp_path: Path
+    url: str, server: S3Server, tmp_path: Path
 ) -> None:
     system = server.files()
     for name in ("../escaped", "sub/../../escaped", ".bashrc"):
@@ -297,20 +291,14 @@ class OtherRank(Ranks):
 
 @pytest.mark.parametrize(("other", "agreed"), [(4, 4), (2, 2), (0, None)])
 def test_ranks_go_on_from_a_checkpoint_that_all_of_them_have(
-    config: Config,
-    url: str,
-    server: S3Server,
-    monkeypatch: pytest.MonkeyPatch,
-    other: int,
-    agreed: int | None,
+    url: str, server: S3Server, monkeypatch: pytest.MonkeyPatch, other: int, agreed: int | None
 ) -> None:
-    stop_at(config, url, 2)
-    train_unseen(config, url, 4, monkeypatch)
-    place = open_storage(url)
+    work(url, 1, 2)
+    place = work(url, 3, 4, keep=2, sent=False)
     here = place.folder / "checkpoints"
-    ranks = OtherRank(0, 2, torch.device("cpu"))
     monkeypatch.setattr(OtherRank, "other", other)
 
+    ranks = OtherRank(0, 2, torch.device("cpu"))
     saved = place.agree(checkpoint.newest(here, pytest.fail), ranks)
 
     assert (saved["step"] if saved else None) == agreed
@@ -387,12 +375,15 @@ def test_what_did_not_go_up_by_the_end_is_told_and_sent_by_the_same_command(
 
 
 def test_a_server_that_is_away_from_the_start_is_told_in_one_line(
-    flags: list[str], server: S3Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    flags: list[str], server: S3Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Nobody knows whether there is a run to go on with: a second one must not begin."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    server.kill()
 
-    assert cli.train([*flags, "--out", f"s3://{BUCKET}/none/run"]) == cli.FAILED
+    code = cli.train([*flags, "--out", f"s3://{BUCKET}/none/run"])
+    server.start()
+
+    assert code == cli.FAILED
 
     *_, line = capsys.readouterr().err.splitlines()
     assert line.startswith("cosa-train: error: storage must answer before training starts, got nothing from")
