@@ -90,7 +90,7 @@ def test_a_stopped_job_stops_its_trials_and_another_job_goes_on(
     stopped = ray_job("stop", "first")
 
     assert "stopped" in stopped.stdout, stopped.stderr
-    assert "STOPPED" in ray_job("status", "first").stdout
+    assert "was stopped" in ray_job("status", "first").stdout
     assert "stopping: trials save and end" in ray_job("logs", "first").stdout
     (warmup,) = (tmp_path / "sweep/trials").glob("warmup-*")
     newest = newest_checkpoint(warmup)
