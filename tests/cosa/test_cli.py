@@ -164,7 +164,7 @@ def test_flags_change_settings_of_the_preset(asked: Callable[..., dict[str, Any]
 
 
 def test_another_experiment_gets_another_folder(asked: Callable[..., dict[str, Any]]) -> None:
-    folders = {asked("shapes", *flags)["out"].name for flags in ([], ["--csc.weight", "0.2"])}
+    folders = {asked("shapes", *flags)["out"].folder.name for flags in ([], ["--csc.weight", "0.2"])}
 
     assert len(folders) == 2
     assert all(re.fullmatch("shapes-[0-9a-f]{8}", name) for name in folders)
@@ -173,8 +173,8 @@ def test_another_experiment_gets_another_folder(asked: Callable[..., dict[str, A
 def test_the_same_experiment_keeps_its_folder(asked: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     first, second = asked("shapes"), asked("shapes", "--train.log_every", "7")
 
-    assert first["out"] == second["out"]
-    assert first["out"].parent == tmp_path / "runs"
+    assert first["out"].folder == second["out"].folder
+    assert first["out"].folder.parent == tmp_path / "runs"
 
 
 def test_runs_are_tracked_beside_their_folders_by_default(
