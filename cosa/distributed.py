@@ -39,6 +39,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cosa.capacity import capacity
 from cosa.config import Config, identity, override
 from cosa.loopback import loopback_only
 from cosa.orders import Ask, Order, StopFile, StoppedError, go_on
@@ -256,7 +257,7 @@ def _check_resources(workers: int) -> bool:
 
     Ray would wait for them without a word.
     """
-    cluster: Mapping[str, float] = _ray.cluster_resources()
+    cluster = capacity()
     gpus = int(cluster.get("GPU", 0))
     most, kind = (gpus, "GPU") if gpus else (int(cluster.get("CPU", 0)), "CPU")
     if workers > most:
