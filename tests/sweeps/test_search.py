@@ -192,7 +192,7 @@ class TestOnRay:
         folders = story.root.glob("trials/trial-seed[12]-*/result.json")
         confirmed = [int(path.parent.name.removeprefix("trial-seed").partition("-")[0]) for path in folders]
         assert sorted(confirmed) == [1, 1, 2, 2]
-        assert "over 2 fresh seeds" in story.output
+        assert "with 2 fresh seeds" in story.output
 
     def test_the_best_settings_are_a_config_that_can_be_read(self, story):
         best = from_json((story.root / "best.json").read_text())
@@ -203,7 +203,7 @@ class TestOnRay:
 
     def test_the_page_stands_alone(self, story):
         page = (story.root / "search.html").read_text()
-        assert "Confirmed with fresh seeds" in page
+        assert "Trained again with fresh seeds" in page
         assert "http://" not in page.replace("http://www.w3.org", "")
         assert "<script" not in page
 
