@@ -24,7 +24,7 @@ demo: env  ## Table 3 of the paper on the `shapes` set: about 15 minutes on 2 co
 test: lint  ## formatting, lint, types and tests; COSA_TEST_DATA=DIR (holding data/ and weights/) adds the real images
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-test-faults: env  ## what a week on bad machines does to a sweep: random kills; about 15 minutes on 2 cores
+test-faults: env  ## what a week on bad machines does: kills, losses, outages; about 50 minutes on 2 cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults -s tests/faults
 
 lint: env  ## formatting, lint and types, without the tests
