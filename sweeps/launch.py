@@ -15,7 +15,6 @@ from typing import Any
 from ray import tune
 from ray.tune.search import Searcher
 
-from cosa.orders import StoppedError
 from cosa.tracking import TrackingSpec
 from sweeps import folders
 from sweeps.console import LiveLine, duration
@@ -155,7 +154,7 @@ def launch(
     with orderly(root, line.note) as stopping, folders.scratch(root) as scratch, shown(progress, line):
         dispatcher = Dispatcher(schedule, progress, line, stopping)
         tuner = tune.Tuner(
-            tune.with_resources(_trainable(jobs, train), _resources(allotment, workers)),
+            tune.with_resources(_trainable(jobs, train), resources(allotment, workers)),
             tune_config=tune.TuneConfig(
                 search_alg=dispatcher,
                 num_samples=len(trials),
@@ -189,17 +188,13 @@ def launch(
 def _trainable(jobs: Mapping[str, Job], train: Train | None) -> Callable[[dict[str, Any]], dict[str, Any]]:
     def trainable(settings: dict[str, Any]) -> dict[str, Any]:
         begun = time.monotonic()
-        stopped = False
-        try:
-            run(jobs[settings["trial"]], train)
-        except StoppedError:
-            stopped = True
-        return {SECONDS: time.monotonic() - begun, STOPPED: stopped}
+        ended = run(jobs[settings["trial"]], train)
+        return {SECONDS: time.monotonic() - begun, STOPPED: not ended}
 
     return trainable
 
 
-def _resources(allotment: Allotment, workers: int) -> dict[str, float]:
+def resources(allotment: Allotment, workers: int) -> dict[str, float]:
     """What Tune sets aside for the trial's own process; the workers of Ray Train ask for theirs."""
     if workers > 1:
         return {"CPU": 0.01}

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cosa.config import Config, flatten, override
+from cosa.tracking import find_run
 from sweeps.cells import Cell
 from sweeps.full_model import FullModel, read_full_model
 from sweeps.runs import (
@@ -27,7 +28,6 @@ from sweeps.runs import (
     RUN_KEY,
     base_of,
     children_of,
-    find_run,
     is_trial,
     read_json,
 )

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cosa.config import identity
+from cosa.tracking import find_run
 from sweeps.plan import Trial
-from sweeps.runs import find_run, metric_names, read_json
+from sweeps.runs import metric_names, read_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -41,21 +41,6 @@ def metric_names(run: Run) -> set[str]:
     return {*run.data.metrics, *(tag.removeprefix(prefix) for tag in run.data.tags if tag.startswith(prefix))}
 
 
-def find_run(client: MlflowClient, run_id: str) -> Run | None:
-    """A run by its id; None where there is none or it was deleted."""
-    from mlflow.exceptions import MlflowException
-
-    if not run_id:
-        return None
-    try:
-        run = client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return None
-    return run if run.info.lifecycle_stage == "active" else None
-
-
 def children_of(client: MlflowClient, parent: Run) -> list[Run]:
     """Runs nested under `parent`, finished ones last and newer after older: of equals the last one counts."""
     found: list[Run] = []

@@ -18,11 +18,10 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from cosa.orders import StoppedError
 from cosa.tracking import TrackingSpec
 from sweeps import folders
 from sweeps.console import LiveLine, duration
-from sweeps.launch import STOPPED
+from sweeps.launch import STOPPED, resources
 from sweeps.plan import Trial
 from sweeps.progress import Progress, shown
 from sweeps.ray_session import Allotment
@@ -195,15 +194,10 @@ def seek(
     def make(trial: Trial) -> Job:
         return make_job(trial, root, track(trial), workers, data_tags)
 
-    cpus = (
-        {"CPU": 0.01}
-        if workers > 1
-        else {"CPU": allotment.cpus, **({"GPU": allotment.gpus} if allotment.gpus else {})}
-    )
     with orderly(root, line.note) as stopping, folders.scratch(root) as scratch, shown(board, line):
         seeker = Seeker(flow, board, line, make, stopping)
         tune.Tuner(
-            tune.with_resources(_trainable(rungs, train), cpus),
+            tune.with_resources(_trainable(rungs, train), resources(allotment, workers)),
             tune_config=tune.TuneConfig(
                 search_alg=seeker,
                 scheduler=RungScheduler(flow),
@@ -235,12 +229,8 @@ def _trainable(
                 # Blocks until the driver has decided; a trial that is stopped leaves by SystemExit.
                 tune.report({"rung": progress.step, "value": progress.metrics[FREE]})
 
-        stopped = False
-        try:
-            run(job, train, None if job.stop_at else report)
-        except StoppedError:
-            stopped = True
-        return {STOPPED: stopped}
+        ended = run(job, train, None if job.stop_at else report)
+        return {STOPPED: not ended}
 
     return trainable
 

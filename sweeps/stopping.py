@@ -47,7 +47,7 @@ def orderly(root: Path, note: Callable[[str], object], patience: float = PATIENC
         file.give()
         timer.start()
         text = "stopping: trials save and end, in half a minute at most; once more stops at once"
-        threading.Thread(target=note, args=[text], daemon=True).start()  # the line's lock may be held here
+        threading.Thread(target=note, args=[text], daemon=True).start()  # the stream may be in use here
 
     numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]
     before = {number: signal.signal(number, hear) for number in numbers}

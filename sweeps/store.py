@@ -24,6 +24,7 @@ from cosa.tracking import (
     TrackingError,
     TrackingSpec,
     find_journals,
+    find_run,
     flush,
     initialise_store,
     mask,
@@ -34,7 +35,7 @@ from sweeps import folders
 from sweeps import plan as planning
 from sweeps.plan import Plan, Trial
 from sweeps.results import Results, read_results
-from sweeps.runs import FAILURES, FORK_TAG, ORACLE_TAG, PLAN, REASON_TAG, find_run, metric_names, read_json
+from sweeps.runs import FAILURES, FORK_TAG, ORACLE_TAG, PLAN, REASON_TAG, metric_names, read_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

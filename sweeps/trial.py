@@ -76,7 +76,7 @@ def make_job(
     )
 
 
-def run(job: Job, train: Train | None = None, report: Report | None = None) -> None:
+def run(job: Job, train: Train | None = None, report: Report | None = None) -> bool:
     """Train one trial to its end, going on from its folder's newest checkpoint if there is one.
 
     Args:
@@ -84,9 +84,11 @@ def run(job: Job, train: Train | None = None, report: Report | None = None) -> N
         train: Stands for `cosa.trainer.train` in a test.
         report: Told of the progress; what it raises ends the trial.
 
+    Returns:
+        Whether it came to its end; False where the sweep was told to stop, and a checkpoint is saved.
+
     Raises:
         FolderInUseError: Another process still trains in its folder.
-        StoppedError: The sweep was told to stop; a checkpoint is saved.
         Exception: Whatever training raised; its first line is kept in the folder as the reason.
     """
     folder = Path(job.folder)
@@ -98,11 +100,12 @@ def run(job: Job, train: Train | None = None, report: Report | None = None) -> N
                 _train(job, train, report)
             except StoppedError as stopped:
                 print(stopped)  # into the log
-                raise
+                return False
             except Exception as error:
                 traceback.print_exc()
                 reason.write_text(describe(error) + "\n")
                 raise
+    return True
 
 
 def _train(job: Job, train: Train | None, report: Report | None) -> None:

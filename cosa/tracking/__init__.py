@@ -18,7 +18,7 @@ from __future__ import annotations
 from cosa.tracking.delivery import Flushed, flush, kept_uri
 from cosa.tracking.journal import RUN_FILE, InUseError, Standing, find_journals, read_run_id, standing
 from cosa.tracking.place import RunGoneError, TrackingError, mask, require_name, resolve_uri, ui_hint
-from cosa.tracking.store import download_model, initialise_store, save_pyfunc
+from cosa.tracking.store import download_model, find_run, initialise_store, save_pyfunc
 from cosa.tracking.tracker import DATA_TAG, MlflowTracker, NullTracker, Status, Tracker, TrackingSpec
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "TrackingSpec",
     "download_model",
     "find_journals",
+    "find_run",
     "flush",
     "initialise_store",
     "kept_uri",

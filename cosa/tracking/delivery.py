@@ -30,7 +30,7 @@ from cosa.tracking.journal import (
     write_account,
 )
 from cosa.tracking.place import RunGoneError, mask, one_line, resolve_uri
-from cosa.tracking.store import active_run, connect, environment, experiment_id, explained
+from cosa.tracking.store import connect, environment, experiment_id, explained, find_run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -116,7 +116,7 @@ class Delivery:
         except MlflowException as error:
             if error.error_code not in _REFUSALS:
                 raise
-            if active_run(client, self.account.run_id) is None:
+            if find_run(client, self.account.run_id) is None:
                 raise RunGoneError(
                     f"run {self.account.run_id} must be in {mask(self._uri)}, got none or a deleted one; "
                     "restore it with `mlflow runs restore`, or name the store that has it"
@@ -131,7 +131,7 @@ class Delivery:
         """Make the run of this journal, or reopen it; False where it is gone and another is to be made."""
         said, account = entry.content, self.account
         account.tracking_uri, account.experiment = mask(self._uri), said["experiment"]
-        run = active_run(client, account.run_id) if account.run_id else None
+        run = find_run(client, account.run_id) if account.run_id else None
         if run is None and account.run_id:
             self.account = Account(key=said["key"])
             return False
@@ -197,7 +197,7 @@ class Delivery:
     def _finish(self, client: MlflowClient, entry: Entry) -> None:
         """Close the run. One more that was made by a request thought to be lost is removed."""
         own = self.account.run_id
-        run = active_run(client, own)
+        run = find_run(client, own)
         for double in self._runs_of(client, run.info.experiment_id) if run else ():
             if double.info.run_id != own and not double.data.metrics:
                 client.delete_run(double.info.run_id)
@@ -272,7 +272,7 @@ def flush(out: Path, uri: str = "", *, wait: float = 5.0) -> Flushed:
         delivery = Delivery(out, resolved)
         if delivery.account.run_id and mask(resolved) != kept:  # moved, or a mistake
             with explained(resolved):
-                if active_run(connect(resolved), delivery.account.run_id) is None:
+                if find_run(connect(resolved), delivery.account.run_id) is None:
                     raise RunGoneError(
                         f"tracking URI must be that of the run in {str(out)!r}, {kept}, "
                         f"got {mask(resolved)}, which does not have it"

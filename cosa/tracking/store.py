@@ -60,7 +60,7 @@ def download_model(uri: str, run_id: str, folder: Path) -> Path:
         )
     with explained(resolved):
         client = connect(resolved)
-        if active_run(client, run_id) is None:
+        if find_run(client, run_id) is None:
             raise TrackingError(
                 f"run id must be one of {mask(resolved)}, got {run_id!r}; "
                 "set --tracking-uri to the store of the run"
@@ -150,10 +150,12 @@ def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
     return str(found.experiment_id)
 
 
-def active_run(client: MlflowClient, run_id: str) -> Run | None:
-    """The run of that id; None where there is none or it was deleted."""
+def find_run(client: MlflowClient, run_id: str) -> Run | None:
+    """A run by its id; None where there is none, it was deleted, or the id is empty."""
     from mlflow.exceptions import MlflowException
 
+    if not run_id:
+        return None
     try:
         run = client.get_run(run_id)
     except MlflowException as error:
