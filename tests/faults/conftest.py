@@ -1,4 +1,4 @@
-"""The sweep that others are held against, and the fault table at the end of `make test-faults`."""
+"""The run and sweep that others are held against, and the fault table at the end of `make test-faults`."""
 
 from __future__ import annotations
 
@@ -8,24 +8,32 @@ from typing import Any
 import pytest
 
 from tests.faults import account
-from tests.faults.runs import finish, sweep_command
+from tests.faults.runs import finish, sweep_command, train_command, what_counts
 
 
 @pytest.fixture(scope="session")
-def sweep_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small `shapes` data set."""
     from cosa.data.shapes import write_shapes
 
-    root = tmp_path_factory.mktemp("sweep") / "shapes"
+    root = tmp_path_factory.mktemp("faults") / "shapes"
     write_shapes(root, train_images=24, val_images=6)
     return root
 
 
 @pytest.fixture(scope="session")
-def undisturbed_sweep(sweep_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> object:
+    """What counts of a run that nothing happened to."""
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    finish(train_command(out, data), out.parent / "log")
+    return what_counts(out)
+
+
+@pytest.fixture(scope="session")
+def undisturbed_sweep(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished sweep."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    finish(sweep_command(folder, sweep_data), folder / "log")
+    finish(sweep_command(folder, data), folder / "log")
     return folder
 
 

@@ -163,3 +163,11 @@ def tracked_steps(uri: str) -> dict[str, list[int]]:
         run.info.run_id: [p.step for p in client.get_metric_history(run.info.run_id, "train/loss/total")]
         for run in runs
     }
+
+
+def run_tags(uri: str, run_id: str) -> dict[str, str]:
+    """The tags of a run in a store."""
+    from mlflow import MlflowClient
+
+    tags: dict[str, str] = MlflowClient(uri).get_run(run_id).data.tags
+    return tags

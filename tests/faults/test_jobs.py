@@ -74,11 +74,11 @@ def submit(*arguments: str, wait: bool = True) -> subprocess.CompletedProcess[st
 
 
 def test_a_stopped_job_stops_its_trials_and_another_job_goes_on(
-    head: None, sweep_data: Path, undisturbed_sweep: Path, tmp_path: Path
+    head: None, data: Path, undisturbed_sweep: Path, tmp_path: Path
 ) -> None:
     fault = "ray job stop, resumed by a new job"
     account.tried(fault)
-    command = [*sweep_command(tmp_path, sweep_data), "--commit", source_tags()["mlflow.source.git.commit"]]
+    command = [*sweep_command(tmp_path, data), "--commit", source_tags()["mlflow.source.git.commit"]]
     submitted = submit("--submission-id", "first", "--", *command, wait=False)
     assert submitted.returncode == 0, submitted.stderr + submitted.stdout
     deadline = time.monotonic() + 240

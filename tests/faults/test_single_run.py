@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from cosa.data.shapes import write_shapes
 from tests.faults import account
 from tests.faults.runs import (
     EVERY,
@@ -27,20 +26,6 @@ from tests.faults.runs import (
 )
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("single") / "shapes"
-    write_shapes(root, train_images=24, val_images=6)
-    return root
-
-
-@pytest.fixture(scope="module")
-def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> object:
-    out = tmp_path_factory.mktemp("undisturbed") / "run"
-    finish(train_command(out, data), out.parent / "log")
-    return what_counts(out)
 
 
 def _cut(out: Path, data: Path, step: int, number: signal.Signals) -> tuple[int, int]:

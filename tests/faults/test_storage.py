@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from cosa.data.shapes import write_shapes
 from tests.faults import account
 from tests.faults.runs import (
     EVERY,
@@ -27,20 +26,6 @@ from tests.reading import ROOT
 from tests.s3 import BUCKET, S3Server, serving
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("storage") / "shapes"
-    write_shapes(root, train_images=24, val_images=6)
-    return root
-
-
-@pytest.fixture(scope="module")
-def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> object:
-    out = tmp_path_factory.mktemp("undisturbed") / "run"
-    finish(train_command(out, data, "--tracking-uri", "none"), out.parent / "log")
-    return what_counts(out)
 
 
 @pytest.fixture(scope="module")
