@@ -19,15 +19,14 @@ from jaxtyping import Float, Float32, UInt8
 from PIL import Image
 from torch import Tensor
 
-from cosa.cam import to_activation
 from cosa.config import Config, nearest, override
 from cosa.data.dataset import normalise, read_image
-from cosa.inference import multiscale, resize
-from cosa.model_files import Facts, NetworkName, StoredModel, resolve_model, save_model
+from cosa.equations.cam import to_activation
+from cosa.equations.pseudo_labels import keep_labelled
+from cosa.networks.multiscale import multiscale, resize
 from cosa.networks.network import CosaNetwork, build_network
-from cosa.pseudo_labels import keep_labelled
-from cosa.ranks import Ranks
-from cosa.structures import FusedOutput
+from cosa.storage.model_files import Facts, NetworkName, StoredModel, resolve_model, save_model
+from cosa.structures import FusedOutput, Ranks
 
 __all__ = [
     "Facts",

@@ -1,4 +1,4 @@
-"""Tensors that travel together, as frozen dataclasses.
+"""What travels between rooms, as frozen dataclasses: tensors of a step, and the ranks of a run.
 
 Shape letters, here and everywhere: b images, c foreground classes, k = c + 1 classes with the background
 as 0, h w pixels, p q patches. A `cam` is raw unless its name says otherwise.
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
+from torch import distributed as dist
 
 IGNORE = 255
 """Class of pixels that no loss and no metric counts: padding in training, VOC's borders in evaluation."""
@@ -127,6 +128,7 @@ class Assignment:
 
 
 T = TypeVar("T", Batch, Assignment, CamTargets)
+Item = TypeVar("Item")
 
 
 def split(item: T, count: int) -> list[T]:
@@ -137,3 +139,51 @@ def split(item: T, count: int) -> list[T]:
         if v is not None
     }
     return [type(item)(**{k: part[i] for k, part in parts.items()}) for i in range(count)]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of the run; alone, every call is the identity.
+
+    N ranks agree by summing: gradients are averaged by DDP; activation histograms, reliabilities, pixel
+    counts and confusion matrices are summed over ranks before anything is derived from them.
+    """
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @classmethod
+    def current(cls) -> Ranks:
+        """The rank torch.distributed says, or the only one; on its GPU where there is one."""
+        cuda = torch.cuda.is_available()
+        device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+        if dist.is_available() and dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size(), device)
+        return cls(0, 1, device)
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank writes: files, tracking, progress."""
+        return self.rank == 0
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """Sum over all ranks, the same on each."""
+        if self.world == 1:
+            return tensor
+        summed = tensor.clone()
+        dist.all_reduce(summed)
+        return summed
+
+    def gather(self, item: Item) -> list[Item]:
+        """What each rank has to say, in their order, the same on each; small things that can be pickled."""
+        if self.world == 1:
+            return [item]
+        items: list[Any] = [None] * self.world
+        dist.all_gather_object(items, item)
+        return items
+
+    def wait(self) -> None:
+        """Return once every rank is here."""
+        if self.world > 1:
+            dist.barrier()

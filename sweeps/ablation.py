@@ -11,6 +11,6 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # imports start at the house
-    from sweeps.driver import main
+    from sweeps.running.driver import main
 
     sys.exit(main("ablation", "Fill the paper's ablation tables.", tables=("3a", "3b", "4a", "4b")))

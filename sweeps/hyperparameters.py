@@ -11,7 +11,7 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # imports start at the house
-    from sweeps.driver import main
+    from sweeps.running.driver import main
 
     sys.exit(
         main(

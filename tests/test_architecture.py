@@ -3,82 +3,120 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
 from cosa.config import Config, to_json
-from tests.reading import COSA, ROOT, SWEEPS, docstrings, imports, module_name, packages
+from tests.reading import COSA, MODULES, ROOT, SWEEPS, docstrings, imports, module_name, packages
 
-EQUATION_ROOMS = frozenset({"cam", "pseudo_labels", "reliability", "threshold", "losses", "metrics"})
-
-# A module imports only from floors below its own; the rooms of one package, and the equation rooms, may
-# also import each other.
+# A room is a folder, or a module that stands alone. It imports only rooms from floors below its own.
 FLOORS = (
-    frozenset({"", "_torchvision", "config", "structures"}),
-    EQUATION_ROOMS | {"capacity", "clock", "crf", "loopback", "orders", "presets", "provenance", "ranks"},
-    frozenset({"networks", "data"}),
-    frozenset({"inference"}),
-    frozenset({"swap", "evaluation", "panels", "optim", "checkpoint", "tracking"}),
-    frozenset({"step", "storage", "model_files", "run_folder", "warmup"}),
-    frozenset({"judging", "model"}),
-    frozenset({"trainer", "prediction", "pyfunc"}),
-    frozenset({"distributed", "submission"}),
-    frozenset({"cli"}),
+    {"cosa", "cosa.config", "cosa.structures"},
+    {"cosa.equations", "cosa.networks", "cosa.data"},
+    {"cosa.storage"},
+    {"cosa.model", "cosa.pyfunc", "cosa.tracking"},
+    {"cosa.evaluation"},
+    {"cosa.training"},
+    {"cosa.distributed"},
+    {"cosa.cli"},
+    {"sweeps", "sweeps.runs", "sweeps.tables", "sweeps.published"},
+    {"sweeps.planning", "sweeps.reporting"},
+    {"sweeps.running"},
+    {"sweeps.tuning"},
+    {"sweeps.ablation", "sweeps.hyperparameters", "sweeps.search", "sweeps.report"},
 )
+PENDING = pytest.mark.xfail(strict=True, reason="the redesign is under way")
+PENDING_IMPORTS = {
+    "cosa/pyfunc.py",
+    "cosa/storage/mirror.py",
+    "cosa/storage/model_files.py",
+    "sweeps/reporting/render.py",
+}
+PENDING_FOLDERS = {"cosa", "cosa/data", "sweeps/reporting", "sweeps/tuning"}
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+MOST_ENTRIES = 12
 
 
 def _room(module: str) -> str:
-    """The part of cosa a module belongs to: `cosa.networks.ema` to `networks`, `cosa` itself to ``."""
-    return [*module.split("."), ""][1]
+    """The room of a module: `cosa.networks.ema` is in `cosa.networks`."""
+    return ".".join(module.split(".")[:2])
+
+
+def _ours(path: Path) -> Iterator[str]:
+    """Modules of ours that a file imports."""
+    for name in imports(path.read_text()):
+        if name.partition(".")[0] in {"cosa", "sweeps"}:
+            yield name
 
 
 def _ids(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("path", COSA, ids=_ids)
+def _or_pending(paths: Iterable[Path], pending: set[str]) -> list[object]:
+    return [pytest.param(p, marks=PENDING) if _ids(p) in pending else p for p in paths]
+
+
+@pytest.mark.parametrize("path", _or_pending([*COSA, *SWEEPS], PENDING_IMPORTS), ids=_ids)
 def test_imports_run_one_way(path: Path) -> None:
-    floor_of = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
     room = _room(module_name(path))
-    assert room in floor_of, f"{room} has no place in FLOORS yet: give it one"
+    assert room in FLOOR_OF, f"{room} has no place in FLOORS yet: give it one"
 
-    for name in imports(path.read_text()):
-        if name == "cosa" or name.startswith("cosa."):
-            other = _room(name)
-            together = other == room or {room, other} <= EQUATION_ROOMS
-            assert together or floor_of[other] < floor_of[room], f"{room} must not import {other}"
+    for name in _ours(path):
+        other = _room(name)
+        assert other == room or FLOOR_OF[other] < FLOOR_OF[room], f"{room} must not import {name}"
 
 
-@pytest.mark.parametrize("path", [p for p in COSA if _room(module_name(p)) in EQUATION_ROOMS], ids=_ids)
-def test_an_equation_room_needs_nothing_but_torch(path: Path) -> None:
-    assert packages(path) <= sys.stdlib_module_names | {"torch", "jaxtyping", "cosa"}
-    for name in imports(path.read_text()):
-        if name.startswith("cosa"):
-            assert _room(name) in EQUATION_ROOMS | {"structures"}, f"{name} is no equation's business"
+@PENDING
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = {module_name(path): {n for n in _ours(path) if n in MODULES} for path in [*COSA, *SWEEPS]}
+
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" <- ".join(error.args[1]))
 
 
 @pytest.mark.parametrize(
-    ("package", "only"),
+    "folder", _or_pending(sorted({path.parent for path in [*COSA, *SWEEPS]}), PENDING_FOLDERS), ids=_ids
+)
+def test_a_folder_is_seen_at_a_glance(folder: Path) -> None:
+    hidden = {"__init__.py", "__pycache__"}
+    entries = [entry.name for entry in folder.iterdir() if entry.name not in hidden]
+
+    assert len(entries) <= MOST_ENTRIES, sorted(entries)
+
+
+@pytest.mark.parametrize("path", [p for p in COSA if _room(module_name(p)) == "cosa.equations"], ids=_ids)
+def test_an_equation_needs_nothing_but_torch(path: Path) -> None:
+    assert packages(path) <= sys.stdlib_module_names | {"torch", "jaxtyping", "cosa"}
+    for name in _ours(path):
+        assert _room(name) in {"cosa.equations", "cosa.structures"}, f"{name} is no equation's business"
+
+
+@pytest.mark.parametrize(
+    ("package", "rooms"),
     [
-        ("mlflow", {"cosa.tracking.delivery", "cosa.tracking.store"}),
-        ("ray", {"cosa.capacity", "cosa.distributed", "cosa.loopback"}),
-        ("pydensecrf", {"cosa.crf"}),
+        ("mlflow", {"cosa.tracking"}),
+        ("ray", {"cosa.distributed"}),
+        ("pydensecrf", {"cosa.evaluation"}),
         ("optuna", set()),
         ("sweeps", set()),
     ],
 )
-def test_one_room_alone_knows_a_service(package: str, only: set[str]) -> None:
-    assert {module_name(path) for path in COSA if package in packages(path)} <= only
+def test_one_room_alone_knows_a_service(package: str, rooms: set[str]) -> None:
+    assert {_room(module_name(path)) for path in COSA if package in packages(path)} <= rooms
 
 
 def test_settings_and_presets_need_the_standard_library_alone() -> None:
-    for name in ("config", "presets"):
-        assert packages(ROOT / "cosa" / f"{name}.py") <= sys.stdlib_module_names | {"cosa"}
+    for path in (ROOT / "cosa" / "config").glob("*.py"):
+        assert packages(path) <= sys.stdlib_module_names | {"cosa"}
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=_ids)
@@ -118,7 +156,7 @@ def _run(program: str, *, without: tuple[str, ...] = ()) -> str:
 
 
 def test_cosa_imports_in_an_instant() -> None:
-    program = "import cosa, cosa.config, cosa.presets; print(*sys.modules)"
+    program = "import cosa, cosa.config, cosa.config.presets; print(*sys.modules)"
 
     assert not {"torch", "numpy", "timm", "ray", "mlflow"} & set(_run(program).split())
 
@@ -136,7 +174,7 @@ def test_training_without_tracking_needs_neither_ray_nor_mlflow_nor_optuna(
     program = f"""
 from pathlib import Path
 from cosa.config import from_json
-from cosa.trainer import train
+from cosa.training.trainer import train
 out = Path({str(tmp_path)!r})
 train(from_json((out / "config.json").read_text()), out=out / "run")
 print((out / "run" / "result.json").exists())

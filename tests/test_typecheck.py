@@ -4,7 +4,7 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from cosa.losses import cls_loss
+from cosa.equations.losses import cls_loss
 from cosa.structures import Batch
 
 

@@ -10,7 +10,8 @@ import sys
 from collections.abc import Sequence
 
 from cosa.cli import data as data_sets
-from cosa.cli import evaluation, exporting, prediction, tracking, training
+from cosa.cli import evaluation, prediction, tracking, training
+from cosa.cli import export as exporting
 from cosa.cli.common import FAILED, INTERRUPTED, MISTAKE, run_command
 
 __all__ = ["FAILED", "INTERRUPTED", "MISTAKE", "data", "evaluate", "export", "predict", "track", "train"]

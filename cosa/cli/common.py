@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from cosa.config import Config, fields, nearest
-from cosa.orders import StoppedError
 from cosa.tracking import TrackingError
+from cosa.training.stop import StoppedError
 
 if TYPE_CHECKING:
-    from cosa.model_files import NetworkName, StoredModel
+    from cosa.storage.model_files import NetworkName, StoredModel
 else:
     NetworkName, StoredModel = str, Any  # they import torch; tests check annotations as the program runs
 
@@ -111,7 +111,7 @@ def add_source(parser: argparse.ArgumentParser) -> None:
 
 def find_model(given: argparse.Namespace, network: NetworkName) -> StoredModel:
     """What `add_source` lets the user name."""
-    from cosa.model_files import resolve_model
+    from cosa.storage.model_files import resolve_model
 
     uri = given.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///runs/mlflow.db"
     return resolve_model(given.source, network=network, tracking_uri=uri)

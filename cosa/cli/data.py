@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cosa.cli.common import FAILED, Parser, add_traceback, whole_number
-from cosa.cli.display import duration
+from cosa.cli.console import duration
 from cosa.cli.packing import add_pack, add_speed, run_pack, run_speed
 from cosa.config import DataConfig, nearest
 
@@ -123,8 +123,8 @@ def _check(given: argparse.Namespace) -> int:
 
 
 def _show(given: argparse.Namespace) -> int:
-    from cosa.cli.gallery import draw_gallery
     from cosa.data.check import open_split
+    from cosa.evaluation.gallery import draw_gallery
 
     data = _data(given)
     split = _choose_split(given, data, "val")

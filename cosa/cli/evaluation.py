@@ -21,13 +21,13 @@ from cosa.cli.common import (
     complain,
     find_model,
 )
-from cosa.cli.display import NETWORKS, Counter, Display, aligned_table, metrics_table
+from cosa.cli.console import NETWORKS, Counter, Display, aligned_table, metrics_table
 from cosa.config import Config, flatten, override
 
 if TYPE_CHECKING:
     from cosa.data.dataset import SegmentationDataset
-    from cosa.evaluation import Evaluation
-    from cosa.model_files import StoredModel
+    from cosa.evaluation.evaluate import Evaluation
+    from cosa.storage.model_files import StoredModel
     from cosa.structures import EvaluationBatch
 else:  # these import torch; tests check annotations as the program runs
     SegmentationDataset = Evaluation = StoredModel = EvaluationBatch = Any
@@ -44,7 +44,7 @@ def main(prog: str, arguments: Sequence[str]) -> int:
         changes["evaluation.crf"] = "true"
     stored = replace(stored, config=override(stored.config, changes))
     if stored.config.evaluation.crf:
-        from cosa.crf import require_crf
+        from cosa.evaluation.crf import require_crf
 
         require_crf()
     if given.submission:
@@ -93,9 +93,9 @@ def _parser(prog: str) -> Parser:
 
 def _evaluate(stored: StoredModel, given: argparse.Namespace) -> None:
     """Judge the network, print and write what was found."""
-    from cosa import evaluation
     from cosa.data.dataset import open_dataset
     from cosa.data.loader import evaluation_batches
+    from cosa.evaluation import evaluate as evaluation
     from cosa.model import build_model
 
     config, facts = stored.config, stored.facts
@@ -141,7 +141,7 @@ def _folder(given: argparse.Namespace, stored: StoredModel) -> Path:
 
 def _make(folder: Path) -> None:
     """Make the folder now: an evaluation takes long, and is not to fail when it is over."""
-    from cosa.checkpoint import write_atomically
+    from cosa.storage.checkpoint import write_atomically
 
     probe = folder / ".writable"
     write_atomically(probe, lambda draft: draft.write_text(""))
@@ -232,7 +232,7 @@ def _write(
     out: Path, stored: StoredModel, dataset: SegmentationDataset, found: Evaluation, images: int
 ) -> None:
     """The results for programs (JSON, fractions) and for readers (Markdown, percent)."""
-    from cosa.checkpoint import write_atomically
+    from cosa.storage.checkpoint import write_atomically
 
     config, facts = stored.config, stored.facts
     settings = {k: v for k, v in flatten(config).items() if k.startswith("evaluation.")}
@@ -268,11 +268,11 @@ def _write(
 
 def _submit(stored: StoredModel, path: Path) -> None:
     """Write the class maps of a split, label-free, as the VOC server takes them."""
-    from cosa.crf import CrfPool
     from cosa.data.dataset import open_dataset
+    from cosa.evaluation.crf import CrfPool
+    from cosa.evaluation.predict import Prediction, predict_files
+    from cosa.evaluation.submission import write_submission
     from cosa.model import build_model
-    from cosa.prediction import Prediction, predict_files
-    from cosa.submission import write_submission
 
     config = stored.config
     if config.data.layout != "voc":

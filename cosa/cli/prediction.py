@@ -19,7 +19,7 @@ from cosa.cli.common import (
     complain,
     find_model,
 )
-from cosa.cli.display import Counter, Display
+from cosa.cli.console import Counter, Display
 from cosa.config import Config, override
 
 if TYPE_CHECKING:
@@ -39,9 +39,9 @@ _SETTINGS = (
 def main(prog: str, arguments: Sequence[str]) -> int:
     """What `cosa-predict` does; returns the exit code: not 0 where an image could not be read."""
     given = _parser(prog).parse_known(arguments)
-    from cosa.crf import CrfPool
+    from cosa.evaluation.crf import CrfPool
+    from cosa.evaluation.predict import find_images, output_names, predict_files, write_prediction
     from cosa.model import build_model
-    from cosa.prediction import find_images, output_names, predict_files, write_prediction
 
     paths = find_images(given.images)
     stored = find_model(given, "assignment")

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cosa.cli.common import Parser, add_settings, add_traceback, changed_settings, first_line, whole_number
-from cosa.cli.display import NETWORKS, Display, duration, metrics_table
+from cosa.cli.console import NETWORKS, Display, duration, metrics_table
 from cosa.config import Config, identity, override
-from cosa.orders import until_terminated
-from cosa.presets import PRESETS, get_preset, is_file, short_name
+from cosa.config.presets import PRESETS, get_preset, is_file, short_name
 from cosa.tracking import TrackingSpec, initialise_store, mask, resolve_uri, ui_hint
+from cosa.training.stop import until_terminated
 
 if TYPE_CHECKING:
-    from cosa.storage import Storage
-    from cosa.trainer import Progress, Result
+    from cosa.storage.mirror import Storage
+    from cosa.training.trainer import Progress, Result
 else:
     Progress = Result = Storage = Any  # they import torch; tests check annotations as the program runs
 
@@ -32,7 +32,7 @@ def main(prog: str, arguments: Sequence[str]) -> int:
     given = parser.parse_known(arguments)
     config = override(get_preset(given.preset), changed_settings(given))
     name = f"{short_name(given.preset)}-{identity(config)[:8]}"
-    from cosa.storage import open_storage  # imports torch
+    from cosa.storage.mirror import open_storage  # imports torch
 
     storage = open_storage(given.out or Path("runs") / name)
     tracking = _tracking(given, storage.folder)
@@ -67,13 +67,13 @@ def _run(
 ) -> Result:
     """Train in this process, or on workers of Ray; SIGTERM saves a checkpoint and stops."""
     if workers == 0:
-        from cosa import trainer
+        from cosa.training import trainer
 
         if tracking.uri:
             initialise_store(tracking.uri, tracking.experiment)  # one that is away now is told now
         with until_terminated() as ask:
             return trainer.train(config, out=storage, tracker=tracking.tracker(), report=display, ask=ask)
-    from cosa import distributed
+    from cosa.distributed import train as distributed
 
     address = os.environ.get("RAY_ADDRESS", "local")
     with until_terminated() as ask:

@@ -21,8 +21,8 @@ from PIL import Image
 from torch import Tensor
 
 from cosa.config import DataConfig
+from cosa.data.archive import stage
 from cosa.data.files import Complain, read_each, refuse
-from cosa.data.staging import stage
 from cosa.structures import IGNORE
 
 # ImageNet's mean and deviation per channel, in pixel values.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cosa.data.staging import NOTE
+from cosa.data.archive import NOTE
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cosa import _torchvision  # noqa: F401  (before timm: see its docstring)
 from cosa.config import NetworkConfig, nearest
+from cosa.networks import _torchvision  # noqa: F401  (before timm: see its docstring)
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer

@@ -7,9 +7,9 @@ import threading
 from collections import deque
 from pathlib import Path
 
-from cosa.tracking.delivery import Delivery
 from cosa.tracking.journal import Lock, read_run_id
 from cosa.tracking.place import TrackingError
+from cosa.tracking.sync import Delivery
 
 _PAUSE = 2.0
 """Seconds between two deliveries; after a failure twice as long each time, up to the longest."""

@@ -12,12 +12,12 @@ from typing import Literal, Protocol, runtime_checkable
 
 from cosa import config as configs
 from cosa.config import Config
-from cosa.provenance import environment_tags, identity_tags, source_tags
 from cosa.tracking.courier import Courier
-from cosa.tracking.delivery import flush
 from cosa.tracking.journal import Journal, find_journals, standing
 from cosa.tracking.place import TrackingError, mask, require_name, resolve_uri
+from cosa.tracking.provenance import environment_tags, identity_tags, source_tags
 from cosa.tracking.store import require_mlflow
+from cosa.tracking.sync import flush
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 

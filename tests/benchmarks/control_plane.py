@@ -36,8 +36,8 @@ def train(config: Any, *, out: Path, tracker: Any, stop_at: int | None = None, *
     import json
     import os
 
-    from cosa.checkpoint import digest, hash_path
     from cosa.config import identity, warmup_identity
+    from cosa.storage.checkpoint import digest, hash_path
 
     step = stop_at or config.train.iterations
     (out / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,8 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
 def sweep(trials: int, folder: Path) -> None:
     """The sweep, from its command line to its report."""
     from cosa.data.shapes import write_shapes
-    from sweeps import driver, report
+    from sweeps.reporting import render as report
+    from sweeps.running import driver
 
     write_shapes(folder / "shapes", train_images=8, val_images=2)
     seeds = -(-trials // ROWS)
@@ -171,9 +172,9 @@ def writes(trials: int, folder: Path) -> None:
 
 def study(trials: int, folder: Path) -> None:
     """A search's study of as many trials: its size, its opening, and the time to suggest one more."""
-    from cosa.presets import get_preset
-    from sweeps.search_space import SPACE
-    from sweeps.search_study import open_study
+    from cosa.config.presets import get_preset
+    from sweeps.tuning.space import SPACE
+    from sweeps.tuning.study import open_study
 
     base = get_preset("shapes")
     space = SPACE.resolved(base)

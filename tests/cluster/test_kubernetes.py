@@ -11,7 +11,7 @@ import pytest
 from ray.autoscaler._private.kuberay import autoscaling_config
 from ray.autoscaler._private.util import validate_config
 
-from cosa.capacity import _limits
+from cosa.distributed.capacity import _limits
 from tests.cluster.reading import CLUSTER, KUBERNETES, documents
 
 FOLDER = CLUSTER / "kubernetes"

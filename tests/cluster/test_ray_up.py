@@ -13,7 +13,7 @@ from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingReque
 from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.core.generated.autoscaler_pb2 import ClusterResourceConstraint, ResourceRequestByCount
 
-from cosa.capacity import _limits
+from cosa.distributed.capacity import _limits
 from tests.cluster.reading import CLUSTER, documents, strings
 
 CLOUDS = ("aws", "gcp")

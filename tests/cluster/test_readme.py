@@ -12,7 +12,7 @@ import pytest
 from ray.dashboard.modules.job.cli import job_cli_group
 from ray.scripts.scripts import cli
 
-from sweeps.order import read_order
+from sweeps.running.arguments import read_order
 from tests.cluster.reading import CLUSTER, KUBERNETES, commands, documents, strings
 from tests.reading import ROOT
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from cosa.config import Config
+from cosa.distributed.session import Request, _keep_quiet, _worker_environment
 from cosa.tracking import MlflowTracker, TrackingSpec, ui_hint
-from sweeps.driver import main
-from sweeps.links import trial_filter
-from sweeps.order import read_order
-from sweeps.ray_session import Request, _keep_quiet, _worker_environment
+from sweeps.reporting.links import trial_filter
+from sweeps.running.arguments import read_order
+from sweeps.running.driver import main
 from sweeps.tables import Arm, Table
 from tests.cluster.reading import CLUSTER
 from tests.reading import ROOT

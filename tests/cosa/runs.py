@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import distributed
 
-from cosa import checkpoint
 from cosa.config import from_json
-from cosa.orders import Order, StoppedError, go_on
-from cosa.trainer import NonFiniteLossError, train
+from cosa.storage import checkpoint
+from cosa.training.stop import Order, StoppedError, go_on
+from cosa.training.trainer import NonFiniteLossError, train
 
 TIMES = ("seconds", "train/images_per_second")
 """What two runs of the same experiment may differ in."""
@@ -111,7 +111,7 @@ def work(rank: int, world: int, folder: Path, jobs: dict[str, dict[str, Any]]) -
 
 def _break_contrast(warmup: int, broken_step: int) -> None:
     """Make the contrastive term NaN at one step, from now on in this process."""
-    from cosa import swap
+    from cosa.training import swap
 
     whole, steps = swap.csc_loss, iter(range(warmup, 1_000_000))
 

@@ -13,16 +13,16 @@ import torch
 from mlflow import MlflowClient
 from PIL import Image
 
-from cosa import checkpoint
 from cosa import model as models
 from cosa.config import Config, from_json, override, to_json
 from cosa.data.dataset import open_dataset
 from cosa.data.loader import evaluation_batches
-from cosa.inference import multiscale, resize
 from cosa.model import Facts, Model, StoredModel, build_model, load_model, resolve_model, save_model
+from cosa.networks.multiscale import multiscale, resize
 from cosa.networks.network import build_network
+from cosa.storage import checkpoint
 from cosa.tracking import TrackingError, initialise_store, save_pyfunc
-from cosa.trainer import train
+from cosa.training.trainer import train
 
 CLASSES = ("cat", "dog", "bird")
 FACTS = Facts(step=7, xi=0.3, aux_xi=0.4, data_fingerprint="0123456789abcdef", metrics={"a": 0.5})

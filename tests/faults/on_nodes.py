@@ -26,8 +26,8 @@ import psutil
 import ray
 from ray.cluster_utils import Cluster
 
-from cosa import distributed
 from cosa.config import from_json
+from cosa.distributed import train as distributed
 
 NOTICE_SECONDS = 10
 

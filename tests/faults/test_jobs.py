@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cosa.provenance import source_tags
+from cosa.tracking.provenance import source_tags
 from tests.faults import account
 from tests.faults.runs import (
     last_step,

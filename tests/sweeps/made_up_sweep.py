@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from cosa.config import Config, TrainConfig, override
-from cosa.panels import PanelRow, draw_panels
-from sweeps import plan as planning
-from sweeps.plan import make_plan
-from sweeps.recordings import Recordings
+from cosa.evaluation.pictures import PanelRow, draw_panels
+from sweeps.planning import plan as planning
+from sweeps.planning.plan import make_plan
+from sweeps.reporting.histories import Recordings
 
 BASE = override(
     Config(train=TrainConfig(iterations=2000, warmup=400)), {"evaluation.coexistence": ("boat", "train")}

@@ -1,0 +1,254 @@
+"""Class maps, overlays and heat maps of image files, streamed: memory holds a few batches, not the files.
+
+For each image NAME.png holds the class of each pixel (index PNG in the colours of VOC), NAME_overlay.png
+shows it on the image, NAME_cam_CLASS.png shows where a class is activated.
+"""
+
+from __future__ import annotations
+
+import glob
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jaxtyping import Float, Float32, UInt8
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from cosa.data.dataset import read_image
+from cosa.evaluation.crf import CrfPool
+from cosa.evaluation.pictures import palette
+from cosa.model import ImageOutput, Model
+from cosa.storage.checkpoint import write_error
+
+SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+"""Files of a folder that are taken for images."""
+
+_BATCHES_AHEAD = 2
+_INK, _PAPER, _LINE = (32, 32, 32), (255, 255, 255), (255, 255, 255)
+_COLOUR_SHARE, _HEAT_SHARE = 0.5, 0.65  # of a class's colour in an overlay, of heat in a heat map
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """One image file and what the model says of it, or why it could not be read."""
+
+    path: Path
+    """The image file."""
+    error: str = ""
+    """Empty where the file could be read; the rest is there then."""
+    image: UInt8[np.ndarray, "h w 3"] | None = None
+    """RGB."""
+    classes: UInt8[np.ndarray, "h w"] | None = None
+    """Class of each pixel in [0, k)."""
+    output: ImageOutput | None = None
+    """All else that the network says."""
+
+
+def find_images(sources: Sequence[str]) -> list[Path]:
+    """The files that are named one by one, by folder (not its subfolders) or by a pattern; each once.
+
+    Raises:
+        FileNotFoundError: A source names no file, or its folder or pattern no image.
+    """
+    found: dict[Path, Path] = {}
+    for source in sources:
+        path = Path(source).expanduser()
+        if path.is_dir():
+            paths = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+        elif path.exists():
+            paths = [path]
+        else:
+            names = glob.glob(str(path), recursive=True)  # noqa: PTH207 (Path.glob takes no absolute pattern)
+            matches = map(Path, sorted(names))
+            paths = [p for p in matches if p.is_file() and p.suffix.lower() in SUFFIXES]
+        if not paths:
+            raise FileNotFoundError(
+                f"images must be files, folders or patterns that match some, got {source!r}; "
+                f"taken for images are {', '.join(sorted(SUFFIXES))}"
+            )
+        found.update({p.resolve(): p for p in paths})
+    return list(found.values())
+
+
+def output_names(paths: Sequence[Path]) -> list[str]:
+    """A name for each file, its own where no other has it, else with as many folders as tell them apart."""
+    parts = [path.resolve().with_suffix("").parts[1:] for path in paths]
+    depths = [1] * len(paths)
+    while True:
+        names = ["/".join(p[-depth:]) for p, depth in zip(parts, depths, strict=True)]
+        again = Counter(name for name, _ in set(zip(names, parts, strict=True)))
+        longer = [
+            min(depth + 1, len(p)) if again[name] > 1 else depth
+            for name, p, depth in zip(names, parts, depths, strict=True)
+        ]
+        if longer == depths:
+            return _numbered(names)
+        depths = longer
+
+
+def _numbered(names: Sequence[str]) -> list[str]:
+    """Distinct names: a number tells `a.jpg` from `a.png`, or an image `a_overlay` from `a`'s overlay."""
+    taken: set[str] = set()
+    distinct = []
+    for name in names:
+        numbered = (f"{name}_{number}" for number in itertools.count(2))
+        free = next(n for n in itertools.chain([name], numbered) if not {n, f"{n}_overlay"} & taken)
+        taken |= {free, f"{free}_overlay"}
+        distinct.append(free)
+    return distinct
+
+
+def predict_files(
+    model: Model,
+    paths: Sequence[Path],
+    *,
+    labels: Sequence[str] | None = None,
+    crf: CrfPool | None = None,
+) -> Iterator[Prediction]:
+    """What the model says of each file, in order; files are read ahead while the network computes.
+
+    Args:
+        model: Its `evaluation.batch_size` images share a forward pass.
+        paths: Image files; one that cannot be read comes back with its error.
+        labels: Classes that all the images hold, where they are known.
+        crf: Refines the class maps.
+    """
+    known = None if labels is None else model.label_vector(labels)
+    size = model.config.evaluation.batch_size
+    groups = [paths[i : i + size] for i in range(0, len(paths), size)]
+    with ThreadPoolExecutor(max(1, model.config.data.loader_workers)) as pool:
+        ahead: list[Future[list[Prediction]]] = []
+        for group in groups:
+            ahead.append(pool.submit(_read, group))
+            if len(ahead) > _BATCHES_AHEAD:
+                yield from _predict(model, ahead.pop(0).result(), known, crf)
+        for future in ahead:
+            yield from _predict(model, future.result(), known, crf)
+
+
+def _read(paths: Iterable[Path]) -> list[Prediction]:
+    found = []
+    for path in paths:
+        try:
+            found.append(Prediction(path, image=read_image(path)))
+        except (OSError, ValueError) as error:
+            found.append(Prediction(path, error=" ".join(str(error).split())))
+    return found
+
+
+def _predict(
+    model: Model, batch: Sequence[Prediction], labels: Float[Tensor, "1 c"] | None, crf: CrfPool | None
+) -> Iterator[Prediction]:
+    images = [item.image for item in batch if item.image is not None]
+    outputs = model.outputs(images) if images else []
+    if crf is None:
+        maps = [output.classes(labels) for output in outputs]
+    else:
+        maps = crf.predictions(images, [output.seg_probs(labels) for output in outputs])
+    said = zip(maps, outputs, strict=True)
+    for item in batch:
+        if item.image is None:
+            yield item
+        else:
+            classes, output = next(said)
+            yield Prediction(item.path, image=item.image, classes=classes, output=output)
+
+
+def write_prediction(
+    prediction: Prediction, stem: Path, classes: Sequence[str], *, cams: Sequence[int] = ()
+) -> list[Path]:
+    """Write the class map, the overlay and a heat map for each class in `cams`.
+
+    Args:
+        prediction: Of a file that could be read.
+        stem: Folder and name of what is written, without a suffix.
+        classes: Names of the foreground classes.
+        cams: Indices in [0, c).
+
+    Returns:
+        The files written.
+
+    Raises:
+        OSError: A file cannot be written.
+    """
+    assert prediction.image is not None
+    assert prediction.classes is not None
+    assert prediction.output is not None
+    pictures = {
+        f"{stem.name}.png": index_png(prediction.classes),
+        f"{stem.name}_overlay.png": overlay(prediction.image, prediction.classes, classes),
+    }
+    for index in cams:
+        heat = heat_map(prediction.image, prediction.output.activation(index))
+        pictures[f"{stem.name}_cam_{classes[index]}.png"] = heat
+    return [_write(stem.parent / name, picture) for name, picture in pictures.items()]
+
+
+def _write(path: Path, picture: Image.Image) -> Path:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path, format="PNG")
+    except OSError as error:
+        raise write_error(path, error) from error
+    return path
+
+
+def index_png(classes: UInt8[np.ndarray, "h w"]) -> Image.Image:
+    """The classes as palette indices in the colours of PASCAL VOC."""
+    picture = Image.fromarray(classes)
+    picture.putpalette(palette(256).tobytes())
+    return picture
+
+
+def overlay(
+    image: UInt8[np.ndarray, "h w 3"], classes: UInt8[np.ndarray, "h w"], names: Sequence[str]
+) -> Image.Image:
+    """The image under its foreground classes' colours, lines where classes meet, their names below."""
+    mixed = cv2.addWeighted(palette(256)[classes], _COLOUR_SHARE, image, 1 - _COLOUR_SHARE, 0)
+    shown = np.where((classes > 0)[:, :, None], mixed, image)
+    border = np.zeros(classes.shape, dtype=bool)
+    border[1:] |= classes[1:] != classes[:-1]
+    border[:, 1:] |= classes[:, 1:] != classes[:, :-1]
+    shown[border] = _LINE
+    return _with_legend(Image.fromarray(shown), [int(c) for c in np.unique(classes) if c], names)
+
+
+def _with_legend(picture: Image.Image, present: Sequence[int], names: Sequence[str]) -> Image.Image:
+    """The picture over lines that name the classes present, as many lines as they need."""
+    if not present:
+        return picture
+    size = max(14, picture.width // 32)
+    font = ImageFont.load_default(size)
+    draw = ImageDraw.Draw(picture)
+    places: list[tuple[int, int, int]] = []
+    x = y = size // 2
+    for index in present:
+        width = 2 * size + int(draw.textlength(names[index - 1], font=font))
+        if x > size // 2 and x + width > picture.width:
+            x, y = size // 2, y + 3 * size // 2
+        places.append((index, x, y))
+        x += width + size // 2
+    legend = Image.new("RGB", (picture.width, picture.height + y + 3 * size // 2), _PAPER)
+    legend.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(legend)
+    colours = palette(256)
+    for index, x, y in places:
+        top = picture.height + y
+        red, green, blue = (int(value) for value in colours[index])
+        draw.rectangle((x, top, x + size, top + size), fill=(red, green, blue))
+        draw.text((x + 3 * size // 2, top + size // 2), names[index - 1], fill=_INK, font=font, anchor="lm")
+    return legend
+
+
+def heat_map(image: UInt8[np.ndarray, "h w 3"], activation: Float32[np.ndarray, "h w"]) -> Image.Image:
+    """An activation in [0, 1] in heat colours over the image in grey."""
+    heat = cv2.applyColorMap((255 * activation).round().astype(np.uint8), cv2.COLORMAP_INFERNO)
+    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2BGR)
+    mixed = cv2.addWeighted(heat, _HEAT_SHARE, grey, 1 - _HEAT_SHARE, 0)
+    return Image.fromarray(cv2.cvtColor(mixed, cv2.COLOR_BGR2RGB))

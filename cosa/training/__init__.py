@@ -1,0 +1,1 @@
+"""One training run on torch.distributed; knows no Ray, no MLflow, no command line."""

@@ -1,0 +1,261 @@
+"""One optimiser step: AN assigns, ON learns, AN follows. No host synchronisation anywhere in it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import AdamW
+
+from cosa.config import Config, to_json
+from cosa.equations.threshold import make_threshold
+from cosa.networks.ema import assignment_of, follow
+from cosa.networks.network import CosaNetwork, build_network
+from cosa.storage import checkpoint
+from cosa.structures import Assignment, Batch, Ranks, split
+from cosa.training.optim import build_optimizer, clip_gradients, learning_rate_scale, set_learning_rate
+from cosa.training.swap import Thresholds, assign, learn, objective
+
+TERMS = ("cls", "aux_cls", "c2s", "aux_c2s", "s2c", "csc")
+"""Every term a step can report, in the order of Eq. 11."""
+
+
+@dataclass
+class TrainingState:
+    """All that a step changes, and the account of the run so far."""
+
+    online: CosaNetwork
+    assignment: CosaNetwork
+    optimizer: AdamW
+    thresholds: Thresholds
+    bad_step: Tensor
+    """First step at which each of TERMS was not finite, -1 while it always was; stays on the device."""
+    step: int = 0
+    seconds: float = 0.0
+    run_id: str | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    """What the last evaluation found."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """Per-class IoU and curves of the last evaluation, by network."""
+    followers: dict[float, CosaNetwork] = field(default_factory=dict)
+    """ANs of other momenta, which a shared warm-up carries along for the arms that will need them."""
+
+    def to_dict(self, config: Config, classes: tuple[str, ...], fingerprint: str) -> checkpoint.State:
+        """Plain data and tensors for a checkpoint; all that a reader needs who has neither data nor run."""
+        return {
+            "step": self.step,
+            "config": to_json(config),
+            "classes": classes,
+            "data_fingerprint": fingerprint,
+            "online": self.online.state_dict(),
+            "assignment": self.assignment.state_dict(),
+            "followers": {repr(m): network.state_dict() for m, network in self.followers.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "threshold": self.thresholds.cam.state_dict(),
+            "aux_threshold": self.thresholds.aux_cam.state_dict(),
+            "xi": float(self.thresholds.cam.value),
+            "aux_xi": float(self.thresholds.aux_cam.value),
+            "seconds": self.seconds,
+            "run_id": self.run_id,
+            "metrics": self.metrics,
+            "details": self.details,
+        }
+
+    def resume(self, saved: checkpoint.State) -> None:
+        """Go on where `saved` stopped."""
+        self.fork(saved)
+        for momentum, network in self.followers.items():
+            network.load_state_dict(saved["followers"][repr(momentum)])
+        self.thresholds.cam.load_state_dict(saved["threshold"])
+        self.thresholds.aux_cam.load_state_dict(saved["aux_threshold"])
+        self.seconds, self.run_id = saved["seconds"], saved["run_id"]
+        self.metrics, self.details = saved["metrics"], saved["details"]
+
+    def fork(self, saved: checkpoint.State, momentum: float | None = None) -> None:
+        """Start from another run's networks and optimiser, with an account of one's own.
+
+        Args:
+            saved: Where to start.
+            momentum: Of the follower to take as AN; the run's own AN by default.
+        """
+        self.online.load_state_dict(saved["online"])
+        assignment = saved["assignment"] if momentum is None else saved["followers"][repr(momentum)]
+        self.assignment.load_state_dict(assignment)
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.step = saved["step"]
+
+
+def build_state(
+    config: Config, classes: int, device: torch.device, momenta: Sequence[float] = ()
+) -> TrainingState:
+    """The state before the first step: heads drawn from the seed, AN an exact copy of ON.
+
+    Args:
+        config: What to train.
+        classes: Foreground classes.
+        device: Where to train.
+        momenta: Momenta of further ANs that are to follow ON.
+
+    Raises:
+        ValueError: The config's sizes do not fit the encoder.
+        FileNotFoundError: `network.weights` names no file.
+    """
+    torch.manual_seed(config.train.seed)
+    online = build_network(config.network, classes, config.data.crop_size)
+    patch, stride = online.patch_size, config.cam.stride
+    if patch % stride:
+        raise ValueError(f"cam.stride must divide the patch size {patch}, got {stride}")
+    if config.evaluation.size % patch:
+        raise ValueError(
+            f"evaluation.size must be a multiple of the patch size {patch}, got {config.evaluation.size}"
+        )
+    online = online.to(device).train()
+    assignment = assignment_of(online)
+    if config.train.compile:
+        for network in (online, assignment):  # a copy of a compiled network is not compiled
+            network.compile()
+    threshold = functools.partial(
+        make_threshold,
+        config.threshold.mode,
+        config.threshold.xi,
+        config.threshold.queue,
+        config.threshold.min_activation,
+        config.threshold.min_std,
+        device,
+    )
+    return TrainingState(
+        online=online,
+        assignment=assignment,
+        optimizer=build_optimizer(online, config.optim),
+        thresholds=Thresholds(threshold(), threshold()),
+        bad_step=torch.full((len(TERMS),), -1, device=device),
+        followers={momentum: assignment_of(online) for momentum in momenta},
+    )
+
+
+def wrap(state: TrainingState, config: Config, ranks: Ranks) -> nn.Module:
+    """ON as the learner of this phase: itself, or in DDP, which averages gradients over ranks.
+
+    The warm-up and a run without c2s leave the decoder without gradients, which DDP must be told.
+    """
+    if ranks.world == 1:
+        return state.online
+    unused = not cotraining(state, config) or config.c2s.weight == 0
+    device_ids = [ranks.device] if ranks.device.type == "cuda" else None
+    return DistributedDataParallel(state.online, device_ids=device_ids, find_unused_parameters=unused)
+
+
+def cotraining(state: TrainingState, config: Config) -> bool:
+    """Whether the next step co-trains; before that classification alone warms up."""
+    return state.step >= config.train.warmup
+
+
+def training_step(
+    state: TrainingState, learner: nn.Module, batch: Batch, config: Config, ranks: Ranks
+) -> dict[str, Tensor]:
+    """One optimiser step on this rank's share of a batch.
+
+    Every random number of a step is a function of (seed, step), never of what came before, so that a
+    resumed run needs no generator's state. Means are taken over the whole batch: this rank divides by the
+    mean count per share, and DDP and the loop below average over shares.
+
+    Args:
+        state: Changed in place.
+        learner: What `wrap` made of `state.online` for this phase.
+        batch: This rank's images, on its device.
+        config: What to train.
+        ranks: Who else has a share.
+
+    Returns:
+        The terms of the loss on this rank, unweighted, on the device.
+    """
+    torch.manual_seed(config.train.seed * 2**32 + state.step)  # for stochastic depth
+    autocast = functools.partial(
+        torch.autocast, ranks.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"
+    )
+    count = config.train.accumulate
+    assigned: list[Assignment | None] = [None] * count
+    pixels = keys = noise = None
+    if cotraining(state, config):
+        with autocast():
+            assigned = [*split(_assign(state, batch, config, ranks), count)]
+        valid = batch.valid[
+            :, config.cam.stride // 2 :: config.cam.stride, config.cam.stride // 2 :: config.cam.stride
+        ]
+        pixels = ranks.total(valid.sum()) / (ranks.world * count)
+        keys = _draw(state, batch, config, ranks).chunk(count)
+        if config.s2c.source == "noise":
+            noise = _draw(state, batch, config, ranks, stream=1).chunk(count)
+    # DDP waits for the gradient of every weight whose output it sees: no c2s, no segmentation
+    segment = cotraining(state, config) and config.c2s.weight > 0
+    detach = config.s2c.detach if cotraining(state, config) and config.guided else "none"
+    state.optimizer.zero_grad(set_to_none=True)
+    terms: dict[str, Tensor] = {}
+    for i, part in enumerate(split(batch, count)):
+        with _sync_gradients(learner, last=i == count - 1):
+            with autocast():  # the network alone: CSC's similarities would be bfloat16, too
+                output = learner(part.strong, segment=segment, detach=detach)
+            part_terms = learn(
+                output,
+                part,
+                assigned[i],
+                config,
+                pixels=pixels,
+                keys=keys[i] if keys else None,
+                noise=noise[i] if noise else None,
+            )
+            torch.autograd.backward(objective(part_terms, config) / count)
+        for name, term in part_terms.items():
+            terms[name] = terms.get(name, 0) + term.detach() / count
+    clip_gradients(state.online, config.optim.clip_norm)
+    set_learning_rate(state.optimizer, learning_rate_scale(state.step, config.train.iterations, config.optim))
+    state.optimizer.step()
+    follow(state.assignment, state.online, config.ema.momentum)
+    for momentum, network in state.followers.items():
+        follow(network, state.online, momentum)
+    _note_non_finite(state, terms)
+    state.step += 1
+    return terms
+
+
+def _assign(state: TrainingState, batch: Batch, config: Config, ranks: Ranks) -> Assignment:
+    """What the assigning network says of the batch; ON assigns in evaluation mode, too."""
+    if config.cam.source == "assignment":
+        return assign(state.assignment, batch, state.thresholds, config, ranks.total)
+    state.online.eval()
+    assigned = assign(state.online, batch, state.thresholds, config, ranks.total)
+    state.online.train()
+    return assigned
+
+
+def _draw(state: TrainingState, batch: Batch, config: Config, ranks: Ranks, stream: int = 0) -> Tensor:
+    """Random numbers in [0, 1) per patch of this rank's images, (b p q); the same however many ranks.
+
+    Streams 0 and 1 are independent of each other.
+    """
+    side = config.data.crop_size // state.online.patch_size
+    seed = config.train.seed * 2**32 + stream * 2**31 + state.step
+    numbers = torch.rand(config.train.batch_size, side, side, generator=torch.Generator().manual_seed(seed))
+    share = len(batch.labels)
+    return numbers[ranks.rank * share : (ranks.rank + 1) * share].to(ranks.device, non_blocking=True)
+
+
+def _sync_gradients(learner: nn.Module, *, last: bool) -> contextlib.AbstractContextManager[None]:
+    """Ranks exchange gradients once, after the last micro-batch."""
+    if last or not isinstance(learner, DistributedDataParallel):
+        return contextlib.nullcontext()
+    return learner.no_sync()
+
+
+def _note_non_finite(state: TrainingState, terms: dict[str, Tensor]) -> None:
+    """Remember on the device which term first broke at which step; read at the next log step."""
+    for i, name in enumerate(TERMS):
+        if name in terms:
+            broke = ~torch.isfinite(terms[name]) & (state.bad_step[i] < 0)
+            state.bad_step[i] = torch.where(broke, state.step, state.bad_step[i])

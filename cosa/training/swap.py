@@ -1,0 +1,211 @@
+"""Co-training with swapping assignments on one page: AN assigns, ON learns.
+
+Paper: Algorithm 1. AN looks at the weak view and says what each pixel is, twice: by its CAMs (CPL) and by its
+segmentation (SPL). The two are swapped: CPL supervise ON's segmentation, SPL supervise ON's CAMs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from cosa.config import Config
+from cosa.equations.cam import to_activation
+from cosa.equations.losses import c2s_loss, cls_loss, csc_loss, s2c_loss
+from cosa.equations.pseudo_labels import cam_pseudo_labels, max_activation, seg_pseudo_labels
+from cosa.equations.reliability import perplexity, reliability_sum, reliability_weights
+from cosa.equations.threshold import Threshold, activation_histogram
+from cosa.networks.multiscale import multiscale, resize
+from cosa.networks.network import CosaNetwork
+from cosa.structures import IGNORE, Assignment, Batch, CamTargets, NetworkOutput, split
+
+Total = Callable[[Tensor], Tensor]
+"""Sums a tensor over all ranks."""
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """xi for M' and for M-dagger', each with a queue of its own."""
+
+    cam: Threshold
+    aux_cam: Threshold
+
+
+@torch.no_grad()
+def assign(
+    network: CosaNetwork, batch: Batch, thresholds: Thresholds, config: Config, total: Total
+) -> Assignment:
+    """CPL, their reliability, and SPL of a batch, from AN (or from ON, where SA is ablated).
+
+    Paper: Algorithm 1, lines 6-18. Advances both thresholds by this batch.
+
+    Args:
+        network: The network that assigns, in evaluation mode.
+        batch: This rank's images; AN sees their weak view.
+        thresholds: Changed in place: the histogram of the whole batch over all ranks enters their queues.
+        config: Sections cam, threshold, raw and s2c are read.
+        total: Sums over ranks, so that thresholds and weights agree on all of them.
+    """
+    stride = config.cam.stride
+    valid = batch.valid[:, stride // 2 :: stride, stride // 2 :: stride]
+    chunks = [
+        multiscale(
+            network,
+            part.weak,
+            scales=config.cam.scales,
+            flip=config.cam.flip,
+            size=(valid.shape[1], valid.shape[2]),
+        )
+        for part in split(batch, config.train.accumulate)
+    ]
+    seg_logits = torch.cat([chunk.seg_logits for chunk in chunks])
+
+    def targets(cam: Tensor, threshold: Threshold) -> CamTargets:
+        return _targets(to_activation(cam, batch.labels, valid), valid, threshold, config, total)
+
+    return Assignment(
+        cam=targets(torch.cat([chunk.cam for chunk in chunks]), thresholds.cam),
+        aux_cam=targets(torch.cat([chunk.aux_cam for chunk in chunks]), thresholds.aux_cam),
+        spl=seg_pseudo_labels(seg_logits, batch.labels, config.s2c.tau),
+    )
+
+
+def _targets(
+    activation: Float[Tensor, "b c h w"],
+    valid: Bool[Tensor, "b h w"],
+    threshold: Threshold,
+    config: Config,
+    total: Total,
+) -> CamTargets:
+    """Threshold, CPL, perplexity and RAW of one normalised CAM."""
+    confidence = max_activation(activation)
+    threshold.update(total(activation_histogram(confidence, valid)))
+    xi = threshold.value
+    doubt = perplexity(confidence, xi, config.raw.alpha, config.raw.beta)
+    if config.raw.enabled:
+        reliability, count = total(reliability_sum(doubt, valid)).unbind()
+        raw = reliability_weights(doubt, valid, (reliability / count.clamp(min=1)).to(doubt.dtype))
+    else:
+        raw = valid.to(doubt.dtype)
+    return CamTargets(
+        activation=confidence, cpl=cam_pseudo_labels(activation, xi, valid), perplexity=doubt, raw=raw
+    )
+
+
+def learn(
+    output: NetworkOutput,
+    batch: Batch,
+    assigned: Assignment | None,
+    config: Config,
+    *,
+    pixels: Tensor | None = None,
+    keys: Tensor | None = None,
+    noise: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """The terms of ON's objective on a batch, by name, unweighted; a term that is off is not there.
+
+    Paper: Eq. (2). The swap itself: c2s hands CPL to the segmentation, s2c hands SPL to the CAMs.
+
+    Args:
+        output: What ON says of the strong view.
+        batch: Labels and the pixels that are no padding.
+        assigned: What AN says of the weak view; None in the warm-up, which learns classification alone.
+        config: Weights decide which terms are there.
+        pixels: Denominator of the means over pixels; the batch's valid pixels by default. A caller with
+            several shares of a batch passes the mean over shares, so that the mean over shares is exact.
+        keys: Random numbers in [0, 1) per patch that draw the contrasted positions; for csc.
+        noise: Random numbers in [0, 1) per patch that draw its class; for guidance by noise.
+    """
+    terms = {
+        "cls": cls_loss(output.cls_logits, batch.labels),
+        "aux_cls": cls_loss(output.aux_cls_logits, batch.labels),
+    }
+    if assigned is None:
+        return terms
+    size = (assigned.spl.shape[2], assigned.spl.shape[3])
+    if config.c2s.weight:
+        assert output.seg_logits is not None
+        seg_logits = resize(output.seg_logits, size)
+        terms["c2s"] = c2s_loss(seg_logits, assigned.cam.cpl, assigned.cam.raw, pixels)
+        if config.c2s.aux:
+            terms["aux_c2s"] = c2s_loss(seg_logits, assigned.aux_cam.cpl, assigned.aux_cam.raw, pixels)
+    if config.guided:
+        cam = output.cam if output.guided_cam is None else output.guided_cam
+        guide, counted = guidance(batch, assigned, config, noise)
+        terms["s2c"] = s2c_loss(resize(cam, size), guide, counted, pixels)
+    if config.csc.weight:
+        assert keys is not None
+        terms["csc"] = csc_loss(
+            output.cam,
+            _at_patches(assigned.aux_cam.cpl, output.cam),
+            _at_patches(assigned.aux_cam.perplexity, output.cam),
+            epsilon=config.csc.epsilon,
+            tau=config.csc.tau,
+            keys=keys,
+            max_anchors=config.csc.max_anchors,
+        )
+    return terms
+
+
+def guidance(
+    batch: Batch, assigned: Assignment, config: Config, noise: Float[Tensor, "b p q"] | None = None
+) -> tuple[Float[Tensor, "b k h w"], Bool[Tensor, "b h w"]]:
+    """What ON's CAMs are to show, in place of the SPL where the guidance study says so, and at which pixels.
+
+    Paper: Fig. 1 and Tab. 4a.
+    Paper: does not say what its random masks look like; ours name, per patch and step, the background or one
+    of the image's classes, each as likely.
+
+    Args:
+        batch: Ground truth for the source `gt`; pixels that it ignores are not guided.
+        assigned: The SPL, and the size of the result.
+        config: Sections cam and s2c are read.
+        noise: Random numbers in [0, 1) per patch, for the source `noise`.
+    """
+    middle, step = config.cam.stride // 2, config.cam.stride
+    valid = batch.valid[:, middle::step, middle::step]
+    if config.s2c.source == "gt":
+        assert batch.masks is not None, "the loader reads masks for the oracle"
+        masks = batch.masks[:, middle::step, middle::step]
+        return _one_hot(masks, like=assigned.spl), valid & (masks != IGNORE)
+    if config.s2c.source == "noise":
+        assert noise is not None
+        likely = torch.cat([torch.ones_like(batch.labels[:, :1]), batch.labels], dim=1)
+        bounds = (likely / likely.sum(1, keepdim=True)).cumsum(1)
+        drawn = (noise.flatten(1)[:, :, None] >= bounds[:, None, :-1]).sum(2).view_as(noise)
+        scale = assigned.spl.shape[2] // noise.shape[1]
+        masks = drawn.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+        return _one_hot(masks, like=assigned.spl), valid
+    return assigned.spl, valid
+
+
+def _one_hot(masks: Int[Tensor, "b h w"], like: Float[Tensor, "b k h w"]) -> Float[Tensor, "b k h w"]:
+    """1 in the channel of each pixel's class; nothing where it is IGNORE."""
+    classes = torch.arange(like.shape[1], device=masks.device)
+    return (masks[:, None] == classes[:, None, None]).to(like.dtype)
+
+
+def objective(terms: dict[str, Tensor], config: Config) -> Tensor:
+    """L_CoSA: the weighted sum of the terms that are there.
+
+    Paper: Eq. (11).
+    """
+    weights = {
+        "cls": 1.0,
+        "aux_cls": 1.0,
+        "c2s": config.c2s.weight,
+        "aux_c2s": config.c2s.weight,
+        "s2c": config.s2c.weight,
+        "csc": config.csc.weight,
+    }
+    return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+
+
+def _at_patches(pixels: Tensor, cam: Float[Tensor, "b c p q"]) -> Tensor:
+    """The value in the middle of each patch: exact where an average would mix classes or confidences."""
+    step_h, step_w = pixels.shape[1] // cam.shape[2], pixels.shape[2] // cam.shape[3]
+    return pixels[:, step_h // 2 :: step_h, step_w // 2 :: step_w]

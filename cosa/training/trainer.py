@@ -1,0 +1,427 @@
+"""One training run: `train(config, out=...)`. Speaks torch.distributed; knows no Ray, no MLflow, no CLI.
+
+What a run leaves in its folder `out`:
+
+    config.json              the settings
+    checkpoints/             whole states, the newest few; the run resumes from the newest readable one
+    journal.jsonl            every metric with its step, one JSON object a line
+    panels/                  a picture panel per evaluation
+    analysis/                counts behind the paper's analysis figures, per evaluation
+    model/                   the final AN, as `cosa.model.load_model` reads it
+    result.json              written last: its presence means that the run is finished
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cosa.config import (
+    Config,
+    identity,
+    to_json,
+    warmup_identity,
+)
+from cosa.data.loader import step_names, train_batches
+from cosa.data.open import TRAINING_TAG, VALIDATION_TAG, RunData, open_run_data
+from cosa.evaluation.evaluate import coexistence_indices
+from cosa.storage import checkpoint
+from cosa.storage.mirror import Storage, open_storage
+from cosa.storage.model_files import Facts, save_model
+from cosa.storage.run_folder import append_line, cut_journal, is_finished, require_same_run, write_text
+from cosa.storage.warmup import load_warmup, require_momenta
+from cosa.structures import Batch, Ranks
+from cosa.tracking import NullTracker, Tracker
+from cosa.training.clock import Clock
+from cosa.training.judging import Judgement, judge, judge_training_images
+from cosa.training.step import TERMS, TrainingState, build_state, cotraining, training_step, wrap
+from cosa.training.stop import Ask, Order, StoppedError, go_on
+from cosa.training.swap import objective
+
+log = logging.getLogger(__name__)
+
+_ORDERS_EVERY = 10  # steps; the ranks must wait for each other to agree
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands, told on every rank at each log step, evaluation and checkpoint."""
+
+    step: int
+    """Optimiser steps done."""
+    iterations: int
+    """Optimiser steps this call will reach."""
+    metrics: Mapping[str, float]
+    """Metrics that are new, by their tracked names."""
+    checkpoint: Path | None
+    """The checkpoint just written, if any."""
+    images_per_second: float
+    """Training speed over all ranks, evaluations left out; 0 before the first log step."""
+    seconds_left: float
+    """Estimated from the speed so far; NaN before the first log step."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished call of `train` hands back."""
+
+    step: int
+    """Optimiser steps done."""
+    metrics: dict[str, float]
+    """Metrics of the last evaluation, by their tracked names."""
+    checkpoint: Path
+    """The last whole-state checkpoint."""
+    out: Path
+    """The run's folder."""
+    run_id: str | None
+    """The tracker's id of the run; None where nothing is tracked or the store did not answer."""
+    seconds: float
+    """Seconds over all sessions of the run, evaluations included."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """A term of the loss became NaN or infinite; the last checkpoint is from before."""
+
+
+def train(
+    config: Config,
+    *,
+    out: Path | str | Storage,
+    tracker: Tracker | None = None,
+    report: Callable[[Progress], None] | None = None,
+    fork_from: Path | None = None,
+    stop_at: int | None = None,
+    momenta: Sequence[float] = (),
+    data_tags: Mapping[str, str] | None = None,
+    ask: Ask = go_on,
+) -> Result:
+    """Train CoSA, or go on where this run stopped.
+
+    The same `config` and `out` resume from the newest checkpoint in `out`, bit for bit on a CPU. Losses are
+    means over the whole batch and randomness is a function of (seed, step), so the number of ranks changes
+    nothing but rounding; where `network.drop_path` > 0, also which paths are dropped.
+
+    Args:
+        config: What to train.
+        out: The run's folder, made if needed; on storage that all ranks reach. Or a URL, see
+            `cosa.storage.mirror`.
+        tracker: Where metrics and pictures go beside `out`; nowhere by default.
+        report: Called on every rank at each log step, evaluation and checkpoint.
+        fork_from: Checkpoint of a shared warm-up to start from, where `out` has none yet.
+        stop_at: Stop after this step instead of `train.iterations`, keeping the schedule of the whole run.
+        momenta: Further momenta that a shared warm-up keeps an AN of: runs fork from it that differ from
+            `config` in `ema.momentum` alone or in what only co-training reads.
+        data_tags: Fingerprints by tag that the data must have on every machine, as
+            `cosa.data.open.read_fingerprints` tells them; by default those on the first rank.
+        ask: Asked on every rank whether to go on, after each step or, where ranks must agree, each tenth.
+
+    Raises:
+        StoppedError: `ask` said so; the checkpoint of the last step is saved.
+        ValueError: `out` holds another run, the fork's warm-up is another, or data or weights are unfit.
+        NonFiniteLossError: A term of the loss became NaN or infinite.
+        StorageError: The URL of `out` does not answer at the start, or took not everything by the end.
+        OSError: The output could not be written; what was written before is whole.
+    """
+    ranks = Ranks.current()
+    storage = open_storage(out)
+    storage.pull()
+    out = storage.folder
+    target = config.train.iterations if stop_at is None else stop_at
+    _check_call(config, out, target, ranks)
+    if momenta and target > config.train.warmup:
+        raise ValueError(
+            f"stop_at must end a warm-up of several momenta by {config.train.warmup}, got {target}"
+        )
+    data = open_run_data(config, ranks, data_tags or {})
+    coexistence_indices(config.evaluation, data.training.classes)  # or the first evaluation would end it all
+    run = _Run(
+        config=config,
+        out=out,
+        storage=storage,
+        target=target,
+        ranks=ranks,
+        tracker=tracker if tracker and ranks.first else NullTracker(),
+        report=report or _say_nothing,
+        ask=ask,
+        data=data,
+        state=build_state(
+            config, len(data.training.classes), ranks.device, [m for m in momenta if m != config.ema.momentum]
+        ),
+    )
+    run.begin(fork_from)
+    try:
+        run.loop()
+        result = run.end()
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt | SystemExit | StoppedError)
+        run.tracker.finish("KILLED" if stopped else "FAILED")
+        raise
+    run.tracker.finish("FINISHED")
+    if ranks.first:
+        storage.close(keep=config.train.keep_checkpoints)
+    return replace(result, run_id=run.tracker.run_id)  # a slow store may have told it only now
+
+
+@dataclass
+class _Run:
+    """The parts of one run, wired together."""
+
+    config: Config
+    out: Path
+    storage: Storage
+    target: int
+    ranks: Ranks
+    tracker: Tracker
+    report: Callable[[Progress], None]
+    ask: Ask
+    data: RunData
+    state: TrainingState
+    clock: Clock = field(init=False)
+
+    def begin(self, fork_from: Path | None) -> None:
+        """Resume, fork, or start; then tell the tracker."""
+        state = self.state
+        saved = checkpoint.newest(self.out / "checkpoints", log.warning)
+        saved = self.storage.agree(saved, self.ranks)
+        if saved is not None:
+            require_momenta(self.out, saved, [*state.followers])
+            state.resume(saved)
+        elif fork_from is not None:
+            saved, momentum = load_warmup(fork_from, self.config)
+            state.fork(saved, momentum)
+        if state.step > self.target:
+            raise ValueError(
+                f"stop_at must be at least {state.step}, the steps that {str(self.out)!r} has behind it, "
+                f"got {self.target}"
+            )
+        if saved and saved["data_fingerprint"] != self.data.tags[TRAINING_TAG]:
+            log.warning(
+                "data.root holds other images, masks or labels than %s steps were trained on", state.step
+            )
+        self.ranks.wait()  # every rank has read before the first one writes
+        if self.ranks.first:
+            write_text(self.out / "config.json", to_json(self.config))
+            cut_journal(self.out / "journal.jsonl", after=state.step)
+            if not is_finished(self.out, self.target):  # a run that goes on is not finished
+                (self.out / "result.json").unlink(missing_ok=True)
+        tags = dict(self.data.tags)
+        if self.config.oracle:
+            tags["cosa.oracle"] = self.config.s2c.source
+        self.tracker.start(self.config, out=self.out, tags=tags, resume_step=state.step)
+        if self.ranks.first:
+            self.storage.push(keep=self.config.train.keep_checkpoints)
+        self.clock = Clock(state.step)
+
+    def loop(self) -> None:
+        """Train from the state's step to the target; log, evaluate and save on the way."""
+        config, state, ranks = self.config, self.state, self.ranks
+        learner, phase = wrap(state, config, ranks), cotraining(state, config)
+        for batch in self._batches():
+            if cotraining(state, config) != phase:
+                learner, phase = wrap(state, config, ranks), cotraining(state, config)
+            terms = training_step(state, learner, batch.to(ranks.device), config, ranks)
+            last = state.step == self.target
+            measure = last or state.step % config.train.log_every == 0
+            evaluation_due = last or state.step % config.evaluation.every == 0
+            save = last or state.step % config.train.checkpoint_every == 0
+            if measure or evaluation_due or save:
+                self._check_finite()
+                metrics = {
+                    **(self._measure(terms) if measure else {}),
+                    **(self._judge() if evaluation_due else {}),
+                }
+                self._tell(metrics, save=save)
+            self._obey(saved=save, meet=measure or evaluation_due or save)
+
+    def _obey(self, *, saved: bool, meet: bool) -> None:
+        """Do between two steps what `ask` says; several ranks agree on it where they meet anyway, or soon.
+
+        Raises:
+            StoppedError: The order was to stop.
+        """
+        state, ranks = self.state, self.ranks
+        if ranks.world > 1 and not meet and state.step % _ORDERS_EVERY:
+            return
+        order = int(self.ask())
+        if ranks.world > 1:
+            heard = torch.zeros(len(Order), dtype=torch.int64, device=ranks.device)
+            heard[order] = 1
+            order = int(ranks.total(heard).nonzero().max())
+        if order >= Order.SAVE and not saved:
+            self._check_finite()
+            self._tell({}, save=True)
+        if order == Order.STOP and state.step < self.target:
+            raise StoppedError(
+                f"told to stop, and stopped after step {state.step} of {self.target}, whose checkpoint is "
+                f"saved in {str(self.out)!r}; the same command goes on from there"
+            )
+
+    def _batches(self) -> Iterator[Batch]:
+        """This rank's shares of the batches that are still to come."""
+        return itertools.islice(
+            train_batches(
+                self.data.training,
+                self.config,
+                start=self.state.step,
+                rank=self.ranks.rank,
+                world=self.ranks.world,
+            ),
+            self.target - self.state.step,
+        )
+
+    def _measure(self, terms: Mapping[str, Tensor]) -> dict[str, float]:
+        """Losses, thresholds and the learning rate as numbers: the one place where the host waits."""
+        config, state = self.config, self.state
+        names = list(terms)
+        means = self.ranks.total(torch.stack([terms[name] for name in names])) / self.ranks.world
+        losses = dict(zip(names, means.tolist(), strict=True))
+        metrics = {f"train/loss/{name}": value for name, value in losses.items()}
+        metrics["train/loss/total"] = float(
+            objective({k: torch.tensor(v) for k, v in losses.items()}, config)
+        )
+        metrics["train/learning_rate"] = state.optimizer.param_groups[0]["lr"]
+        metrics["train/images_per_second"] = self.clock.speed(state.step) * config.train.batch_size
+        if state.step > config.train.warmup:
+            metrics["train/threshold"] = float(state.thresholds.cam.value)
+            metrics["train/aux_threshold"] = float(state.thresholds.aux_cam.value)
+        return metrics
+
+    def _judge(self) -> dict[str, float]:
+        """Both networks on the validation split and, after the last step of all, CPL of training images."""
+        config, state = self.config, self.state
+        with self.clock.paused():
+            found = (
+                judge(state, self.data.validation, config, self.ranks, self.out)
+                if self.data.validation
+                else Judgement()
+            )
+            metrics, details = found.metrics, found.details
+            if self.data.judged and state.step == config.train.iterations:
+                trained_on = judge_training_images(state, self.data.judged, config, self.ranks)
+                metrics, details = metrics | trained_on.metrics, details | trained_on.details
+        for path in found.files:
+            self.tracker.log_artifact(path, path.parent.name)
+        state.metrics, state.details = metrics, details
+        return metrics
+
+    def _tell(self, metrics: dict[str, float], *, save: bool) -> None:
+        """Write metrics, then the checkpoint, then tell whoever listens."""
+        state = self.state
+        state.seconds += self.clock.lap()
+        path = checkpoint.checkpoint_path(self.out / "checkpoints", state.step) if save else None
+        if self.ranks.first:
+            if metrics:
+                append_line(self.out / "journal.jsonl", {"step": state.step, **metrics})
+                self.tracker.log_metrics(metrics, state.step)
+            if save:
+                state.run_id = self.tracker.run_id
+                whole = state.to_dict(self.config, self.data.training.classes, self.data.tags[TRAINING_TAG])
+                keep = self.config.train.keep_checkpoints
+                checkpoint.save(self.out / "checkpoints", whole, keep=keep)
+                self.storage.push(keep=keep)
+        speed = self.clock.speed(state.step)
+        self.report(
+            Progress(
+                step=state.step,
+                iterations=self.target,
+                metrics=metrics,
+                checkpoint=path,
+                images_per_second=speed * self.config.train.batch_size,
+                seconds_left=(self.target - state.step) / speed if speed else math.nan,
+            )
+        )
+
+    def _check_finite(self) -> None:
+        """Stop where a loss on any rank, or the weights, have not been finite since the last check.
+
+        All ranks stop together, before anything of a broken network is judged or kept.
+        """
+        state, ranks = self.state, self.ranks
+        rows = torch.zeros(ranks.world, len(TERMS), dtype=torch.int64, device=ranks.device)
+        rows[ranks.rank] = state.bad_step + 1
+        first = [
+            (step - 1, name)
+            for row in ranks.total(rows).tolist()
+            for step, name in zip(row, TERMS, strict=True)
+            if step
+        ]
+        if first:
+            step, name = min(first)
+            names = step_names(self.data.training, self.config, step)
+            more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+            raise NonFiniteLossError(
+                f"loss term {name!r} must stay finite, got NaN or infinity at step {step} on the images "
+                f"{', '.join(names[:8])}{more}; "
+                "lower optim.lr or set optim.clip_norm, and look at these images"
+            )
+        if not torch.stack([torch.isfinite(p).all() for p in state.online.parameters()]).all():
+            raise NonFiniteLossError(
+                f"weights must stay finite, got NaN or infinity by step {state.step - 1}, where every loss "
+                "was finite; lower optim.lr or set optim.clip_norm"
+            )
+
+    def end(self) -> Result:
+        """Leave AN and, last of all, `result.json`, the mark of a finished run."""
+        state = self.state
+        state.run_id = self.tracker.run_id
+        if self.ranks.first and not is_finished(self.out, state.step):
+            facts = Facts(
+                step=state.step,
+                xi=float(state.thresholds.cam.value),
+                aux_xi=float(state.thresholds.aux_cam.value),
+                data_fingerprint=self.data.tags[TRAINING_TAG],
+                run_id=state.run_id,
+                metrics=state.metrics,
+            )
+            model, classes = self.out / "model", self.data.training.classes
+            for path in save_model(model, state.assignment, self.config, classes, facts=facts):
+                self.tracker.log_artifact(path, model.name)
+            result = {
+                "identity": identity(self.config),
+                "warmup_identity": warmup_identity(self.config),
+                "step": state.step,
+                "momenta": [self.config.ema.momentum, *state.followers],
+                "metrics": state.metrics,
+                **state.details,
+                "classes": self.data.training.classes,
+                "seconds": state.seconds,
+                "run_id": state.run_id,
+                "data_fingerprint": self.data.tags[TRAINING_TAG],
+                "val_fingerprint": self.data.tags[VALIDATION_TAG],
+            }
+            write_text(self.out / "result.json", json.dumps(result, indent=2) + "\n")
+            self.tracker.log_artifact(self.out / "result.json")
+        self.ranks.wait()
+        return Result(
+            step=state.step,
+            metrics=dict(state.metrics),
+            checkpoint=checkpoint.checkpoint_path(self.out / "checkpoints", state.step),
+            out=self.out,
+            run_id=state.run_id,
+            seconds=state.seconds,
+        )
+
+
+def _say_nothing(progress: Progress) -> None:
+    """The report of a caller that listens to none."""
+
+
+def _check_call(config: Config, out: Path, target: int, ranks: Ranks) -> None:
+    """Refuse what cannot be trained here before anything is read or written."""
+    if not 0 < target <= config.train.iterations:
+        raise ValueError(f"stop_at must lie in [1, {config.train.iterations}], got {target}")
+    shares = ranks.world * config.train.accumulate
+    if config.train.batch_size % shares:
+        raise ValueError(
+            f"train.batch_size must be a multiple of workers x train.accumulate = {shares}, "
+            f"got {config.train.batch_size}"
+        )
+    require_same_run(out, config)

@@ -1,0 +1,1 @@
+"""MLflow's runs as the paper's tables and figures, ours beside the published values."""

@@ -1,0 +1,291 @@
+"""Ours among the published rows: the paper's tables of other methods with the full model of a sweep in them.
+
+Ours are the means over seeds in the paper's unit, each with its deviation; published values are as printed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sweeps.published import COCO_NAMES, VOC_NAMES, Row, read_published
+from sweeps.reporting.cells import Cell
+from sweeps.reporting.full_model import FullModel
+
+_VAL = "val/assignment/"
+_ABSENT = "–"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of a comparison."""
+
+    cells: tuple[str, ...]
+    ours: bool = False
+    heading: bool = False
+    """Whether it only names the group of rows below it; its cells but the first are empty."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One table of the paper with ours in it, as text."""
+
+    title: str
+    protocol: str
+    """What the numbers were measured on, and how; ours and the published ones."""
+    columns: tuple[str, ...]
+    """The first one names the rows."""
+    lines: tuple[Line, ...]
+    our_columns: frozenset[int] = frozenset()
+    """Columns that are ours, where a table has its methods side by side."""
+    notes: tuple[str, ...] = ()
+    per_class: bool = False
+    """Whether it has a row for each class, and so many."""
+
+
+def comparisons(full: FullModel | None) -> tuple[Comparison, ...]:
+    """All that the full model may stand beside: the paper's tables of its data, else its classes alone."""
+    if full is None:
+        return ()
+    if full.layout not in {"voc", "coco"}:
+        return (_classes_alone(full),) if full.per_class else ()
+    voc = [_table_1(full)] if full.layout == "voc" else []
+    shared = [_table_2(full)]
+    crf = [_table_6(full)] if full.layout == "voc" and f"{_VAL}seg_miou_crf" in full.metrics else []
+    costs = [_table_7(full)] if full.layout == "voc" else []
+    classes = [_table_11(full), _table_12(full)] if full.layout == "voc" else [_table_13(full)]
+    return (*voc, *shared, *crf, *costs, *classes)
+
+
+def whose(full: FullModel) -> str:
+    """What ours are: `ours: preset voc (vit_base_patch16_224), 1,449 images of val, one seed`."""
+    seeds = max((len(cell.values) for cell in full.metrics.values()), default=0)
+    images = f"{full.images:,} images" if full.images is not None else "images"
+    over = "one seed" if seeds == 1 else f"mean ± sample deviation over {seeds} seeds"
+    return f"ours: preset {full.preset} ({full.encoder}), {images} of {full.split}, {over}"
+
+
+def percent(cell: Cell | None) -> str:
+    """Fractions over seeds as percent, `76.2 ± 0.3`; a dash without any."""
+    return number(cell, scale=100)
+
+
+def number(cell: Cell | None, *, scale: float = 1.0, digits: int = 1) -> str:
+    """Values over seeds, times `scale`; a dash without any."""
+    if cell is None or not cell.values:
+        return _ABSENT
+    text = f"{scale * cell.mean:.{digits}f}"
+    return text if math.isnan(cell.deviation) else f"{text} ± {scale * cell.deviation:.{digits}f}"
+
+
+def _printed(row: Row, *columns: str) -> tuple[str, ...]:
+    return tuple(row[column] or _ABSENT for column in columns)
+
+
+def _method(row: Row) -> str:
+    return f"{row['method']}, {row['venue']}" if row.get("venue") else row["method"]
+
+
+def _table_1(full: FullModel) -> Comparison:
+    """CPL on train and val, alone and as the ensemble of M and M-dagger."""
+
+    def ours(name: str, metric: str) -> Line:
+        values = (percent(full.metrics.get(f"{split}/assignment/{metric}")) for split in ("train", "val"))
+        return Line((name, "", *values), ours=True)
+
+    lines = [Line((_method(row), *_printed(row, "backbone", "train", "val"))) for row in read_published("1")]
+    train = (
+        f"Ours on train: the list {full.train_split}."
+        if full.train_split
+        else "Ours on train: not measured, see --set evaluation.train_split."
+    )
+    return Comparison(
+        title="Table 1: CAM pseudo-labels",
+        protocol=f"Percent mIoU at ξ 0.5, image-level labels known, on PASCAL VOC; {whose(full)}",
+        columns=("method", "backbone", "train", "val"),
+        lines=(*lines, ours("ours", "cpl_miou"), ours("ours•", "ensemble_cpl_miou")),
+        notes=("With •: the ensemble of M and M†; ours averages their activations.", train),
+    )
+
+
+def _table_2(full: FullModel) -> Comparison:
+    """Segmentation among all competitors."""
+    column = {"voc": "VOC val", "coco": "COCO val"}[full.layout]
+    columns = ("VOC val", "VOC test", "COCO val")
+    lines: list[Line] = []
+    group = ""
+    for row in read_published("2"):
+        if row["group"] != group:
+            group = row["group"]
+            lines.append(Line((group, *[""] * 5), heading=True))
+        printed = _printed(row, "supervision", "network", "voc_val", "voc_test", "coco_val")
+        lines.append(Line((_method(row), *printed)))
+    lines.append(Line(("Ours, single-stage", *[""] * 5), heading=True))
+    for name, metric in (
+        ("ours, labelled", "seg_miou_labelled"),
+        ("ours, label-free", "seg_miou"),
+        ("ours*, labelled", "seg_miou_labelled_crf"),
+        ("ours*, label-free", "seg_miou_crf"),
+    ):
+        cell = full.metrics.get(_VAL + metric)
+        if cell is not None:
+            values = (percent(cell) if title == column else _ABSENT for title in columns)
+            lines.append(Line((name, "I", "", *values), ours=True))
+    return Comparison(
+        title="Table 2: weakly supervised semantic segmentation",
+        protocol=f"Percent mIoU; {whose(full)}",
+        columns=("method", "sup.", "network", *columns),
+        lines=tuple(lines),
+        notes=(
+            "Ours, labelled, knows the image-level labels of val, as CoSA does (the paper's footnote 1).",
+            "Ours, label-free, follows the usual protocol of segmentation.",
+            "F full supervision, I image-level labels, S saliency maps, L language models; * with CRF.",
+        ),
+    )
+
+
+def _table_6(full: FullModel) -> Comparison:
+    """What a CRF adds, and what it costs."""
+    lines = [
+        Line((row["method"], *_printed(row, "without_crf", "with_crf"), f"+{row['gain']}", "", ""))
+        for row in read_published("6a")
+    ]
+    speed = {row["crf"]: row["images_per_second"] for row in read_published("6b")}
+    cosa = lines[-1].cells
+    lines[-1] = Line((*cosa[:4], speed["without"], speed["with"]))
+    for name, metric in (("ours, labelled", "seg_miou_labelled"), ("ours, label-free", "seg_miou")):
+        plain, refined = full.metrics.get(_VAL + metric), full.metrics.get(f"{_VAL}{metric}_crf")
+        if plain is not None and refined is not None:
+            gain = number(refined.minus(plain), scale=100)
+            speeds = (
+                number(full.metrics.get(_VAL + key), digits=2)
+                for key in ("images_per_second", "crf_images_per_second")
+            )
+            gain = gain if gain.startswith("-") else f"+{gain}"
+            lines.append(
+                Line((name, percent(plain), percent(refined), gain.replace("-", "−"), *speeds), ours=True)
+            )
+    return Comparison(
+        title="Table 6: CRF",
+        protocol=f"Percent mIoU on PASCAL VOC val; speed on one RTX 3090 in the paper; {whose(full)}",
+        columns=("method", "without", "with", "gain", "images/s without", "images/s with"),
+        lines=tuple(lines),
+        notes=("The gain of ToCo is as the paper prints it.",),
+    )
+
+
+def _table_7(full: FullModel) -> Comparison:
+    """Training time and parameters."""
+    stages = ("cam_generation", "cam_refinement", "segmentation", "cooptimization", "total")
+
+    def spent(row: Row, stage: str) -> str:
+        hours, parameters = row[f"{stage}_hours"], row[f"{stage}_million_parameters"]
+        return f"{hours} h, {parameters} M" if hours else _ABSENT
+
+    lines = [
+        Line((row["method"], *(spent(row, stage) for stage in stages), row["voc_test_miou"]))
+        for row in read_published("7")
+    ]
+    parameters = "" if full.parameters is None else f", {full.parameters / 1e6:.1f} M"
+    own = f"{number(full.hours)} h{parameters}" if full.hours.values else _ABSENT
+    lines.append(Line(("ours", _ABSENT, _ABSENT, _ABSENT, own, own, _ABSENT), ours=True))
+    return Comparison(
+        title="Table 7: training time and parameters",
+        protocol=(
+            f"Hours and million parameters, mIoU in percent on PASCAL VOC test; the paper's on one RTX 3090, "
+            f"ours on the hardware named below, evaluations included; {whose(full)}"
+        ),
+        columns=(
+            *("method", "CAMs", "refinement", "segmentation", "CAMs and segmentation", "total", "test mIoU"),
+        ),
+        lines=tuple(lines),
+    )
+
+
+def _table_11(full: FullModel) -> Comparison:
+    return _by_class(
+        full,
+        "11",
+        VOC_NAMES,
+        title="Table 11: classes of PASCAL VOC val",
+        notes=("CoSA* is with a CRF, ours without. The rest of its column is illegible in our copy.",),
+    )
+
+
+def _table_12(full: FullModel) -> Comparison:
+    return _by_class(
+        full,
+        "12",
+        VOC_NAMES,
+        title="Table 12: classes of PASCAL VOC test",
+        measured=False,
+        notes=("Ours: VOC's server alone can judge its test split.",),
+    )
+
+
+def _table_13(full: FullModel) -> Comparison:
+    return _by_class(
+        full,
+        "13",
+        COCO_NAMES,
+        title="Table 13: classes of COCO val",
+        notes=("The mean of CoSA is that of CoSA*, with a CRF, in Table 2; ours is without.",),
+    )
+
+
+def _by_class(
+    full: FullModel,
+    table: str,
+    names: Mapping[str, str],
+    *,
+    title: str,
+    measured: bool = True,
+    notes: Sequence[str] = (),
+) -> Comparison:
+    """The classes as rows, the methods side by side: the paper's table turned round."""
+    rows = read_published(table)
+    printed = [column for column in rows[0] if column not in {"method", "reference", "venue", "mIoU"}]
+    ours = (("ours, labelled", "seg_iou_labelled"), ("ours, label-free", "seg_iou")) if measured else ()
+
+    def line(name: str, column: str, own: Sequence[Cell | None]) -> Line:
+        return Line((name, *map(percent, own), *(row[column] or _ABSENT for row in rows)))
+
+    by_class = [full.per_class.get(protocol, {}) for _, protocol in ours]
+    means = [full.metrics.get(_VAL + protocol.replace("iou", "miou", 1)) for _, protocol in ours]
+    lines = [
+        line(name := names.get(column, column), column, [classes.get(name) for classes in by_class])
+        for column in printed
+    ]
+    return Comparison(
+        title=title,
+        protocol=f"Percent IoU; {whose(full)}" if measured else "Percent IoU; published values alone",
+        columns=("class", *(name for name, _ in ours), *(row["method"] for row in rows)),
+        lines=(*lines, line("mean", "mIoU", means)),
+        our_columns=frozenset(range(1, 1 + len(ours))),
+        notes=tuple(notes),
+        per_class=True,
+    )
+
+
+def _classes_alone(full: FullModel) -> Comparison:
+    """The classes of data that the paper knows nothing of."""
+    protocols = (
+        ("labelled", "seg_iou_labelled"),
+        ("label-free", "seg_iou"),
+        ("CPL", "cpl_iou"),
+        ("CPL of M†", "aux_cpl_iou"),
+    )
+    lines = [
+        Line((name, *(percent(full.per_class.get(key, {}).get(name)) for _, key in protocols)))
+        for name in full.classes
+    ]
+    means = (percent(full.metrics.get(_VAL + key.replace("iou", "miou", 1))) for _, key in protocols)
+    return Comparison(
+        title="Classes of the full model",
+        protocol=f"Percent IoU; {whose(full)}",
+        columns=("class", *(title for title, _ in protocols)),
+        lines=(*lines, Line(("mean", *means))),
+        our_columns=frozenset(range(1, 1 + len(protocols))),
+        per_class=True,
+    )

@@ -1,0 +1,210 @@
+"""How every figure looks: sizes, colours and fonts, lines with their bands, SVG that is the same every time.
+
+Figures are drawn with Matplotlib's objects, not with pyplot: nothing global is changed. A part is as wide as
+a phone and as a column of a paper, so that its text is readable on both. Colours are Okabe and Ito's, which
+colour-blind readers can tell apart; an arm has the same one in every figure.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from html import escape
+
+import matplotlib as mpl
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from PIL import Image
+
+from cosa.config import TrainConfig
+from sweeps.reporting.histories import over_seeds
+
+BLUE, ORANGE, GREEN, VERMILION, PURPLE, GREY, BLACK = (
+    "#0072b2",
+    "#d98c00",  # Okabe and Ito's orange, a little darker for thin lines on paper
+    "#009e73",
+    "#d55e00",
+    "#b8659a",
+    "#8a8f96",
+    "#1d2126",
+)
+
+COLOURS: Mapping[str, str] = {
+    "full": BLUE,
+    "SPL": BLUE,  # the same arm, as the guidance study calls it
+    "no-SA": ORANGE,
+    "no-RAW": VERMILION,
+    "no-CSC": GREEN,
+    "GT (oracle)": BLACK,
+    "NO": GREY,
+    "NS": PURPLE,
+}
+AUX_COLOUR = PURPLE
+"""Of M-dagger, beside M in the arm's colour."""
+
+_STYLE = {
+    "font.family": "DejaVu Sans",  # Matplotlib brings it along; drawn as paths, no reader needs it
+    "font.size": 9,
+    "svg.fonttype": "path",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#636c76",
+    "axes.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e7eb",
+    "grid.linewidth": 0.8,
+    "xtick.color": "#636c76",
+    "ytick.color": "#636c76",
+    "xtick.labelcolor": BLACK,
+    "ytick.labelcolor": BLACK,
+    "axes.labelcolor": BLACK,
+    "text.color": BLACK,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "legend.handlelength": 1.8,
+    "legend.columnspacing": 1.2,
+    "legend.borderaxespad": 0.2,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 3.2,
+}
+WIDTH, HEIGHT = 4.1, 2.8  # inches
+
+
+@dataclass(frozen=True)
+class Part:
+    """One picture of a figure."""
+
+    file: str
+    """Name of its own file."""
+    title: str
+    data: bytes
+    """SVG or PNG, as the file's name says."""
+
+    @property
+    def wide(self) -> bool:
+        """Whether it needs the width of a page rather than that of a column."""
+        return self.file.endswith(".png")
+
+    @property
+    def inline(self) -> str:
+        """As it stands in a page that needs no other file."""
+        if self.file.endswith(".png"):
+            encoded = base64.b64encode(self.data).decode()
+            return f'<img src="data:image/png;base64,{encoded}" alt="{escape(self.title)}">'
+        svg = self.data.decode()
+        svg = svg[svg.index("<svg") :]
+        return re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg)  # HTML knows them, and asks nobody
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure of the paper, from our runs."""
+
+    title: str
+    caption: str
+    note: str
+    """What is missing of it, or nothing."""
+    parts: tuple[Part, ...]
+
+
+def styled() -> AbstractContextManager[None]:
+    """Within it a Canvas is drawn on, from the first line to `part`: our style, whatever the user's is."""
+    return style.context(["default", _STYLE])
+
+
+class Canvas:
+    """A picture in the making: `axes` to draw on, then `part` once."""
+
+    def __init__(self, columns: int = 1, height: float = HEIGHT) -> None:
+        """Axes side by side, `height` inches high."""
+        self._figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        FigureCanvasSVG(self._figure)
+        self.all_axes: list[Axes] = [self._figure.add_subplot(1, columns, i + 1) for i in range(columns)]
+
+    @property
+    def axes(self) -> Axes:
+        """The first, or the only one."""
+        return self.all_axes[0]
+
+    def legend(self) -> None:
+        """What the lines and colours of the first axes stand for, above them: it never hides data."""
+        handles, labels = self.axes.get_legend_handles_labels()
+        columns = 2 if len(labels) == 4 else 3
+        self._figure.legend(handles, labels, loc="outside upper left", ncols=columns)
+
+    def colour_bar(self, mappable: mpl.cm.ScalarMappable, label: str, *, below: bool = False) -> None:
+        """What the colours of `mappable` stand for, beside the axes or below them."""
+        where = "bottom" if below else "right"
+        bar = self._figure.colorbar(mappable, ax=self.axes, location=where, pad=0.02, aspect=28)
+        bar.set_label(label)
+        bar.outline.set_visible(False)
+
+    def part(self, name: str, title: str) -> Part:
+        """The picture as SVG: the same bytes from the same data, its ids all beginning with `name`."""
+        text = io.StringIO()
+        with mpl.rc_context({"svg.hashsalt": name}):
+            nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+            self._figure.savefig(text, format="svg", metadata=nothing)
+        svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text.getvalue())
+        labelled = f'<svg role="img" aria-label="{escape(title)}" '
+        return Part(f"{name}.svg", title, svg.replace("<svg ", labelled, 1).encode())
+
+
+def picture(image: Image.Image, name: str, title: str) -> Part:
+    """A picture of pixels as PNG."""
+    data = io.BytesIO()
+    image.save(data, format="PNG", optimize=True)
+    return Part(f"{name}.png", title, data.getvalue())
+
+
+def draw_lines(
+    axes: Axes,
+    label: str,
+    histories: Sequence[Mapping[int, float]],
+    colour: str,
+    *,
+    scale: float = 100,
+    dashed: bool = False,
+) -> None:
+    """The mean over seeds with a band of one sample deviation; one seed has no band, none draws nothing."""
+    if not histories:
+        return
+    mean = over_seeds(histories)
+    values = [scale * value for value in mean.values]
+    marker = "o" if len(mean.steps) <= 30 else ""
+    axes.plot(mean.steps, values, label=label, color=colour, linestyle="--" if dashed else "-", marker=marker)
+    if mean.deviations is not None:
+        low = [v - scale * d for v, d in zip(values, mean.deviations, strict=True)]
+        high = [v + scale * d for v, d in zip(values, mean.deviations, strict=True)]
+        axes.fill_between(mean.steps, low, high, color=colour, alpha=0.16, linewidth=0)
+
+
+def label_axes(axes: Axes, x: str, y: str) -> None:
+    """Titles of both axes."""
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+
+
+def over_iterations(axes: Axes, y: str, train: TrainConfig, *, first: int) -> None:
+    """Set up the axes of lines from iteration `first` to the last, with a mark where the warm-up ends."""
+    label_axes(axes, "iteration", y)
+    axes.xaxis.set_major_formatter(FuncFormatter(thousands))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    margin = 0.03 * (train.iterations - first)
+    axes.set_xlim(first - margin, train.iterations + margin)
+    warmup = train.warmup
+    if first < warmup < train.iterations:
+        axes.axvline(warmup, color=GREY, linewidth=0.9, linestyle=":", label="end of warm-up")
+
+
+def thousands(value: float, _place: object = None) -> str:
+    """An iteration, 12000 as 12k."""
+    return f"{value / 1000:g}k" if value >= 10_000 else f"{value:g}"

@@ -1,0 +1,193 @@
+"""What the command line of a sweep script asks for, checked before anything is read or written."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from cosa.config import Config, override
+from cosa.config.presets import PRESETS, get_preset, short_name
+from cosa.distributed.session import Request
+from cosa.tracking import mask, require_name, resolve_uri
+from sweeps.planning.plan import Plan, make_plan
+from sweeps.tables import get_tables
+
+_JOB_FOLDER = "runtime_resources"
+"""Part of the path of the folder into which Ray unpacks what a job uploads; it ends with the cluster."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the command line asks for."""
+
+    name: str
+    """The script's name."""
+    preset: str
+    """A preset's name, or a file of settings."""
+    base: Config
+    """Settings of every arm, paths absolute."""
+    plan: Plan
+    root: Path
+    """The sweep's folder."""
+    uri: str
+    experiment: str
+    request: Request
+    retries: int
+    commit: str
+    dry_run: bool
+    fresh: bool
+    """Whether nothing is taken from earlier runs."""
+    retry_failed: bool
+    """Whether only what failed is run."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a bad command line in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse."""
+        raise ValueError(f"{message}; see {self.prog} --help")
+
+
+def read_order(name: str, description: str, tables: Sequence[str], arguments: Sequence[str]) -> Order:
+    """What `arguments` ask for.
+
+    Raises:
+        ValueError, TypeError: An unknown preset, table or setting, or a value against its law.
+    """
+    parser = _parser(name, description, tables)
+    found = parser.parse_args(arguments)
+    if found.seeds < 1:
+        raise ValueError(f"--seeds must be >= 1, got {found.seeds}")
+    if found.retries < 0:
+        raise ValueError(f"--retries must be >= 0, got {found.retries}")
+    require_name("--experiment", found.experiment)
+    require_name("--out", found.out)
+    if "://" in found.out:
+        raise ValueError(
+            f"--out of a sweep must be a folder that all of its machines reach, got {mask(found.out)!r}; "
+            "mount the storage, or keep single runs there: cosa-train --out URL"
+        )
+    home = _home()
+    base = override(get_preset(found.preset), _settings(found.set))
+    places = {name: str(_absolute(home, getattr(base.data, name))) for name in ("root", "cache")}
+    base = override(base, {f"data.{name}": path for name, path in places.items()})
+    if base.data.archive and "://" not in base.data.archive:
+        base = override(base, {"data.archive": str(_absolute(home, base.data.archive))})
+    if base.network.weights:
+        base = override(base, {"network.weights": str(_absolute(home, base.network.weights))})
+    first = base.train.seed
+    plan = make_plan(base, get_tables(found.tables), range(first, first + found.seeds))
+    uri = (
+        found.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'runs/mlflow.db'}"
+    )
+    return Order(
+        name=name,
+        preset=found.preset,
+        base=base,
+        plan=plan,
+        root=_absolute(home, found.out or f"runs/{name}-{short_name(found.preset)}"),
+        uri=resolve_uri(uri),
+        experiment=found.experiment,
+        request=Request(
+            found.cpus_per_trial, found.gpus_per_trial, found.workers_per_trial, found.max_concurrent
+        ),
+        retries=found.retries,
+        commit=found.commit,
+        dry_run=found.dry_run,
+        fresh=found.fresh,
+        retry_failed=found.retry_failed,
+    )
+
+
+def _parser(name: str, description: str, tables: Sequence[str]) -> argparse.ArgumentParser:
+    parser = _Parser(prog=f"sweeps/{name}.py", description=description, allow_abbrev=False)
+    add = parser.add_argument
+    add(
+        "--preset",
+        default="shapes",
+        help=f"settings of every arm: {', '.join(PRESETS)}, or a file such as best.json (default: shapes)",
+    )
+    add(
+        "--tables",
+        nargs="+",
+        default=list(tables),
+        metavar="TABLE",
+        help=(
+            f"tables to fill: names such as {', '.join(tables)}, all, or files such as my_table.py "
+            f"(default: {' '.join(tables)})"
+        ),
+    )
+    add("--seeds", type=int, default=1, help="seeds of every arm, counted up from train.seed (default: 1)")
+    add(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change settings of the preset, as in csc.weight=0.2; an arm's own changes win over them",
+    )
+    add("--out", default="", help=f"folder of the sweep (default: runs/{name}-PRESET)")
+    add("--tracking-uri", default="", help="MLflow store (default: MLFLOW_TRACKING_URI or runs/mlflow.db)")
+    add("--experiment", default="cosa", help="MLflow experiment (default: cosa)")
+    add("--max-concurrent", type=int, help="most trials at a time (default: as many as fit)")
+    add("--cpus-per-trial", type=float, default=1.0, help="CPUs and threads of a trial (default: 1)")
+    add(
+        "--gpus-per-trial",
+        type=lambda text: None if text == "auto" else float(text),
+        help="GPUs of a trial, 0.25 packs four on one (default: auto, the GPUs shared by --max-concurrent)",
+    )
+    add(
+        "--workers-per-trial",
+        type=int,
+        default=1,
+        help="data-parallel processes of a trial; 0 and 1 train in the trial's own (default: 1)",
+    )
+    add(
+        "--retries",
+        type=int,
+        default=1,
+        help="new starts of a failed trial, from its checkpoint (default: 1)",
+    )
+    add(
+        "--retry-failed",
+        action="store_true",
+        help="run only what failed, and the warm-ups that it needs; leave what was never run alone",
+    )
+    add(
+        "--fresh",
+        action="store_true",
+        help=(
+            "train every trial here; by default one that finished in an earlier run of the experiment, with "
+            "the same settings, data and commit, is taken from there"
+        ),
+    )
+    add("--commit", default="", help="commit to record where the code comes without its history: a Ray job")
+    add("--dry-run", action="store_true", help="show the plan, train nothing")
+    add("--traceback", action="store_true", help="show where an error came from")
+    return parser
+
+
+def _settings(pairs: Sequence[str]) -> Mapping[str, str]:
+    """`--set` pairs as changes for `override`."""
+    changes = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--set must be NAME=VALUE, got {pair!r}")
+        changes[name.strip()] = value
+    return changes
+
+
+def _home() -> Path:
+    """Where relative paths start: here, or ~/cosa where here is a Ray job's copy of the code."""
+    here = Path.cwd()
+    return Path.home() / "cosa" if _JOB_FOLDER in here.parts else here
+
+
+def _absolute(home: Path, path: str) -> Path:
+    return home / Path(path).expanduser()

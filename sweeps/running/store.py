@@ -1,0 +1,329 @@
+"""The sweep in MLflow, as its driver writes it: its parent run, and what each trial's run is tagged with.
+
+Trials write their own runs. The driver makes the parent before they start and mends afterwards what a killed
+process could not say: a finished trial's run is complete, a failed one's carries its reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from cosa.config import Config, difference, nearest
+from cosa.tracking import (
+    DATA_TAG,
+    RUN_FILE,
+    MlflowTracker,
+    Tracker,
+    TrackingError,
+    TrackingSpec,
+    find_journals,
+    find_run,
+    flush,
+    initialise_store,
+    mask,
+    read_run_id,
+    resolve_uri,
+)
+from sweeps.planning import folder as folders
+from sweeps.planning import plan as planning
+from sweeps.planning.plan import Plan, Trial
+from sweeps.reporting.results import Results, read_results
+from sweeps.runs import FAILURES, FORK_TAG, ORACLE_TAG, PLAN, REASON_TAG, metric_names, read_json
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_log = logging.getLogger(__name__)
+_SECONDS = 120.0
+"""How long the driver waits for its own run to be made: nothing else goes on meanwhile."""
+_KIND_TAG = "mlflow.experimentKind"
+"""Of an experiment: whether MLflow's UI shows training runs or conversations with a language model first."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The sweep's parent run, open for writing."""
+
+    uri: str
+    experiment: str
+    run_id: str
+    tracker: MlflowTracker
+    tags: Mapping[str, str]
+    """Tags that the parent shares with every trial."""
+    base: Config
+    """What every arm starts from."""
+
+    def spec(self, trial: Trial) -> TrackingSpec:
+        """Where to track a trial, under which name and tags: they make MLflow's grouping useful."""
+        tags = {**self.tags, "cosa.kind": trial.kind, "cosa.seed": str(trial.seed), "cosa.arm": trial.arm}
+        if trial.kind == "trial":
+            changes = difference(self.base, trial.config)
+            named = [f"{name}={new}" for name, _, new in changes if name != "train.seed"]
+            tags["cosa.changes"] = ", ".join(named) or "none"
+            tags["cosa.arms"] = " ".join(trial.arms)
+            tags["cosa.tables"] = " ".join(dict.fromkeys(arm.partition("/")[0] for arm in trial.arms))
+        return TrackingSpec(
+            uri=self.uri,
+            experiment=self.experiment,
+            run_name=trial.label,
+            parent_run_id=self.run_id,
+            tags=tags,
+        )
+
+    def collect(self, root: Path) -> None:
+        """Deliver what is left in the trials' journals: of killed ones, and of a time without a store.
+
+        Raises:
+            TrackingError: The store does not answer; nothing is lost.
+        """
+        for folder in find_journals(root / "trials"):
+            try:
+                for note in flush(folder, self.uri).notes:
+                    _log.warning("tracking: %s: %s", folder.name, note)
+            except TrackingError as error:
+                raise TrackingError(
+                    f"{error}; nothing is lost: run the same command again, or: cosa-track flush {root}"
+                ) from None
+
+    def mend(self, root: Path, trial: Trial, result: Mapping[str, Any]) -> None:
+        """Have the run of a finished trial say so: the trial may have been killed, or its run deleted."""
+        with explained(self.uri):
+            self._mend(root, trial, result)
+
+    def _mend(self, root: Path, trial: Trial, result: Mapping[str, Any]) -> None:
+        folder = folders.trial_folder(root, trial.name)
+        spec = self.spec(trial)
+        warmup = read_run_id(folders.trial_folder(root, trial.warmup)) if trial.warmup else ""
+        run = find_run(client_of(self.uri), read_run_id(folder))
+        whole = (
+            run is not None
+            and run.info.status == "FINISHED"
+            and result["metrics"].keys() <= metric_names(run)
+        )
+        if run is not None and whole:
+            wanted = {**spec.tags, "mlflow.parentRunId": self.run_id}
+            if warmup:  # the trial may have begun before the store told the warm-up's id
+                wanted[FORK_TAG] = warmup
+            for key, value in wanted.items():  # another sweep's tables may hold this trial, too
+                if run.data.tags.get(key) != value:
+                    client_of(self.uri).set_tag(run.info.run_id, key, value)
+            if REASON_TAG in run.data.tags:
+                client_of(self.uri).delete_tag(run.info.run_id, REASON_TAG)
+            return
+        _write_again(spec.tracker(), self.uri, root, trial, result)
+
+    def fail(self, root: Path, reasons: Mapping[str, str]) -> None:
+        """Tag the runs of failed trials with their reasons; those that never had a run are in the parent."""
+        with explained(self.uri):
+            client = client_of(self.uri)
+            for name, reason in reasons.items():
+                run = find_run(client, read_run_id(folders.trial_folder(root, name)))
+                if run is not None:
+                    client.set_tag(run.info.run_id, REASON_TAG, mask(reason))
+                    client.set_terminated(run.info.run_id, "FAILED")
+        self.tracker.log_text(json.dumps({k: mask(v) for k, v in reasons.items()}, indent=2) + "\n", FAILURES)
+        self.tracker.settle(_SECONDS)  # the report reads them there
+
+    def stop(self, root: Path, trials: Sequence[Trial], status: Literal["FAILED", "KILLED"]) -> None:
+        """Close the sweep's run and those of its trials that were training: nothing trains any more."""
+        try:
+            with explained(self.uri):
+                client = client_of(self.uri)
+                for trial in trials:
+                    run = find_run(client, read_run_id(folders.trial_folder(root, trial.name)))
+                    if run is not None and run.info.status == "RUNNING":
+                        client.set_terminated(run.info.run_id, "KILLED")
+        except TrackingError as error:  # whatever stops the sweep is what the user must hear of
+            _log.warning("tracking: %s", error)
+        self.tracker.finish(status)
+
+    def tag(self, key: str, value: str) -> None:
+        """Tag the sweep's own run."""
+        with explained(self.uri):
+            client_of(self.uri).set_tag(self.run_id, key, value)
+
+    def failures(self) -> Mapping[str, str]:
+        """Reasons of the trials that failed when the sweep last ended, by name."""
+        with explained(self.uri):
+            return read_json(client_of(self.uri), self.run_id, FAILURES)
+
+    def results(self) -> Results:
+        """What a report shows of the sweep."""
+        with explained(self.uri):
+            return read_results(self.uri, self.run_id)
+
+    def close(self, markdown: str, report: Sequence[Path], *, failed: bool) -> None:
+        """Show the tables at the head of the sweep's page, keep the report's files, and close the run."""
+        self.tag("mlflow.note.content", markdown)
+        for path in report:
+            within = "figures" if path.parent.name == "figures" else ""
+            self.tracker.log_artifact(path, f"report/{within}".rstrip("/"))
+        self.tracker.finish("FAILED" if failed else "FINISHED")
+
+
+def _write_again(tracker: Tracker, uri: str, root: Path, trial: Trial, result: Mapping[str, Any]) -> None:
+    """All that a trial's folder holds, into its run: what the run has already is not written twice."""
+    folder = folders.trial_folder(root, trial.name)
+    tags = {
+        DATA_TAG: str(result.get("data_fingerprint", "")),
+        "cosa.val_fingerprint": str(result.get("val_fingerprint", "")),
+    }
+    if trial.config.oracle:
+        tags[ORACLE_TAG] = trial.config.s2c.source
+    if trial.warmup:
+        tags[FORK_TAG] = read_run_id(folders.trial_folder(root, trial.warmup)) or trial.warmup
+    tracker.start(trial.config, out=folder, tags=tags)
+    for step, metrics in folders.read_journal(folder):
+        tracker.log_metrics(metrics, step)
+    tracker.log_metrics(result["metrics"], trial.last_step)
+    for name in ("panels", "analysis", "model"):
+        for path in sorted(folder.glob(f"{name}/*.*")):
+            tracker.log_artifact(path, name)
+    tracker.log_artifact(folder / folders.RESULT)
+    tracker.finish("FINISHED")
+    flush(folder, uri)  # raises where the store has not taken it all
+
+
+def open_sweep(
+    uri: str,
+    experiment: str,
+    root: Path,
+    base: Config,
+    plan: Plan,
+    tags: Mapping[str, str],
+    reused: Mapping[str, str] | None = None,
+) -> Sweep:
+    """Make the sweep's run, or open it again, in a store that is made where there is none.
+
+    Args:
+        uri: Tracking URI.
+        experiment: Name of the experiment.
+        root: The sweep's folder; its name is the run's.
+        base: Settings that all arms start from; they are the run's params.
+        plan: Kept as the artifact `plan.json`.
+        tags: Further tags, of this run and of every trial's.
+        reused: Ids of the earlier runs that stand for trials, by the trials' names.
+
+    Raises:
+        TrackingError: The store does not answer or refuses the run.
+        ValueError: The sweep was tracked elsewhere before, or the experiment is another project's.
+    """
+    resolved = resolve_uri(uri)
+    _check_same_store(root, resolved)
+    experiment_id = initialise_store(resolved, experiment)
+    with explained(resolved):
+        _claim(client_of(resolved), experiment_id, experiment)
+    shared = {"cosa.sweep": root.name, **tags}
+    own = {
+        "cosa.kind": "sweep",
+        "cosa.tables": " ".join(table.name for table in plan.tables),
+        "cosa.seeds": " ".join(map(str, plan.seeds)),
+        "cosa.reused": str(len(reused or {})),
+    }
+    tracker = MlflowTracker(resolved, experiment, run_name=root.name, tags={**shared, **own})
+    tracker.start(base, out=root)
+    tracker.log_text(planning.to_json(plan, reused), PLAN)
+    tracker.settle(_SECONDS)
+    assert tracker.run_id is not None  # it has settled
+    return Sweep(resolved, experiment, tracker.run_id, tracker, shared, base)
+
+
+def _claim(client: MlflowClient, experiment_id: str, name: str) -> None:
+    """Refuse an experiment whose runs are another project's; have the UI open ours as training runs.
+
+    Raises:
+        ValueError: The experiment has runs, and none of them is ours.
+    """
+    ours = client.search_runs([experiment_id], "tags.`cosa.identity` LIKE '%'", max_results=1)
+    if not ours and (others := client.search_runs([experiment_id], max_results=1)):
+        raise ValueError(
+            f"--experiment must be new or hold runs of cosa, got {name!r} with runs of another project "
+            f"such as {others[0].info.run_name!r}; name another"
+        )
+    if _KIND_TAG not in client.get_experiment(experiment_id).tags:
+        client.set_experiment_tag(experiment_id, _KIND_TAG, "custom_model_development")
+
+
+def _check_same_store(root: Path, uri: str) -> None:
+    """A sweep's finished trials are in the store it began with; another one would show them as missing."""
+    path = root / RUN_FILE
+    if not path.is_file():
+        return
+    before = json.loads(path.read_text()).get("tracking_uri", "")
+    if before != mask(uri):
+        raise ValueError(
+            f"--tracking-uri must stay {before} for the sweep in {str(root)!r}, got {mask(uri)}; "
+            f"give that one, or another --out"
+        )
+
+
+@contextlib.contextmanager
+def explained(uri: str) -> Iterator[None]:
+    """One line for a store that stops answering.
+
+    Raises:
+        TrackingError: In place of what MLflow raises.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise TrackingError(
+            f"tracking store must answer, got none from {mask(uri)} ({mask(reason)}); the trials' folders "
+            "have it all: run the same command again when it does"
+        ) from None
+
+
+def find_sweep(uri: str, experiment: str, name: str) -> str:
+    """The id of the newest sweep, of those called `name` unless that is empty; `name` may be the id itself.
+
+    Raises:
+        TrackingError: The store does not answer.
+        ValueError: There is none.
+    """
+    path = Path(uri.partition(":///")[2])
+    if uri.startswith("sqlite") and not path.is_file():
+        raise ValueError(f"--tracking-uri must name a store that exists, got no file {str(path)!r}")
+    experiment_id = initialise_store(uri, experiment)
+    with explained(uri):
+        sweeps = client_of(uri).search_runs([experiment_id], "tags.`cosa.kind` = 'sweep'")
+    names = [run.data.tags.get("cosa.sweep", "") for run in sweeps]  # newest first
+    for run, own_name in zip(sweeps, names, strict=True):
+        if name in {"", own_name, run.info.run_id}:
+            return str(run.info.run_id)
+    raise ValueError(f"--sweep must be one in {mask(uri)}, got {name!r}{nearest(name, names)}")
+
+
+def find_experiment(uri: str, experiment: str) -> tuple[MlflowClient, str] | None:
+    """A client and the experiment's id, making nothing; None where there is no such store or experiment.
+
+    Raises:
+        TrackingError: The store does not answer.
+    """
+    path = Path(uri.partition(":///")[2])
+    if uri.startswith("sqlite") and not path.is_file():  # or MLflow would make one
+        return None
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # by default it tries for minutes
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    with explained(uri):
+        client = client_of(uri)
+        found = client.get_experiment_by_name(experiment)
+    if found is None or found.lifecycle_stage != "active":
+        return None
+    return client, str(found.experiment_id)
+
+
+def client_of(uri: str) -> MlflowClient:
+    """A client of a store that is known to answer."""
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri)

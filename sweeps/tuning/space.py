@@ -1,0 +1,355 @@
+"""What a search varies: settings of a Config with their ranges, most of them relative to the preset's own.
+
+`SPACE` is the default one. A file of your own, given with `--space my_space.py`, holds another:
+
+    from sweeps.tuning.space import Choice, Range, Space
+    from sweeps.tables import times
+
+    SPACE = Space(
+        Range("csc.weight", times(0.25), times(4), log=True),
+        Choice("threshold.mode", ("dynamic", "fixed")),
+        Range("threshold.xi", 0.2, 0.6, when=("threshold.mode", "fixed")),
+    )
+
+Pure: knows no Optuna. A dimension asks whoever suggests parameters; Optuna's trials are such.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from cosa.config import Config, fields, flatten, nearest, override
+from sweeps.tables import memory_times, plus, times
+from sweeps.tables.table import Relative
+
+When = tuple[str, Any]
+"""A setting of the same space and the value that it must have."""
+
+
+class Suggester(Protocol):
+    """Who says a parameter's value: Optuna's Trial, or values that are known already."""
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        """A number in [low, high]."""
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """One of `choices`."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """A number in [low, high]."""
+
+    setting: str
+    """Dotted name; it is the parameter's name, too."""
+    low: float | Relative
+    high: float | Relative
+    log: bool = False
+    """Whether ratios count rather than differences; then low > 0."""
+    when: When | None = None
+    """Varied only where another setting, further up in the space, has this value."""
+
+    @property
+    def name(self) -> str:
+        """Of its parameter."""
+        return self.setting
+
+    def resolved(self, own: float) -> Range:
+        """With both ends worked out for the preset's `own` value."""
+        low, high = _value(self.low, own), _value(self.high, own)
+        law = "0 < low < high" if self.log else "low < high"
+        if not (math.isfinite(low) and math.isfinite(high) and low < high and (low > 0 or not self.log)):
+            raise ValueError(f"range of {self.setting} must have finite {law}, got [{low:g}, {high:g}]")
+        return dataclasses.replace(self, low=low, high=high)
+
+    def suggest(self, trial: Suggester) -> float:
+        """The setting's value."""
+        assert not isinstance(self.low, Relative)
+        assert not isinstance(self.high, Relative)
+        return trial.suggest_float(self.name, self.low, self.high, log=self.log)
+
+    def parameter(self, value: float) -> float:
+        """The parameter that gives the setting this value."""
+        return value
+
+    def text(self) -> str:
+        """For people, and to tell two spaces apart."""
+        return f"[{self.low:g}, {self.high:g}]{' log' * self.log}{_condition(self.when)}"
+
+    def ends(self) -> tuple[Any, ...]:
+        """Values that the setting must allow."""
+        return (self.low, self.high)
+
+
+@dataclass(frozen=True)
+class Momentum:
+    """The EMA's momentum, as the half-life of AN's memory in steps, on a log scale, among a few values.
+
+    AN averages from the first step, so what a trial forks from must have carried an AN of its momentum all
+    along: few values, known beforehand, let one warm-up carry an AN for each and serve all trials. A trial
+    gets the value nearest to the half-life that was suggested.
+    """
+
+    values: tuple[float | Relative, ...]
+    """Momenta in (0, 1)."""
+    when: When | None = None
+    """As in `Range`."""
+
+    setting = "ema.momentum"
+    name = "ema.half_life"
+
+    def resolved(self, own: float) -> Momentum:
+        """With each value worked out for the preset's `own` one; those outside (0, 1) are left out.
+
+        Half of the preset's memory may be none at all on a very short run.
+        """
+        values = sorted({value for v in self.values if 0 < (value := _value(v, own)) < 1})
+        if len(values) < 2:
+            raise ValueError(
+                f"momenta of the space must be two or more in (0, 1), got {len(values)} around "
+                f"ema.momentum {own:g}"
+            )
+        return dataclasses.replace(self, values=tuple(values))
+
+    def suggest(self, trial: Suggester) -> float:
+        """The momentum whose half-life is nearest, as a ratio, to the one suggested."""
+        lives = self._half_lives()
+        asked = trial.suggest_float(self.name, min(lives), max(lives), log=True)
+        return min(self.numbers, key=lambda value: abs(math.log(half_life(value) / asked)))
+
+    def parameter(self, value: float) -> float:
+        """The half-life of a momentum; infinite where it is 1."""
+        return half_life(value)
+
+    def text(self) -> str:
+        """For people, and to tell two spaces apart."""
+        lives = ", ".join(f"{life:.3g}" for life in self._half_lives())
+        return f"half-lives of {lives} steps, log{_condition(self.when)}"
+
+    def ends(self) -> tuple[Any, ...]:
+        """Values that the setting must allow."""
+        return self.values
+
+    @property
+    def numbers(self) -> list[float]:
+        """The momenta of a resolved space."""
+        return [value for value in self.values if not isinstance(value, Relative)]
+
+    def _half_lives(self) -> list[float]:
+        return [half_life(value) for value in self.numbers]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of a few values."""
+
+    setting: str
+    """Dotted name; it is the parameter's name, too."""
+    values: tuple[Any, ...]
+    when: When | None = None
+    """As in `Range`."""
+
+    @property
+    def name(self) -> str:
+        """Of its parameter."""
+        return self.setting
+
+    def resolved(self, own: Any) -> Choice:  # noqa: ARG002 (choices are absolute)
+        """As it is."""
+        return self
+
+    def suggest(self, trial: Suggester) -> Any:
+        """The setting's value."""
+        return trial.suggest_categorical(self.name, self.values)
+
+    def parameter(self, value: Any) -> Any:
+        """The parameter that gives the setting this value."""
+        return value
+
+    def text(self) -> str:
+        """For people, and to tell two spaces apart."""
+        return f"one of {', '.join(map(str, self.values))}{_condition(self.when)}"
+
+    def ends(self) -> tuple[Any, ...]:
+        """Values that the setting must allow."""
+        return self.values
+
+
+Dimension = Range | Momentum | Choice
+
+
+def half_life(momentum: float) -> float:
+    """Steps after which the EMA still holds half of what it held, for a momentum in (0, 1]."""
+    return math.inf if momentum == 1 else math.log(0.5) / math.log(momentum)
+
+
+def _value(value: float | Relative, own: float) -> float:
+    return value.of(own) if isinstance(value, Relative) else value
+
+
+def _condition(when: When | None) -> str:
+    return f", where {when[0]} is {when[1]}" if when else ""
+
+
+class Space:
+    """Dimensions, each with a setting of its own."""
+
+    def __init__(self, *dimensions: Dimension) -> None:
+        """Check what can be checked without a preset.
+
+        Raises:
+            ValueError: No dimension, an unknown setting, one named twice, or a condition on none before it.
+        """
+        if not dimensions:
+            raise ValueError("space must have one or more dimensions, got none")
+        seen: list[str] = []
+        for dimension in dimensions:
+            name = dimension.setting
+            if name not in fields():
+                raise ValueError(f"setting of the space must exist, got {name!r}{nearest(name, fields())}")
+            if name in seen:
+                raise ValueError(f"space must hold each setting once, got {name!r} twice")
+            if dimension.when and dimension.when[0] not in seen:
+                raise ValueError(
+                    f"condition of {name} must be on a setting further up in the space, "
+                    f"got {dimension.when[0]!r}{nearest(dimension.when[0], seen)}"
+                )
+            seen.append(name)
+        if "train.seed" in seen:
+            raise ValueError("space must not hold train.seed, got it; a seed is not a setting to search")
+        self.dimensions = dimensions
+
+    def resolved(self, base: Config) -> Space:
+        """The space around `base`, its relative ends worked out.
+
+        Raises:
+            ValueError, TypeError: An end that is against its setting's law.
+        """
+        own = flatten(base)
+        space = Space(*(dimension.resolved(own[dimension.setting]) for dimension in self.dimensions))
+        for dimension in space.dimensions:
+            for end in dimension.ends():
+                try:
+                    override(base, {dimension.setting: end})
+                except (ValueError, TypeError) as error:
+                    raise type(error)(f"space: {error}") from None
+        return space
+
+    def suggest(self, trial: Suggester) -> dict[str, Any]:
+        """Values of all settings that are varied; a conditional one only where its parent says so."""
+        changes: dict[str, Any] = {}
+        for dimension in self.dimensions:
+            if dimension.when is None or changes.get(dimension.when[0]) == dimension.when[1]:
+                changes[dimension.setting] = dimension.suggest(trial)
+        return changes
+
+    def changes(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Values of the settings that `parameters` give; a KeyError where one is missing."""
+        return self.suggest(_Known(parameters))
+
+    def parameters(self, config: Config, base: Config) -> dict[str, Any] | None:
+        """The parameters that make `config` out of `base`, or None where it lies outside the space."""
+        own = flatten(config)
+        wanted = {d.name: d.parameter(own[d.setting]) for d in self.dimensions}
+        try:
+            changes = self.changes(wanted)
+        except ValueError:
+            return None
+        if flatten(override(base, changes)) != own:
+            return None
+        return {d.name: wanted[d.name] for d in self.dimensions if d.setting in changes}
+
+    @property
+    def momenta(self) -> tuple[float, ...]:
+        """Momenta that a shared warm-up must carry an AN of; none where the EMA is not varied."""
+        return tuple(m for d in self.dimensions if isinstance(d, Momentum) for m in d.numbers)
+
+    def texts(self) -> dict[str, str]:
+        """Every dimension in words, by its parameter's name."""
+        return {dimension.name: dimension.text() for dimension in self.dimensions}
+
+
+@dataclass(frozen=True)
+class _Known:
+    """Suggests what is known; a ValueError where that lies outside the range."""
+
+    values: Mapping[str, Any]
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:  # noqa: ARG002
+        value = float(self.values[name])
+        if not low <= value <= high:
+            raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {value:g}")
+        return value
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        value = self.values[name]
+        if value not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
+        return value
+
+
+SPACE = Space(
+    # Table 5 varies the weights by 1/4 to 4 and finds a peak in the middle: twice as far on both sides.
+    Range("c2s.weight", times(1 / 8), times(8), log=True),
+    Range("s2c.weight", times(1 / 8), times(8), log=True),
+    Range("csc.weight", times(1 / 8), times(8), log=True),
+    # Table 5d's values and two more: how far back AN's average reaches, as multiples of the preset's.
+    Momentum(tuple(memory_times(factor) for factor in (0.3, 0.6, 0.75, 1, 1.5, 3, 6))),
+    # Below -log(raw.alpha), 0.22 in the paper, no pixel would be contrasted.
+    Range("csc.epsilon", times(0.3), times(4), log=True),
+    Range("csc.tau", times(0.2), times(4), log=True),
+    Choice("threshold.mode", ("dynamic", "fixed")),
+    Range("threshold.xi", plus(-0.25), plus(0.25), when=("threshold.mode", "fixed")),
+)
+"""Around the paper's setting, or any preset's."""
+
+
+def rows_inside(
+    rows: Mapping[str, Config], space: Space, base: Config, most: int
+) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
+    """The paper's rows as parameters, at most so many and each once, and the names of those outside.
+
+    Args:
+        rows: Configs by origin, the most telling first.
+        space: What is varied, resolved for `base`.
+        base: What every trial starts from.
+        most: Rows at most.
+    """
+    inside: dict[str, Mapping[str, Any]] = {}
+    outside: list[str] = []
+    for origin, config in rows.items():
+        parameters = space.parameters(config, base)
+        if parameters is None:
+            outside.append(origin)
+        elif parameters not in inside.values():
+            inside[origin] = parameters
+    return dict(list(inside.items())[:most]), outside
+
+
+def read_space(path: Path) -> Space:
+    """The SPACE of a Python file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It does not run, or holds no valid space.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"--space must name a file that exists, got {str(path)!r}")
+    content: dict[str, object] = {"__name__": path.stem, "__file__": str(path)}
+    try:
+        exec(compile(path.read_bytes(), path, "exec", dont_inherit=True), content)  # noqa: S102 (the user's own file)
+    except Exception as error:
+        raise ValueError(
+            f"space file must run, got {type(error).__name__}: {error} in {str(path)!r}"
+        ) from error
+    space = content.get("SPACE")
+    if not isinstance(space, Space):
+        raise ValueError(
+            f"space file must hold SPACE = Space(...), got {type(space).__name__} in {str(path)!r}"
+        )
+    return space

@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics as reference
+
+from cosa.equations.threshold import BINS, activation_bin
+from cosa.evaluation.metrics import (
+    CplCounts,
+    ImageCounts,
+    ScoreCounts,
+    confusion_matrix,
+    iou,
+    mean_iou,
+    multilabel_average_precision,
+)
+from cosa.structures import IGNORE
+
+CPU = torch.device("cpu")
+CONFUSION = torch.tensor([[3, 1, 0], [2, 4, 0], [0, 0, 0]])
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def targets(seed: int, classes: int, *shape: int) -> torch.Tensor:
+    target = torch.randint(0, classes, shape, generator=generator(seed))
+    target[torch.rand(shape, generator=generator(seed + 1)) < 0.2] = IGNORE
+    return target
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**16))
+def test_the_confusion_matrix_agrees_with_scikit_learn(seed: int) -> None:
+    target = targets(seed, 4, 200)
+    prediction = torch.randint(0, 4, (200,), generator=generator(seed + 2))
+
+    found = confusion_matrix(prediction, target, 4)
+
+    counted = target != IGNORE
+    expected = reference.confusion_matrix(target[counted], prediction[counted], labels=range(4))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_an_image_of_ignored_pixels_counts_nothing() -> None:
+    ignored = torch.full((2, 2), IGNORE)
+
+    assert confusion_matrix(torch.ones_like(ignored), ignored, 3).sum() == 0
+
+
+def test_iou_worked_out_by_hand() -> None:
+    scores = iou(CONFUSION)
+
+    assert scores[:2].tolist() == pytest.approx([3 / 6, 4 / 7])
+    assert scores[2].isnan()
+
+
+def test_the_mean_leaves_out_classes_that_are_nowhere() -> None:
+    assert mean_iou(CONFUSION) == pytest.approx((3 / 6 + 4 / 7) / 2)
+
+
+def test_the_mean_over_some_classes_counts_those_alone() -> None:
+    assert mean_iou(CONFUSION, [1]) == pytest.approx(4 / 7)
+
+
+def test_a_class_that_is_only_predicted_counts_as_missed() -> None:
+    assert mean_iou(torch.tensor([[3, 1], [0, 0]])) == pytest.approx((3 / 4 + 0) / 2)
+
+
+def test_nothing_to_average_is_not_a_number() -> None:
+    assert math.isnan(mean_iou(torch.zeros(3, 3, dtype=torch.int64)))
+
+
+def cpl_of(activation: torch.Tensor, strongest: torch.Tensor, xi: float) -> torch.Tensor:
+    return torch.where(activation >= xi, strongest + 1, 0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**16), edge=st.integers(0, BINS - 1))
+def test_counts_give_the_confusion_of_the_cpl_at_every_edge(seed: int, edge: int) -> None:
+    activation = torch.randint(0, BINS + 1, (20, 20), generator=generator(seed)) / BINS
+    strongest = torch.randint(0, 3, (20, 20), generator=generator(seed))
+    target = targets(seed, 4, 20, 20)
+    counts = CplCounts(3, CPU)
+
+    counts.update(activation, strongest, target)
+
+    direct = confusion_matrix(cpl_of(activation, strongest, edge / BINS), target, 4)
+    assert torch.equal(counts.confusion(edge / BINS), direct)
+
+
+def test_counts_of_several_images_add_up() -> None:
+    activation, strongest = torch.rand(2, 9, 9), torch.randint(0, 2, (2, 9, 9))
+    target = targets(0, 3, 2, 9, 9)
+    apart, together = CplCounts(2, CPU), CplCounts(2, CPU)
+
+    together.update(activation, strongest, target)
+    for image in range(2):
+        apart.update(activation[image], strongest[image], target[image])
+
+    assert torch.equal(apart.counts, together.counts)
+
+
+def test_the_curve_holds_the_quality_at_each_threshold() -> None:
+    activation = torch.tensor([0.9, 0.6, 0.2])
+    counts = CplCounts(1, CPU)
+    counts.update(activation, torch.zeros(3, dtype=torch.int64), torch.tensor([1, 1, 0]))
+
+    # at 0.5 all three pixels are right; at 0.7 each class has one hit of two
+    assert counts.curve([0.5, 0.7]) == [(0.5, 1.0), (0.7, 0.5)]
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**16), levels=st.sampled_from([2, 5, 1000]), images=st.integers(1, 40))
+def test_average_precision_agrees_with_scikit_learn(seed: int, levels: int, images: int) -> None:
+    scores = torch.randint(0, levels, (images, 3), generator=generator(seed)).double()
+    labels = (torch.rand(images, 3, generator=generator(seed + 1)) > 0.6).double()
+    labels[0] = 1
+
+    expected = reference.average_precision_score(labels.numpy(), scores.numpy(), average="macro")
+    assert multilabel_average_precision(scores, labels) == pytest.approx(expected)
+
+
+def test_average_precision_worked_out_by_hand() -> None:
+    scores, labels = torch.tensor([[0.9], [0.8], [0.7]]), torch.tensor([[1.0], [0.0], [1.0]])
+
+    assert multilabel_average_precision(scores, labels) == pytest.approx((1 + 2 / 3) / 2)
+
+
+def test_classes_that_never_occur_are_left_out_of_the_map() -> None:
+    scores, labels = torch.tensor([[0.9, 0.1], [0.8, 0.2]]), torch.tensor([[0.0, 0.0], [1.0, 0.0]])
+
+    assert multilabel_average_precision(scores, labels) == pytest.approx(0.5)
+
+
+def test_an_entry_can_stand_for_several_images() -> None:
+    scores, labels = torch.tensor([[3.0], [3.0], [2.0], [1.0]]), torch.tensor([[1.0], [0.0], [1.0], [0.0]])
+    counts = torch.tensor([2.0, 1.0, 0.0, 3.0])
+    repeats = counts.flatten().long()
+
+    repeated = multilabel_average_precision(
+        scores.repeat_interleave(repeats, 0), labels.repeat_interleave(repeats, 0)
+    )
+
+    assert multilabel_average_precision(scores, labels, counts[:, None]) == pytest.approx(repeated)
+
+
+def scored_images() -> tuple[torch.Tensor, torch.Tensor]:
+    cls_logits = torch.randint(-300, 300, (50, 3), generator=generator(0)) / 20 + 0.004
+    return cls_logits, (torch.rand(50, 3, generator=generator(1)) > 0.7).float()
+
+
+def test_counted_scores_give_the_map_of_the_scores_themselves() -> None:
+    cls_logits, labels = scored_images()
+    counts = ScoreCounts(3, CPU)
+
+    counts.update(cls_logits, labels)
+
+    assert counts.average_precision() == pytest.approx(multilabel_average_precision(cls_logits, labels))
+
+
+def test_score_counts_of_workers_add_up() -> None:
+    cls_logits, labels = scored_images()
+    whole, *shares = (ScoreCounts(3, CPU) for _ in range(3))
+
+    whole.update(cls_logits, labels)
+    for share, part in zip(shares, (slice(0, 20), slice(20, 50)), strict=True):
+        share.update(cls_logits[part], labels[part])
+
+    assert torch.equal(shares[0].counts + shares[1].counts, whole.counts)
+
+
+def test_scores_beyond_the_limit_are_kept_at_the_ends() -> None:
+    counts = ScoreCounts(1, CPU)
+
+    counts.update(torch.tensor([[1000.0], [-1000.0]]), torch.tensor([[1.0], [0.0]]))
+
+    assert counts.average_precision() == 1
+
+
+def test_precision_and_recall_agree_with_scikit_learn() -> None:
+    logits = torch.randn(40, 5, generator=generator(3))
+    labels = (torch.rand(40, 5, generator=generator(4)) < 0.4).float()
+    counts = ScoreCounts(5, CPU)
+
+    counts.update(logits, labels)
+
+    said, truth = (logits >= 0).int().flatten(), labels.int().flatten()
+    expected = (reference.precision_score(truth, said), reference.recall_score(truth, said))
+    assert counts.precision_recall() == pytest.approx(expected)
+
+
+def test_precision_of_nothing_named_is_not_a_number() -> None:
+    counts = ScoreCounts(2, CPU)
+    counts.update(torch.full((3, 2), -5.0), torch.ones(3, 2))
+
+    precision, recall = counts.precision_recall()
+
+    assert math.isnan(precision)
+    assert recall == 0
+
+
+@pytest.mark.parametrize("edge", [1, 60, 199])
+def test_accuracy_by_confidence_agrees_with_the_cpl_pixel_by_pixel(edge: int) -> None:
+    activation = torch.randint(0, BINS + 1, (30, 30), generator=generator(5)) / BINS
+    strongest = torch.randint(0, 3, (30, 30), generator=generator(6))
+    target = targets(7, 4, 30, 30)
+    counts = CplCounts(3, CPU)
+    counts.update(activation, strongest, target)
+
+    pixels, correct = counts.accuracy(edge / BINS)
+
+    cpl = cpl_of(activation, strongest, edge / BINS)
+    for b in (0, edge - 1, edge, BINS - 1):
+        inside = (activation_bin(activation) == b) & (target != IGNORE)
+        assert pixels[b] == inside.sum()
+        assert correct[b] == (inside & (cpl == target)).sum()
+
+
+def test_a_confusion_of_some_bins_counts_their_pixels_alone() -> None:
+    activation = torch.tensor([0.1, 0.3, 0.5, 0.9])
+    counts = CplCounts(1, CPU)
+    counts.update(activation, torch.zeros(4, dtype=torch.int64), torch.tensor([0, 1, 1, 1]))
+
+    sure = (counts.activations - 0.4).abs() > 0.15  # leaves out 0.3 and 0.5
+
+    assert counts.confusion(0.4, only=sure).tolist() == [[1, 0], [0, 1]]
+
+
+def test_single_images_are_counted_where_their_values_lie() -> None:
+    single = ImageCounts(CPU)
+
+    single.update(torch.tensor(0.505), torch.tensor(0.81))  # distance (0.495 + 0.81) / 2 = 0.6525
+    single.update(torch.tensor(1.0), torch.tensor(9.0))  # beyond the last edges
+
+    assert [row.nonzero().flatten().tolist() for row in single.counts] == [[25, 50], [8, 50], [13, 50]]

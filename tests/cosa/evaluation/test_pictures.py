@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from cosa.config import EvaluationConfig
+from cosa.data.dataset import normalise
+from cosa.evaluation.pictures import PanelRow, draw_panels, palette, panel_indices, panel_rows
+from cosa.structures import IGNORE, EvaluationBatch
+from tests.oracles.network import ColourNetwork
+
+CLASSES = ("boat", "cat")
+SETTINGS = EvaluationConfig(scales=(1.0,), flip=False, coexistence=(), panel_images=3)
+CPU = torch.device("cpu")
+
+
+def batches(count: int = 4) -> list[EvaluationBatch]:
+    rng = np.random.default_rng(0)
+    return [
+        EvaluationBatch(
+            names=(f"first_{i}", f"second_{i}"),
+            images=normalise(rng.integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)),
+            sizes=((16, 16), (8, 12)),
+            masks=(torch.zeros(16, 16, dtype=torch.int64), torch.ones(8, 12, dtype=torch.int64)),
+            labels=torch.tensor([[1.0, 0.0], [0.0, 1.0]]),
+        )
+        for i in range(count)
+    ]
+
+
+def row(**changes: object) -> PanelRow:
+    plain = PanelRow(
+        name="image",
+        labels=torch.tensor([1.0, 1.0]),
+        image=np.full((10, 10, 3), 100, dtype=np.uint8),
+        ground_truth=torch.zeros(10, 10, dtype=torch.int64),
+        activation=torch.zeros(2, 10, 10),
+        aux_activation=torch.zeros(2, 10, 10),
+        cpl=torch.zeros(10, 10, dtype=torch.int64),
+        spl=torch.zeros(10, 10, dtype=torch.int64),
+        prediction=torch.zeros(10, 10, dtype=torch.int64),
+    )
+    return dataclasses.replace(plain, **changes)
+
+
+def tile_centres(panel: object, rows: int = 1) -> list[tuple[int, ...]]:
+    """Colour in the middle of each of the seven tiles of the first row."""
+    width, height = panel.size
+    return [panel.getpixel((round((i + 0.5) * width / 7), height // (2 * rows))) for i in range(7)]
+
+
+def test_the_palette_is_that_of_pascal_voc() -> None:
+    colours = palette(21)
+
+    assert [tuple(colours[i].tolist()) for i in (0, 1, 2, 3, 8, 15, 20)] == [
+        (0, 0, 0),
+        (128, 0, 0),
+        (0, 128, 0),
+        (128, 128, 0),
+        (64, 0, 0),
+        (192, 128, 128),
+        (0, 64, 128),
+    ]
+
+
+def test_the_palette_tells_256_classes_apart() -> None:
+    assert len({tuple(colour) for colour in palette(256).tolist()}) == 256
+
+
+def test_there_is_a_row_for_each_image() -> None:
+    rows = panel_rows(ColourNetwork(), batches(2), config=SETTINGS, xi=0.5, device=CPU)
+
+    assert [r.name for r in rows] == ["first_0", "second_0", "first_1", "second_1"]
+
+
+def test_an_image_without_a_mask_is_shown_with_nothing_to_compare_it_to() -> None:
+    batch = dataclasses.replace(batches()[0], masks=())
+
+    shown = panel_rows(ColourNetwork(), [batch], config=SETTINGS, xi=0.5, device=CPU)
+
+    assert [r.ground_truth.shape for r in shown] == [(16, 16), (8, 12)]
+    assert all(r.ground_truth.eq(IGNORE).all() for r in shown)
+
+
+# labels of eight images; boat is class 0
+LABELS = torch.tensor([[float(i in {1, 4, 6}), 1.0] for i in range(8)])
+
+
+def chosen(**changes: object) -> list[int]:
+    settings = dataclasses.replace(SETTINGS, coexistence=("boat",), **changes)
+    return panel_indices(LABELS, CLASSES, settings)
+
+
+def test_panel_images_are_drawn_by_their_seed() -> None:
+    draws = {tuple(chosen(panel_seed=seed)) for seed in range(20)}
+
+    assert len(draws) > 5
+    assert all(len(set(draw)) == 3 for draw in draws)
+    assert chosen(panel_seed=3) == chosen(panel_seed=3)
+
+
+def test_the_first_images_are_shown_on_request() -> None:
+    assert chosen(panel_choice="first") == [0, 1, 2]
+
+
+def test_images_that_suffer_from_coexistence_are_shown_alone() -> None:
+    assert chosen(panel_choice="coexistence") == [1, 4, 6]
+
+
+def test_images_that_are_not_evaluated_are_not_shown() -> None:
+    assert chosen(panel_choice="coexistence", max_images=5) == [1, 4]
+
+
+def test_a_split_without_coexistence_shows_other_images() -> None:
+    assert len(chosen(panel_choice="coexistence", max_images=1)) == 1
+
+
+def test_a_row_shows_the_picture_that_was_read() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (1, 16, 16, 3), dtype=np.uint8)
+    batch = dataclasses.replace(batches()[0], images=normalise(picture.repeat(2, axis=0)))
+
+    shown = panel_rows(ColourNetwork(), [batch], config=SETTINGS, xi=0.5, device=CPU)[0].image
+
+    np.testing.assert_array_equal(shown, picture[0])
+
+
+def test_assignments_of_a_row_know_the_labels_and_the_prediction_does_not() -> None:
+    network = ColourNetwork()
+    network.weights["seg_logits"] = torch.zeros(3, 3)
+    network.weights["seg_logits"][1] = torch.tensor([9.0, 9.0, 9.0])
+    bright = normalise(np.full((2, 16, 16, 3), 255, dtype=np.uint8))
+    batch = dataclasses.replace(batches()[0], images=bright)
+
+    shown = panel_rows(network, [batch], config=SETTINGS, xi=0.5, device=CPU)[1]
+
+    assert shown.prediction.eq(1).all()
+    assert not shown.spl.eq(1).any()
+    assert not shown.cpl.eq(1).any()
+    assert len(shown.activation) == 1  # of its one class
+
+
+@pytest.mark.parametrize(
+    ("column", "field"), [(1, "ground_truth"), (4, "cpl"), (5, "spl"), (6, "prediction")]
+)
+def test_a_label_map_stands_in_its_column_in_the_colour_of_its_class(column: int, field: str) -> None:
+    panel = draw_panels([row(**{field: torch.full((10, 10), 2)})], CLASSES)
+
+    centres = tile_centres(panel)
+    assert centres[column] == (0, 128, 0)
+    assert centres.count((0, 128, 0)) == 1
+
+
+def test_pixels_that_do_not_count_are_white() -> None:
+    panel = draw_panels([row(ground_truth=torch.full((10, 10), IGNORE))], CLASSES)
+
+    assert tile_centres(panel)[1] == (255, 255, 255)
+
+
+@pytest.mark.parametrize(("column", "field"), [(2, "activation"), (3, "aux_activation")])
+def test_activation_is_shown_as_heat(column: int, field: str) -> None:
+    hot = tile_centres(draw_panels([row(**{field: torch.ones(2, 10, 10)})], CLASSES))[column]
+    cold = tile_centres(draw_panels([row()], CLASSES))[column]
+
+    assert sum(hot) > 2 * sum(cold)
+
+
+def test_every_row_makes_the_panel_taller() -> None:
+    one, two, three = (draw_panels([row()] * n, CLASSES).size for n in (1, 2, 3))
+
+    assert one[0] == two[0] == three[0]
+    assert three[1] - two[1] == two[1] - one[1] > 128
+
+
+def test_more_labels_than_fit_end_in_dots_within_the_panel() -> None:
+    classes = tuple(f"a class with a long name {i}" for i in range(40))
+    crowded = row(
+        labels=torch.ones(40), activation=torch.rand(40, 10, 10), aux_activation=torch.rand(40, 10, 10)
+    )
+
+    panel = draw_panels([crowded], classes)
+
+    assert panel.size == draw_panels([row()], CLASSES).size
+    legend = np.asarray(panel)[-20:, -30:]
+    assert (legend < 128).any()
+
+
+def test_names_of_peaks_do_not_write_over_each_other() -> None:
+    together = torch.zeros(2, 10, 10)
+    together[:, 5, 5] = 1
+
+    both = draw_panels([row(labels=torch.ones(2), activation=together)], CLASSES)
+    second = together.clone()
+    second[1] = 0
+    second[1, 5, 5] = 0.999  # the same place, less hot
+    again = draw_panels([row(labels=torch.ones(2), activation=second)], CLASSES)
+
+    assert np.array_equal(np.asarray(both), np.asarray(again))

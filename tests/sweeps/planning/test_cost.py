@@ -1,0 +1,116 @@
+"""Hours are made of measured speeds alone, phase by phase, evaluations apart."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from cosa.config import Config, TrainConfig, override, to_json
+from cosa.distributed.session import Request
+from sweeps.planning import cost
+from sweeps.planning.cost import Sample, Speed
+from sweeps.planning.plan import make_plan
+from sweeps.tables import Arm, Table
+
+BASE = override(Config(train=TrainConfig(iterations=100, warmup=40, batch_size=8)), {"evaluation.every": 30})
+TABLE = Table(name="t", title="", reference="a", arms=(Arm("a"), Arm("b", {"csc.weight": 0.0})))
+HOST = {"cosa.host.system": "Linux", "cosa.host.cpus": "2", "cosa.host.gpus": "none"}
+
+
+class Store:
+    """Answers for finished runs, newest first."""
+
+    def __init__(self, *runs):
+        self.runs = runs
+
+    def search_runs(self, experiments, query, max_results):
+        return list(self.runs)
+
+    def download_artifacts(self, run_id, name, folder):
+        files = next(run.files for run in self.runs if run.info.run_id == run_id)
+        if name not in files:
+            raise OSError
+        path = Path(folder) / name
+        path.write_text(files[name])
+        return str(path)
+
+
+def run(speed, *, config=BASE, seconds=None, number=0, **tags):
+    result = {} if seconds is None else {"result.json": json.dumps({"seconds": seconds})}
+    return SimpleNamespace(
+        info=SimpleNamespace(run_id=f"run{number}"),
+        data=SimpleNamespace(
+            metrics={"train/images_per_second": speed},
+            tags={**HOST, **{key.replace("_in_", "."): value for key, value in tags.items()}},
+        ),
+        files={"config.json": to_json(config), **result},
+    )
+
+
+def test_a_shared_warmup_and_its_forks_are_counted_once_each():
+    trials = make_plan(BASE, [TABLE], [0]).trials
+    speed = Speed((Sample("warmup", 1.0, 10.0), Sample("cotraining", 2.0, 20.0)), "", on_gpu=False)
+    hours = cost.hours_of(trials, speed)
+    assert hours.training * 3600 == pytest.approx(40 * 1 + 2 * 60 * 2)
+    assert hours.evaluation * 3600 == pytest.approx((2 + 3 + 3) * 15)  # after 30, 40 | 60, 90, 100 each
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "count"), [(0, 100, 4), (40, 100, 3), (0, 90, 3), (0, 20, 1), (30, 60, 1)]
+)
+def test_there_is_always_an_evaluation_after_the_last_step(first, last, count):
+    assert cost.evaluations_of(BASE, first, last) == count
+
+
+def test_speeds_are_told_apart_by_phase():
+    store = Store(
+        run(8.0, number=0, cosa_in_kind="warmup"),
+        run(4.0, number=1, cosa_in_forked_from="x"),
+        run(2.0, number=2),
+    )
+    speed = cost.measured(store, "1", BASE)
+    assert [speed.step(phase) for phase in ("warmup", "cotraining", "both")] == [1.0, 2.0, 4.0]
+
+
+def test_what_an_evaluation_takes_is_the_rest_of_a_runs_time():
+    speed = cost.measured(Store(run(8.0, seconds=140.0)), "1", BASE)
+    assert speed.evaluation == pytest.approx((140 - 100) / 4)
+
+
+def test_runs_that_evaluate_otherwise_say_nothing_of_evaluations():
+    other = override(BASE, {"evaluation.size": 99})
+    speed = cost.measured(Store(run(8.0, seconds=140.0, config=other)), "1", BASE)
+    assert (speed.step("both"), speed.evaluation) == (1.0, None)
+    assert "evaluations not included" in cost.told(make_plan(BASE, [TABLE], [0]).trials, speed, Request())
+
+
+@pytest.mark.parametrize(
+    "change", [{"network.depth": 3}, {"cam.scales": (1.0, 0.5)}, {"train.precision": "bf16"}]
+)
+def test_runs_of_another_cost_do_not_count(change):
+    assert cost.measured(Store(run(8.0, config=override(BASE, change))), "1", BASE) is None
+
+
+def test_what_costs_nothing_may_differ():
+    other = override(BASE, {"csc.weight": 0.0, "network.pretrained": False, "train.seed": 3})
+    assert cost.measured(Store(run(8.0, config=other)), "1", BASE) is not None
+
+
+def test_only_the_newest_runs_hardware_counts():
+    store = Store(run(8.0, number=0), run(80.0, number=1, **{"cosa.host.gpus": "1 x H"}))
+    assert cost.measured(store, "1", BASE).samples == (Sample("both", 1.0, None),)
+
+
+def test_core_hours_count_the_cores_and_gpu_hours_the_gpus():
+    trials = make_plan(BASE, [TABLE], [0]).trials
+    slow = Sample("both", 36.0, 0.0)  # 160 iterations: 1.6 hours
+    assert "about 6.4 core-hours" in cost.told(trials, Speed((slow,), "x", on_gpu=False), Request(cpus=4))
+    half = Request(cpus=4, gpus=0.5)
+    assert "about 0.8 GPU-hours" in cost.told(trials, Speed((slow,), "x", on_gpu=True), half)
+
+
+def test_without_a_finished_run_nothing_is_said():
+    assert cost.measured(Store(), "1", BASE) is None

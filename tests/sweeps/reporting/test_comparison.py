@@ -1,0 +1,258 @@
+"""Ours among the published rows: in the right place, under the right name, with what was measured."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from cosa.config import Config, identity, override, to_json
+from cosa.data.voc import VOC_CLASSES
+from sweeps.reporting import render as report
+from sweeps.reporting.cells import Cell
+from sweeps.reporting.comparison import comparisons
+from sweeps.reporting.full_model import FullModel, read_full_model
+from sweeps.reporting.results import Results
+
+VAL = "val/assignment/"
+CLASSES = ("background", *VOC_CLASSES)
+
+
+def full_model(**changes):
+    """One seed but for the labelled mIoU, which has two."""
+    model = FullModel(
+        preset="voc",
+        layout="voc",
+        encoder="vit_base_patch16_224",
+        split="val",
+        train_split="train",
+        images=1449,
+        metrics={
+            "train/assignment/cpl_miou": Cell({0: 0.781}),
+            f"{VAL}cpl_miou": Cell({0: 0.76}),
+            f"{VAL}ensemble_cpl_miou": Cell({0: 0.771}),
+            f"{VAL}seg_miou_labelled": Cell({0: 0.75, 1: 0.77}),
+            f"{VAL}seg_miou": Cell({0: 0.731}),
+        },
+        per_class={
+            "seg_iou": {name: Cell({0: 0.5}) for name in CLASSES},
+            "seg_iou_labelled": {name: Cell({0: 0.6}) for name in CLASSES if name != "tvmonitor"},
+        },
+        classes=CLASSES,
+        hours=Cell({0: 8.25}),
+        parameters=91_600_000,
+    )
+    return dataclasses.replace(model, **changes)
+
+
+def table(number, **changes):
+    return next(t for t in comparisons(full_model(**changes)) if t.title.startswith(f"Table {number}:"))
+
+
+def ours(comparison):
+    return [line.cells for line in comparison.lines if line.ours]
+
+
+def test_voc_is_held_against_all_its_tables_and_coco_against_its_own():
+    def numbers(layout):
+        return [t.title.partition(":")[0] for t in comparisons(full_model(layout=layout))]
+
+    assert numbers("voc") == [f"Table {n}" for n in (1, 2, 7, 11, 12)]
+    assert numbers("coco") == ["Table 2", "Table 13"]
+
+
+def test_other_data_have_their_classes_alone():
+    (alone,) = comparisons(full_model(layout="folder"))
+    assert alone.columns == ("class", "labelled", "label-free", "CPL", "CPL of M†")
+    assert alone.lines[0].cells == ("background", "60.0", "50.0", "–", "–")
+    assert alone.lines[-1].cells == ("mean", "76.0 ± 1.4", "73.1", "76.0", "–")
+
+
+def test_a_sweep_without_the_full_model_compares_nothing():
+    assert comparisons(None) == ()
+
+
+@pytest.mark.parametrize("number", [1, 2, 7, 11])
+def test_every_table_says_what_ours_were_measured_on(number):
+    assert "ours: preset voc (vit_base_patch16_224), 1,449 images of val" in table(number).protocol
+
+
+def test_every_line_fills_every_column():
+    for layout in ("voc", "coco", "shapes"):
+        for comparison in comparisons(full_model(layout=layout)):
+            assert {len(line.cells) for line in comparison.lines} == {len(comparison.columns)}
+
+
+def test_table_1_has_ours_on_train_and_val_alone_and_as_ensemble():
+    assert ours(table(1)) == [("ours", "", "78.1", "76.0"), ("ours•", "", "–", "77.1")]
+    assert [line.cells[0] for line in table(1).lines][:2] == ["RRM, AAAI 2020", "1Stage, CVPR 2020"]
+
+
+def test_table_1_says_why_ours_on_train_are_missing():
+    assert any("not measured" in note for note in table(1, train_split="").notes)
+
+
+def test_table_2_names_the_protocol_of_each_of_ours():
+    assert ours(table(2)) == [
+        ("ours, labelled", "I", "", "76.0 ± 1.4", "–", "–"),
+        ("ours, label-free", "I", "", "73.1", "–", "–"),
+    ]
+
+
+def test_table_2_puts_coco_under_coco():
+    assert ours(table(2, layout="coco"))[0][3:] == ("–", "–", "76.0 ± 1.4")
+
+
+WITH_CRF = full_model().metrics | {
+    f"{VAL}seg_miou_crf": Cell({0: 0.729}),
+    f"{VAL}images_per_second": Cell({0: 4.0}),
+    f"{VAL}crf_images_per_second": Cell({0: 1.75}),
+}
+
+
+def test_table_6_stands_where_a_crf_was_evaluated():
+    assert ours(table(6, metrics=WITH_CRF)) == [("ours, label-free", "73.1", "72.9", "−0.2", "4.00", "1.75")]
+
+
+def test_table_2_has_a_row_for_the_crf():
+    assert ours(table(2, metrics=WITH_CRF))[-1] == ("ours*, label-free", "I", "", "72.9", "–", "–")
+
+
+def test_table_7_has_our_hours_and_parameters():
+    assert ours(table(7))[0][4:] == ("8.2 h, 91.6 M", "8.2 h, 91.6 M", "–")
+    assert ours(table(7, parameters=None, hours=Cell({})))[0][4:] == ("–", "–", "–")
+
+
+def test_table_11_has_our_classes_under_the_papers():
+    by_class = {line.cells[0]: line.cells for line in table(11).lines}
+    assert table(11).columns[:4] == ("class", "ours, labelled", "ours, label-free", "AdvCAM")
+    assert by_class["aeroplane"] == (
+        "aeroplane",
+        "60.0",
+        "50.0",
+        "79.8",
+        "78.3",
+        "80.6",
+        "84.7",
+        "81.8",
+        "85.5",
+    )
+    assert by_class["tvmonitor"] == ("tvmonitor", "–", "50.0", "52.9", "58.8", "63.1", "62.5", "60.6", "–")
+    assert by_class["mean"][:4] == ("mean", "76.0 ± 1.4", "73.1", "68.1")
+
+
+def test_table_12_claims_nothing_of_ours():
+    assert table(12).our_columns == frozenset()
+    assert "ours" not in table(12).columns
+
+
+@pytest.fixture
+def results():
+    return Results(
+        sweep="s",
+        preset="voc",
+        seeds=(0, 1),
+        tables=(),
+        full=full_model(),
+        panels=(),
+        provenance={"trials": "", "training": ""},
+    )
+
+
+def test_the_csv_says_whose_each_number_is(results):
+    rows = list(csv.DictReader(io.StringIO(report.comparison_csv(results))))
+    assert {row["source"] for row in rows if row["row"].startswith("ours")} == {"ours"}
+    found = {
+        row["column"]: row["source"] for row in rows if row["row"] == "aeroplane" and "val" in row["table"]
+    }
+    assert (found["ours, labelled"], found["MCT"]) == ("ours", "published")
+
+
+def test_markdown_sets_ours_apart(results):
+    text = report.comparison_markdown(results)
+    assert "| **ours** | **** |" not in text
+    assert "| **ours** |  | **78.1** | **76.0** |" in text
+    assert "| CoSA | ViT-B | 78.5 | 76.4 |" in text
+
+
+def test_the_page_marks_ours_and_nothing_else(results):
+    page = report.html(results, "")
+    assert "<h2>Beside the paper</h2>" in page
+    assert '<th scope="row" class="ours">ours•</th>' in page
+    assert '<td class="ours">78.1</td>' in page
+    assert "<td>78.5</td>" in page
+
+
+class Store:
+    """Stands for MLflow's client: artifacts by run and name."""
+
+    def __init__(self, artifacts):
+        self.artifacts = artifacts
+
+    def download_artifacts(self, run_id, name, folder):
+        from mlflow.exceptions import MlflowException
+
+        if (run_id, name) not in self.artifacts:
+            raise MlflowException("no such artifact")
+        from pathlib import Path
+
+        path = Path(folder) / "file"
+        path.write_text(json.dumps(self.artifacts[run_id, name]))
+        return str(path)
+
+    def list_artifacts(self, run_id, folder=None):
+        return [
+            SimpleNamespace(path=name, file_size=content if isinstance(content, int) else 9)
+            for (run, name), content in self.artifacts.items()
+            if run == run_id and name.rpartition("/")[0] == (folder or "")
+        ]
+
+
+def run_of(run_id, config, **tags):
+    return SimpleNamespace(
+        info=SimpleNamespace(run_id=run_id, status="FINISHED"),
+        data=SimpleNamespace(
+            tags={"cosa.kind": "trial", "cosa.identity": identity(config), "cosa.seed": "0"} | tags,
+            metrics={f"{VAL}seg_miou": 0.7},
+        ),
+    )
+
+
+def test_the_full_model_is_the_presets_own_run_with_its_warmups_hours():
+    plan = {"config": json.loads(to_json(Config())), "seeds": [0]}
+    runs = [
+        run_of("warm", Config(), **{"cosa.kind": "warmup"}),
+        run_of("other", override(Config(), {"csc.weight": 0.0})),
+        run_of("full", Config(), **{"cosa.forked_from": "warm"}),
+    ]
+    per_class = {"seg_iou": {"background": 0.9, "cat": 0.5}}
+    store = Store(
+        {
+            ("warm", "result.json"): {"seconds": 1800.0},
+            ("full", "result.json"): {
+                "seconds": 5400.0,
+                "classes": ["cat"],
+                "assignment": {"per_class": per_class},
+            },
+            ("full", "analysis/step_00020000.json"): {
+                "networks": {"assignment": {"images": {"iou": {"count": [3, 4]}}}}
+            },
+            ("full", "assignment.safetensors"): 400,
+        }
+    )
+    found = read_full_model(store, "voc", plan, runs)
+    assert (found.hours.mean, found.images, found.parameters) == (2.0, 7, 100)
+    assert found.classes == ("background", "cat")
+    assert found.per_class["seg_iou"]["cat"].values == {0: 0.5}
+    assert found.metrics[f"{VAL}seg_miou"].mean == 0.7
+
+
+def test_a_full_model_that_is_not_finished_is_none():
+    plan = {"config": json.loads(to_json(Config())), "seeds": [0]}
+    assert (
+        read_full_model(Store({}), "voc", plan, [run_of("x", override(Config(), {"csc.tau": 1.0}))]) is None
+    )

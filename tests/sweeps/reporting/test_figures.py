@@ -1,0 +1,320 @@
+"""The figures from recorded data: what they read, what they work out, and what they leave out."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from sweeps.reporting import analysis_plots, figures, panel_tiles
+from sweeps.reporting import render as report
+from sweeps.reporting.histories import Bins, over_seeds
+from sweeps.reporting.plots import Canvas, draw_lines, styled
+from sweeps.reporting.results import Results
+from sweeps.tables import get_tables
+from tests.sweeps.made_up_sweep import (
+    CONFIDENCE,
+    STEPS,
+    analysis,
+    analysis_file,
+    histogram,
+    made_up,
+    panel,
+)
+
+TABLES = get_tables(["3a", "3b", "fig1", "fig9"])
+
+
+def draw(recordings):
+    """Figures by the paper's number."""
+    drawn = figures.draw_figures(recordings)
+    return {drawing.title.partition(":")[0].removeprefix("Figure "): drawing for drawing in drawn}
+
+
+@pytest.fixture(scope="module")
+def recordings():
+    return made_up(TABLES)[1]
+
+
+@pytest.fixture(scope="module")
+def drawn(recordings):
+    return draw(recordings)
+
+
+def bins(counts, edges, correct=None):
+    return Bins(np.array(edges, float), np.array(counts), np.array(correct or [0] * len(counts)))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0])
+def test_quantiles_from_bins_are_numpys_on_the_raw_values_to_a_bins_width(share):
+    values = np.random.default_rng(0).beta(2, 3, 5_000)
+    content = histogram(values, np.ones(5_000, bool), CONFIDENCE)
+    assert Bins.read(content).quantile(share) == pytest.approx(np.quantile(values, share), abs=1 / 50)
+
+
+def test_a_quantile_lies_within_its_bin_as_far_as_its_share_of_it():
+    # 4 in [0, 1), none in [1, 2), 4 in [2, 4): the first quarter ends in the middle of the first bin
+    histogram_ = bins([4, 0, 4], [0, 1, 2, 4])
+    assert [histogram_.quantile(q) for q in (0.25, 0.5, 0.75, 1.0)] == [0.5, 1.0, 3.0, 4.0]
+
+
+def test_a_quantile_in_the_open_bin_is_its_lower_edge():
+    assert bins([1, 3], [0, 5, math.inf]).quantile(0.9) == 5
+
+
+def test_empty_first_bins_hold_no_quantile():
+    assert bins([0, 0, 2], [0, 1, 2, 3]).quantile(0.0) == 2
+
+
+def test_nothing_has_no_quantile():
+    assert math.isnan(bins([0, 0], [0, 1, 2]).quantile(0.5))
+
+
+def test_histograms_of_several_seeds_add_up():
+    total = Bins.total([bins([1, 2], [0, 1, 2], [1, 0]), bins([3, 4], [0, 1, 2], [0, 4])])
+    assert (total.counts.tolist(), total.correct.tolist()) == ([4, 6], [1, 4])
+
+
+def test_the_heat_map_is_correct_over_pixels_and_blank_where_there_are_none():
+    content = {"edges": [0, 0.5, 0.75, 1], "pixels": [8, 0, 4], "correct": [2, 0, 0]}
+    file = {"networks": {"assignment": {"cam": {"confidence": content}}}}
+    row = analysis_plots.accuracy_rows([file])[0]
+    assert (row[0], row[2]) == (25.0, 0.0)
+    assert math.isnan(row[1])
+
+
+def test_a_band_is_the_mean_and_sample_deviation_at_steps_that_all_seeds_have():
+    mean = over_seeds([{10: 0.2, 20: 0.5, 30: 0.9}, {10: 0.4, 20: 0.5}])
+    assert mean.steps == [10, 20]
+    assert mean.values == pytest.approx([0.3, 0.5])
+    assert mean.deviations == pytest.approx([0.2 / math.sqrt(2), 0.0])
+
+
+def test_one_seed_has_a_line_and_no_band():
+    with styled():
+        axes = Canvas().axes
+        draw_lines(axes, "full", [{10: 0.2, 20: 0.5}], "#000000")
+    assert axes.lines[0].get_ydata().tolist() == [20.0, 50.0]
+    assert not axes.collections
+
+
+def test_a_band_reaches_one_deviation_up_and_down_in_percent():
+    with styled():
+        axes = Canvas().axes
+        draw_lines(axes, "full", [{1: 0.2, 2: 0.2}, {1: 0.4, 2: 0.4}], "#000000")
+    (band,) = axes.collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == pytest.approx((30 - 20 / math.sqrt(2), 30 + 20 / math.sqrt(2)))
+
+
+def test_every_figure_is_drawn_in_the_papers_order(drawn):
+    files = {number: [part.file for part in drawing.parts] for number, drawing in drawn.items()}
+    assert files == {
+        "1": ["fig1a.svg", "fig1b.svg", "fig1c.png"],
+        "3": ["fig3a.svg", "fig3c.svg", "fig3e.svg"],
+        "4": ["fig4a.svg", "fig4b.svg"],
+        "6": ["fig6-spl.svg", "fig6-cpl.svg"],
+        "7": ["fig7-left.svg", "fig7-right.svg"],
+        "8": ["fig8.png"],
+        "9": ["fig9-left.svg", "fig9-right.svg"],
+        "10": ["fig10.png"],
+    }
+    assert not any(drawing.note for drawing in drawn.values())
+
+
+def test_the_same_data_gives_the_same_bytes(recordings, drawn):
+    again = draw(recordings)
+    for number, drawing in drawn.items():
+        assert [part.data for part in drawing.parts] == [part.data for part in again[number].parts]
+
+
+def test_a_file_is_xml_and_its_inline_form_names_no_address(drawn):
+    for drawing in drawn.values():
+        for part in drawing.parts:
+            if part.file.endswith(".svg"):
+                assert ElementTree.fromstring(part.data).tag.endswith("svg")
+                assert part.inline.startswith("<svg ")
+                assert "http" not in part.inline
+
+
+def test_pictures_in_one_page_share_no_id(drawn):
+    ids = [
+        id_
+        for drawing in drawn.values()
+        for part in drawing.parts
+        for id_ in set(re.findall(r'\bid="([^"]+)"', part.inline))
+    ]
+    assert len(ids) == len(set(ids))
+
+
+def test_references_within_a_picture_are_to_ids_that_it_has(drawn):
+    text = drawn["6"].parts[0].inline
+    references = set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', text))
+    assert references
+    assert {a or b for a, b in references} <= set(re.findall(r'\bid="([^"]+)"', text))
+
+
+def test_a_sweep_without_an_arm_has_no_figure_of_it():
+    drawn = draw(made_up(get_tables(["fig9"]), (0,))[1])
+    assert set(drawn) == {"3", "4", "9", "10"}
+
+
+def test_an_arm_without_a_result_is_named_and_the_rest_is_drawn():
+    drawn = draw(made_up(get_tables(["3b"]), missing={"no-SA"}, running={"no-RAW"})[1])
+    assert drawn["6"].note == "no-SA has 0 of 2 seeds"
+    assert drawn["7"].note == "no-RAW has 0 of 2 seeds"
+    assert len(drawn["6"].parts) == len(drawn["7"].parts) == 2
+
+
+def test_nothing_finished_draws_nothing():
+    every_arm = {arm.name for table in TABLES for arm in table.arms}
+    assert draw(made_up(TABLES, missing=every_arm)[1]) == {}
+
+
+def test_old_runs_without_analysis_files_have_lines_alone():
+    store, recordings = made_up(get_tables(["3b"]), (0,))
+    for files in store.files.values():
+        for name in [name for name in files if name.startswith("analysis/")]:
+            del files[name]
+    drawn = draw(recordings)
+    assert "3" not in drawn
+    assert [part.file for part in drawn["7"].parts] == ["fig7-right.svg"]
+
+
+def test_a_forked_trial_begins_with_its_warm_ups_history(recordings):
+    history = recordings.series({}).histories("val/assignment/cpl_miou")[0]
+    assert tuple(history) == STEPS
+
+
+def test_an_arm_is_found_by_what_it_changes_whatever_its_table_calls_it(recordings):
+    # fig9's "xi" is 3b's no-DT; evaluation never changes what is trained
+    changes = {"threshold.mode": "fixed", "evaluation.train_split": "train"}
+    series = recordings.series(changes)
+    assert series.planned
+    assert [recording.seed for recording in series.recordings] == [0, 1]
+    assert not recordings.series({"csc.weight": 0.3}).planned
+
+
+def test_fixed_thresholds_are_found_with_their_values(recordings):
+    assert list(recordings.fixed_thresholds()) == pytest.approx(np.arange(0.30, 0.66, 0.05))
+
+
+def test_many_evaluations_are_thinned_before_they_are_downloaded():
+    store, recordings = made_up(get_tables(["fig9"]), (0,))
+    (recording,) = recordings.series({}).recordings
+    files = store.files[recording.run_ids[-1]]
+    for step in range(410, 2000, 10):
+        files[f"analysis/step_{step:08d}.json"] = functools.partial(analysis_file, step, pixels=100)
+    draw(recordings)
+    analyses = [path for _, path in store.downloads if path.startswith("analysis/")]
+    assert len(analyses) == 12
+    # the warm-up, whose threshold is not searched, is left out
+    assert (analyses[0], analyses[-1]) == ("analysis/step_00000410.json", "analysis/step_00002000.json")
+
+
+def test_one_evaluation_alone_still_makes_a_heat_map():
+    store, recordings = made_up(get_tables(["fig9"]), (0,))
+    for files in store.files.values():
+        for name in [n for n in files if n.startswith("analysis/") and "2000" not in n]:
+            del files[name]
+    assert len(draw(recordings)["3"].parts) == 3
+
+
+def test_captions_say_which_images_a_panel_shows(drawn):
+    assert "drawn at random with seed 0, the same for every arm, none picked by hand" in drawn["8"].caption
+
+
+def test_captions_name_the_data(drawn):
+    assert all("ours, made-up, val split" in drawing.caption for drawing in drawn.values())
+
+
+def test_tiles_are_cut_where_a_real_panel_has_them():
+    real = panel()
+    assert panel_tiles.rows(real) == 2
+    # the image's corner is black, the ground truth's right half the first class's red; margins are grey
+    image = panel_tiles.tile(real, 1, "image")
+    assert image.getpixel((64, 10)) == (236, 236, 236)
+    truth = panel_tiles.tile(real, 1, "ground truth")
+    assert (truth.getpixel((5, 64)), truth.getpixel((120, 64))) == ((0, 0, 0), (128, 0, 0))
+    assert truth.getpixel((64, 127)) == (236, 236, 236)
+
+
+def test_an_arm_whose_panel_shows_other_images_is_left_out():
+    one, other = panel(0), panel(0).transpose(0)
+    both = panel_tiles.compose({"a": one, "b": panel(1)}, ("M",))
+    alone = panel_tiles.compose({"a": one, "b": other}, ("M",))
+    assert both.width - alone.width == panel_tiles.TILE + panel_tiles.GAP
+
+
+def test_a_picture_that_is_no_panel_is_not_cut_up():
+    from PIL import Image
+
+    assert panel_tiles.compose({"a": Image.new("RGB", (100, 100))}, ("M",)) is None
+
+
+def test_small_bins_join_their_neighbours_from_the_left():
+    # of 20 at least 5: 6 alone, 2 + 0 + 3, 5 alone; the 4 left over join the last, the empty first is gone
+    merged = bins([0, 6, 2, 0, 3, 5, 4], range(8), [0, 6, 1, 0, 1, 5, 0]).merged(0.25)
+    assert merged.edges.tolist() == [1, 2, 5, 7]
+    assert (merged.counts.tolist(), merged.correct.tolist()) == ([6, 5, 9], [6, 2, 5])
+
+
+def test_merging_loses_no_pixel_and_keeps_the_open_end():
+    content = analysis(2000)["networks"]["assignment"]["cam"]["perplexity"]
+    whole = Bins.read(content)
+    merged = whole.merged(0.01)
+    assert merged.counts.sum() == whole.counts.sum()
+    assert merged.counts.min() >= 0.01 * whole.counts.sum()
+    assert math.isinf(merged.edges[-1])
+
+
+def test_nothing_merges_into_one_empty_bin():
+    assert bins([0, 0, 0], range(4)).merged(0.1).counts.tolist() == [0]
+
+
+def test_the_open_bin_is_drawn_at_its_lower_edge():
+    assert analysis_plots._middles(np.array([0, 2, 4, math.inf])).tolist() == [1, 3, 4]
+
+
+@pytest.fixture(scope="module")
+def results(drawn):
+    return Results(
+        sweep="small",
+        preset="shapes",
+        seeds=(0,),
+        tables=(),
+        full=None,
+        panels=(),
+        provenance={"trials": "4 of 6 finished", "training": "1 hour"},
+        figures=tuple(drawn.values()),
+    )
+
+
+def test_the_page_holds_every_figure_with_its_caption_and_needs_no_other_file(results, drawn):
+    page = report.html(results, "")
+    assert page.count("<svg role") == 13
+    assert page.count('<img src="data:image/png;base64,') == 3
+    assert all(drawing.title in page for drawing in drawn.values())
+    assert "http" not in page
+
+
+def test_the_page_says_which_arm_a_figure_lacks(results, drawn):
+    lacking = dataclasses.replace(drawn["6"], note="no-SA has 0 of 2 seeds")
+    page = report.html(dataclasses.replace(results, figures=(lacking,)), "")
+    assert "Missing: no-SA has 0 of 2 seeds." in page
+
+
+def test_each_picture_is_a_file_beside_the_page(results, tmp_path):
+    files = report.write(results, tmp_path, "sqlite:///mlflow.db")
+    names = [path.relative_to(tmp_path).as_posix() for path in files]
+    assert "figures/fig3a.svg" in names
+    assert (tmp_path / "figures/fig8.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_report_without_figures_has_no_section_of_them(results):
+    assert "from these runs" not in report.html(dataclasses.replace(results, figures=()), "")

@@ -1,0 +1,474 @@
+"""The tables as printed: ours over seeds, differences to the full model, published values, gaps."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from cosa.config import Config, TrainConfig
+from sweeps.planning import plan as planning
+from sweeps.planning.plan import make_plan
+from sweeps.reporting import grid
+from sweeps.reporting import render as report
+from sweeps.reporting.cells import Cell
+from sweeps.reporting.latex import escape, latex
+from sweeps.reporting.links import Links
+from sweeps.reporting.results import Panel, Results, fill
+from sweeps.tables import Arm, Table
+from sweeps.tables.metrics import STANDARD
+
+LABELLED, FREE = STANDARD[:2]
+TABLE = Table(
+    name="9z",
+    title="A small one",
+    columns={"VOC": LABELLED, "COCO": LABELLED},
+    protocol="VOC and COCO val",
+    components=("GC", "CSC"),
+    arms=(
+        Arm("none", {"s2c.source": "none", "csc.weight": 0.0}, {"VOC": 60.0, "COCO": 40.0}),
+        Arm("no-CSC", {"csc.weight": 0.0}, {"VOC": 70.5}),
+        Arm("full", {}, {"VOC": 76.25, "COCO": 51.0}),
+    ),
+)
+PLAN = make_plan(Config(train=TrainConfig(iterations=10, warmup=4)), [TABLE], [0, 1])
+
+
+def run_of(status="FINISHED", tags=None, run_id="0a1b2c", **metrics):
+    values = {key: metrics.get(key.rpartition("/")[2], 0.5) for key in STANDARD}
+    return SimpleNamespace(
+        info=SimpleNamespace(status=status, run_id=run_id),
+        data=SimpleNamespace(metrics=values, tags=tags or {}),
+    )
+
+
+def trial_of(arm, seed):
+    return next(t for t in PLAN.trials if t.kind == "trial" and t.arm == arm and t.seed == seed)
+
+
+def plan_content():
+    import json
+
+    return json.loads(planning.to_json(PLAN))
+
+
+@pytest.fixture
+def filled():
+    """none has 0.30 and 0.40, full 0.50 and 0.52; no-CSC failed once and was never run once."""
+    runs = {
+        trial_of("none", 0).identity: run_of(seg_miou=0.30),
+        trial_of("none", 1).identity: run_of(seg_miou=0.40),
+        trial_of("full", 0).identity: run_of(seg_miou=0.50),
+        trial_of("full", 1).identity: run_of(seg_miou=0.52),
+    }
+    failures = {trial_of("no-CSC", 0).name: "NonFiniteLossError: loss term 'c2s' must stay finite"}
+    return fill(TABLE, plan_content(), runs, failures)
+
+
+@pytest.fixture
+def results(filled):
+    return Results(
+        sweep="small",
+        preset="shapes",
+        seeds=(0, 1),
+        tables=(filled,),
+        full=None,
+        panels=(Panel("full, seed 0", b"\x89PNG"),),
+        provenance={"trials": "4 of 6 finished", "training": "1 hour", "commit": "abc & def"},
+    )
+
+
+def row(filled, name):
+    return next(row for row in filled.rows if row.arm.name == name)
+
+
+def test_a_cell_is_the_mean_and_sample_deviation_over_seeds(filled):
+    cell = row(filled, "none").cells[FREE]
+    assert cell.mean == pytest.approx(0.35)
+    assert cell.deviation == pytest.approx(0.1 / math.sqrt(2))
+
+
+def test_one_seed_has_a_mean_and_no_deviation():
+    cell = Cell({0: 0.3})
+    assert (cell.mean, math.isnan(cell.deviation)) == (0.3, True)
+    assert grid.spread(cell) == "30.0"
+
+
+def test_no_seed_has_neither():
+    assert grid.spread(Cell({})) == "–"
+
+
+def test_differences_are_taken_seed_by_seed(filled):
+    difference = row(filled, "none").differences[FREE]
+    assert difference.values == pytest.approx({0: -0.20, 1: -0.12})
+
+
+def test_differences_use_only_seeds_that_both_have():
+    assert Cell({0: 0.5, 1: 0.9}).minus(Cell({0: 0.25, 2: 0.1})).values == {0: 0.25}
+
+
+def test_published_differences_are_to_the_same_arm_and_never_invented(filled):
+    assert row(filled, "none").published_differences == {"VOC": -16.25, "COCO": -11.0}
+    assert row(filled, "no-CSC").published_differences == {"VOC": -5.75}
+
+
+def test_every_gap_says_which_seed_and_why(filled):
+    assert row(filled, "no-CSC").gaps == (
+        "seed 0: failed (NonFiniteLossError: loss term 'c2s' must stay finite)",
+        "seed 1: not run yet",
+    )
+    assert row(filled, "full").gaps == ()
+
+
+@pytest.mark.parametrize(
+    ("run", "gap"),
+    [
+        (run_of("RUNNING"), "seed 0: still running"),
+        (run_of("KILLED"), "seed 0: interrupted"),
+        (run_of("FAILED"), "seed 0: failed"),
+        (run_of("FAILED", {"cosa.failure": "OutOfMemoryError"}), "seed 0: failed (OutOfMemoryError)"),
+    ],
+)
+def test_an_unfinished_run_is_a_gap_and_never_a_number(run, gap):
+    found = row(fill(TABLE, plan_content(), {trial_of("full", 0).identity: run}, {}), "full")
+    assert found.gaps[0] == gap
+    assert found.seeds == 0
+
+
+def test_a_row_prints_ours_and_the_published_values(filled):
+    table = grid.grid(filled, seeds=2)
+    assert [column.title for column in table.columns] == [
+        *("", "GC", "CSC", "labelled mIoU", "Δ full", "label-free mIoU", "Δ full", "CPL mIoU", "CPL C-mIoU"),
+        *("VOC", "Δ full", "COCO", "Δ full"),
+    ]
+    assert table.rows[0] == (
+        *("none", "", "", "50.0 ± 0.0", "0.0", "35.0 ± 7.1", "−16.0", "50.0 ± 0.0", "50.0 ± 0.0"),
+        *("60.00", "−16.25", "40.00", "−11.00"),
+    )
+    assert table.rows[1] == ("no-CSC", "✓", "", *"––––––", "70.50", "−5.75", "–", "–")
+    assert table.rows[2][:7] == ("full", "✓", "✓", "50.0 ± 0.0", "", "51.0 ± 1.4", "")
+
+
+def test_an_arm_with_fewer_seeds_says_so():
+    runs = {trial_of("full", 1).identity: run_of()}
+    table = grid.grid(fill(TABLE, plan_content(), runs, {}), seeds=2)
+    assert table.rows[2][0] == "full (n = 1)"
+
+
+def test_the_terminals_columns_line_up(results):
+    lines = report.terminal(results).splitlines()
+    none, no_csc, full = (
+        next(line for line in lines if line.startswith(name)) for name in ("none", "no-", "full")
+    )
+    assert none.index("60.00") == no_csc.index("70.50") == full.index("76.25")
+    assert "no-CSC, seed 1: not run yet" in lines
+
+
+def test_markdown_is_a_table_that_every_reader_knows(results):
+    lines = report.markdown(results).splitlines()
+    start = lines.index("### Table 9z: A small one") + 2
+    assert {line.count("|") for line in lines[start : start + 5]} == {14}
+    assert "http" not in report.markdown(results)
+    assert "- no-CSC, seed 1: not run yet" in lines
+
+
+def test_the_head_of_the_page_in_mlflow_holds_what_fits_and_says_where_the_rest_is(results):
+    import dataclasses
+
+    assert report.headline(results).startswith(report.markdown(results).partition("\n\nPercent")[0])
+    assert "`tags.cosa.sweep = 'small' and tags.cosa.kind = 'trial'`" in report.headline(results)
+    many = dataclasses.replace(results, tables=results.tables * 40)
+    text = report.headline(many)
+    assert 7000 < len(text) <= 8000  # what MLflow keeps of a tag
+    assert text.count("### Table 9z") < 40
+    assert "Further tables are in the artifact report/tables.md." in text
+    assert text.endswith("- commit: abc & def")
+
+
+def test_csv_holds_every_number(results):
+    rows = list(csv.DictReader(io.StringIO(report.as_csv(results))))
+    none = rows[0]
+    assert (none["table"], none["arm"], none["GC"], none["CSC"]) == ("9z", "none", "0", "0")
+    assert (none["seg_miou_n"], none["seg_miou_mean"], none["seg_miou_minus_full"]) == (
+        "2",
+        "35.0000",
+        "-16.0000",
+    )
+    assert rows[1]["seg_miou_mean"] == ""
+    assert rows[1]["published_COCO"] == ""
+    assert "not run yet" in rows[1]["missing"]
+
+
+def test_the_page_holds_rows_gaps_pictures_and_provenance(results):
+    page = report.html(results, "mlflow ui --backend-store-uri sqlite:////somewhere/mlflow.db")
+    for text in (
+        "35.0 ± 7.1",
+        "no-CSC, seed 1: not run yet",
+        "data:image/png;base64,iVBORw==",
+        "abc &amp; def",
+        "mlflow ui --backend-store-uri sqlite:////somewhere/mlflow.db",
+    ):
+        assert text in page
+
+
+def test_the_page_needs_no_other_file(results):
+    page = report.html(results, "")
+    assert "<script" not in page
+    assert "<link" not in page
+    assert "http" not in page
+
+
+SERVER = "https://user:secret@mlflow.example:5000/"
+
+
+def test_a_number_leads_to_its_run_and_one_over_seeds_to_their_comparison():
+    links = Links(SERVER, "7")
+    assert links.source({0: "abc"}).address == "https://mlflow.example:5000/#/experiments/7/runs/abc"
+    both = links.source({1: "def", 0: "abc"})
+    assert both.text == "seed 0: run abc, seed 1: run def"
+    assert both.address.startswith("https://mlflow.example:5000/#/compare-runs?runs=%5B%22def%22%2C%22abc%22")
+    assert links.source({}) is None
+
+
+def test_a_server_shows_all_trials_of_a_sweep_side_by_side():
+    address = Links(SERVER, "7").arms("small")
+    assert address.startswith(
+        "https://mlflow.example:5000/#/experiments/7/runs?workflowType=machine_learning&"
+    )
+    assert "searchFilter=tags.cosa.sweep%20%3D%20%27small%27%20and%20tags.cosa.kind" in address
+    assert Links("sqlite:////mlflow.db", "7").arms("small") == ""
+
+
+def test_a_store_without_a_server_has_ids_and_no_addresses():
+    source = Links("sqlite:////somewhere/mlflow.db", "7").source({0: "abc"})
+    assert (source.address, source.text) == ("", "seed 0: run abc")
+
+
+def test_every_form_with_a_server_leads_to_the_runs_and_keeps_its_password(results):
+    for text in (report.html(results, "", SERVER), report.markdown(results, SERVER)):
+        assert text.count("https://mlflow.example:5000/#/compare-runs?") >= 8  # two arms, four metrics
+        assert "secret" not in text
+
+
+def test_the_page_of_a_store_in_a_file_shows_the_runs_ids(results):
+    assert 'title="seed 0: run 0a1b2c, seed 1: run 0a1b2c">35.0 ± 7.1</span>' in report.html(results, "")
+
+
+def test_the_csv_names_the_runs(results):
+    rows = list(csv.DictReader(io.StringIO(report.as_csv(results))))
+    assert [row["runs"] for row in rows] == ["0:0a1b2c 1:0a1b2c", "", "0:0a1b2c 1:0a1b2c"]
+
+
+def over_three_seeds(**values):
+    """A filled table whose arms have these label-free mIoU, by seed."""
+    plan = make_plan(Config(train=TrainConfig(iterations=10, warmup=4)), [TABLE], [0, 1, 2])
+    runs = {
+        trial.identity: run_of(seg_miou=values[trial.arm.replace("-", "_")][trial.seed])
+        for trial in plan.trials
+        if trial.kind == "trial" and trial.seed in values.get(trial.arm.replace("-", "_"), {})
+    }
+    import json
+
+    return fill(TABLE, json.loads(planning.to_json(plan)), runs, {})
+
+
+def test_a_difference_over_three_seeds_carries_its_p_value():
+    filled = over_three_seeds(none={0: 0.40, 1: 0.41, 2: 0.45}, full={0: 0.50, 1: 0.52, 2: 0.54})
+    # differences -0.10, -0.11, -0.09: t = -0.1 / (0.01 / sqrt 3) = -17.32, df 2
+    assert grid.grid(filled, seeds=3).rows[0][6] == "−10.0 (p 0.0033)"
+    assert row(filled, "none").differences[FREE].p_value == pytest.approx(0.003317, rel=1e-3)
+
+
+def test_too_few_common_seeds_are_told_where_others_have_enough():
+    filled = over_three_seeds(none={0: 0.40, 1: 0.41}, full={0: 0.50, 1: 0.52, 2: 0.54})
+    table = grid.grid(filled, seeds=3)
+    assert (table.rows[0][0], table.rows[0][6]) == ("none (n = 2)", "−10.5 (n = 2, too small)")
+
+
+def test_with_fewer_than_three_seeds_the_legend_says_why_there_is_no_test(results):
+    assert "no p-values: n too small, a paired test wants 3 seeds or more" in report.terminal(results)
+    assert "(p" not in report.terminal(results)
+
+
+@pytest.mark.parametrize(("values", "p"), [((0.1, 0.1, 0.1), 0.0), ((0.0, 0.0, 0.0), 1.0)])
+def test_differences_without_any_deviation_have_a_p_value_too(values, p):
+    assert Cell(dict(enumerate(values))).p_value == p
+
+
+def test_the_p_value_agrees_with_the_one_of_scipy():
+    from scipy.stats import ttest_rel
+
+    ours, theirs = (0.3, 0.5, 0.45, 0.2), (0.32, 0.61, 0.44, 0.3)
+    differences = Cell(dict(enumerate(ours))).minus(Cell(dict(enumerate(theirs))))
+    assert differences.p_value == pytest.approx(ttest_rel(ours, theirs).pvalue)
+
+
+def test_latex_has_balanced_rows_and_environments_in_plain_ascii(results):
+    text = latex([grid.grid(table, 2) for table in results.tables], "Percent ±")
+    assert text.isascii()
+    assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
+    for name in ("table*", "tabular"):
+        assert text.count(rf"\begin{{{name}}}") == text.count(rf"\end{{{name}}}") == 1
+    columns = text.partition(r"\begin{tabular}{")[2].partition("}")[0]
+    assert columns == "lccrrrrrrrrrr"
+    body = text.partition(r"\midrule")[2].partition(r"\bottomrule")[0].strip().splitlines()
+    assert [line.count("&") for line in body] == [12, 12, 12]
+    assert all(line.endswith(r" \\") for line in body)
+    assert r"35.0 $\pm$ 7.1 & $-$16.0" in body[0]
+
+
+def test_latex_rules_ours_and_the_published_columns_apart(results):
+    text = latex([grid.grid(table, 2) for table in results.tables], "")
+    assert r" & & & \multicolumn{6}{c}{ours} & \multicolumn{4}{c}{published} \\" in text
+    assert r"\cmidrule(lr){4-9} \cmidrule(lr){10-13}" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("a_b & 50%", r"a\_b \& 50\%"),
+        ("M† ξ ≤ ∞", r"M$^\dagger$ $\xi$ $\leq$ $\infty$"),
+        ("☃", "?"),
+        ("\\", r"\textbackslash{}"),
+    ],
+)
+def test_latex_escapes_what_it_would_misread(text, escaped):
+    assert escape(text) == escaped
+
+
+def test_a_chart_spans_all_values_and_keeps_arms_without_any(filled):
+    chart = report.chart(filled, FREE)
+    none, no_csc, full = chart["lines"]
+    assert no_csc["mean"] is None
+    assert min(none["dots"]) < full["mean"]
+    places = [*none["dots"], *full["dots"]]
+    ticks = [x for x, _ in chart["ticks"]]
+    assert min(ticks) <= min(places)
+    assert max(places) <= max(ticks)
+
+
+def test_a_chart_of_nothing_is_not_drawn():
+    assert report.chart(fill(TABLE, plan_content(), {}, {}), FREE) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.1234, "+12.3"), (-0.1234, "−12.3"), (-0.0001, "0.0"), (math.nan, "–")]
+)
+def test_signed_percent_has_one_decimal_and_no_negative_zero(value, text):
+    assert grid.percent(value, signed=True) == text
+
+
+def test_all_five_forms_are_written(results, tmp_path):
+    files = report.write(results, tmp_path / "out", "sqlite:////somewhere/mlflow.db")
+    assert [path.name for path in files] == [
+        *("report.html", "tables.md", "tables.csv", "tables.tex", "tables.txt")
+    ]
+    assert all(path.stat().st_size > 0 for path in files)
+
+
+ORACLE = Table(
+    name="8z",
+    title="With an oracle",
+    metrics=("train/assignment/cpl_miou", "val/assignment/cpl_perplexity"),
+    settings=("s2c.source",),
+    columns={"train": "train/assignment/cpl_miou"},
+    protocol="VOC train",
+    arms=(Arm("GT", {"s2c.source": "gt"}, {"train": 83.99}), Arm("NO", {"s2c.source": "none"}), Arm("full")),
+)
+
+
+@pytest.fixture
+def with_oracle():
+    """The oracle is far above the rest; NO is above the full model."""
+    import json
+
+    plan = json.loads(planning.to_json(make_plan(Config(), [ORACLE], [0])))
+    values = {"GT": 0.9, "NO": 0.7, "full": 0.6}
+    runs = {
+        trial["identity"]: SimpleNamespace(
+            info=SimpleNamespace(status="FINISHED", run_id="0a1b2c"),
+            data=SimpleNamespace(metrics={ORACLE.metrics[0]: values[arm], ORACLE.metrics[1]: 1.25}, tags={}),
+        )
+        for trial in plan["trials"]
+        for arm in [trial["arms"][0].partition("/")[2]]
+        if trial["kind"] == "trial"
+    }
+    return fill(ORACLE, plan, runs, {})
+
+
+def oracle_results(filled):
+    return Results(
+        sweep="s",
+        preset="voc",
+        seeds=(0,),
+        tables=(filled,),
+        full=None,
+        panels=(),
+        provenance={"trials": "", "training": ""},
+    )
+
+
+def test_an_oracle_is_never_the_best(with_oracle):
+    assert with_oracle.best.arm.name == "NO"
+
+
+def test_a_run_tagged_as_oracle_is_one_whatever_its_arm_says(filled):
+    runs = {trial_of("none", 0).identity: run_of(tags={"cosa.oracle": "gt"})}
+    found = fill(TABLE, plan_content(), runs, {})
+    assert [row.oracle for row in found.rows] == [True, False, False]
+
+
+@pytest.mark.parametrize("form", [report.terminal, report.markdown, lambda results: report.html(results, "")])
+def test_every_readable_form_names_the_oracle_and_says_what_it_is(with_oracle, form):
+    text = form(oracle_results(with_oracle))
+    assert "GT (oracle)" in text
+    assert "its training saw ground-truth masks" in text
+    assert "ighest train CPL mIoU of ours: NO, 70.0" in text
+    assert "NO (oracle)" not in text
+
+
+def test_the_csv_has_a_column_for_oracles_and_the_best(with_oracle):
+    rows = list(csv.DictReader(io.StringIO(report.as_csv(oracle_results(with_oracle)))))
+    assert [(row["arm"], row["oracle"], row["best"]) for row in rows] == [
+        ("GT", "1", "0"),
+        ("NO", "0", "1"),
+        ("full", "0", "0"),
+    ]
+    assert [row["s2c.source"] for row in rows] == ["gt", "none", "spl"]
+
+
+def test_a_row_with_fewer_seeds_than_others_is_not_called_best(filled):
+    runs = {
+        trial_of("none", 0).identity: run_of(seg_miou_labelled=0.9),
+        trial_of("no-CSC", 0).identity: run_of(seg_miou_labelled=0.3),
+        trial_of("no-CSC", 1).identity: run_of(seg_miou_labelled=0.3),
+        trial_of("full", 0).identity: run_of(seg_miou_labelled=0.4),
+        trial_of("full", 1).identity: run_of(seg_miou_labelled=0.4),
+    }
+    assert fill(TABLE, plan_content(), runs, {}).best.arm.name == "full"
+
+
+@pytest.mark.parametrize(("value", "best"), [(0.5004, None), (0.5006, "full")])
+def test_of_two_rows_that_print_alike_none_is_called_best(value, best):
+    runs = {
+        trial_of("no-CSC", 0).identity: run_of(seg_miou_labelled=0.5),
+        trial_of("full", 0).identity: run_of(seg_miou_labelled=value),
+    }
+    found = fill(TABLE, plan_content(), runs, {}).best
+    assert (found.arm.name if found else None) == best
+
+
+def test_one_row_alone_is_not_called_best():
+    assert fill(TABLE, plan_content(), {trial_of("full", 0).identity: run_of()}, {}).best is None
+
+
+def test_a_table_shows_its_own_metrics_and_what_each_row_was_trained_with(with_oracle):
+    table = grid.grid(with_oracle, seeds=1)
+    assert [column.title for column in table.columns] == [
+        *("", "s2c.source", "train CPL mIoU", "Δ full", "val CPL perplexity", "Δ full", "train", "Δ full")
+    ]
+    assert table.rows[0] == ("GT (oracle)", "gt", "90.0", "+30.0", "1.25", "+0.00", "83.99", "–")
+    assert table.marked[0] == "s2c.source gt"

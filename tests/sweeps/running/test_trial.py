@@ -1,0 +1,115 @@
+"""One trial in its process: what the trainer is told, and what is left when it fails."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+
+import pytest
+
+from cosa.config import Config, TrainConfig
+from cosa.data.open import read_fingerprints
+from cosa.tracking import TrackingSpec
+from sweeps.planning import folder as folders
+from sweeps.planning.plan import make_plan
+from sweeps.running import trial
+from sweeps.tables import Arm, Table
+
+BASE = Config(train=TrainConfig(iterations=10, warmup=4))
+TABLE = Table(name="t", title="", reference="a", arms=(Arm("a"), Arm("b", {"csc.weight": 0.0})))
+WARMUP, ARM, _ = make_plan(BASE, [TABLE], [0]).trials
+
+
+def run(root, one, train):
+    trial.run(trial.make_job(one, root, TrackingSpec(), 1, {}), train)
+
+
+def seen(root, one):
+    calls = []
+    run(root, one, lambda config, **rest: calls.append((config, rest)))
+    return calls[0]
+
+
+def test_a_warmup_stops_where_cotraining_would_start(tmp_path):
+    config, rest = seen(tmp_path, WARMUP)
+    assert (config, rest["stop_at"], rest["fork_from"]) == (WARMUP.config, 4, None)
+
+
+def test_an_arm_forks_from_its_warmups_last_checkpoint(tmp_path):
+    config, rest = seen(tmp_path, ARM)
+    place = tmp_path / "trials" / WARMUP.name / "checkpoints" / "step_00000004.pt"
+    assert (config, rest["stop_at"], rest["fork_from"]) == (ARM.config, None, place)
+    assert rest["out"] == tmp_path / "trials" / ARM.name
+
+
+def test_a_failure_leaves_its_reason_in_one_line_and_all_of_it_in_the_log(tmp_path):
+    def train(config, **rest):
+        sys.stdout.write("a last word\n")
+        raise ValueError("loss must stay finite, got nan\nand more")
+
+    with pytest.raises(ValueError, match="must stay finite"):
+        run(tmp_path, ARM, train)
+    folder = tmp_path / "trials" / ARM.name
+    assert folders.read_failure(folder) == "ValueError: loss must stay finite, got nan"
+    log = (folder / "log.txt").read_text()
+    assert "a last word" in log
+    assert "Traceback" in log
+    assert "and more" in log
+
+
+def test_a_new_start_forgets_the_old_reason(tmp_path):
+    def broken(config, **rest):
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        run(tmp_path, ARM, broken)
+    run(tmp_path, ARM, lambda *_, **__: None)
+    assert folders.read_failure(tmp_path / "trials" / ARM.name) == ""
+
+
+def test_warnings_of_the_trainer_reach_the_log_and_no_other_trials(tmp_path, monkeypatch):
+    # the command line, run in this process by another test, keeps cosa's records to itself
+    monkeypatch.setattr(logging.getLogger("cosa"), "propagate", True)
+    run(tmp_path, ARM, lambda *_, **__: logging.getLogger("cosa.training.trainer").warning("skipped one"))
+    logging.getLogger("cosa.training.trainer").warning("of somebody else")
+    log = (tmp_path / "trials" / ARM.name / "log.txt").read_text()
+    assert "skipped one" in log
+    assert "of somebody else" not in log
+
+
+def test_standard_output_is_given_back(tmp_path):
+    before = sys.stdout
+    run(tmp_path, ARM, lambda *_, **__: None)
+    assert sys.stdout is before
+
+
+def test_a_folder_that_is_being_trained_in_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(trial, "LOCK_SECONDS", 0.0)
+    with folders.locked(tmp_path / "trials" / ARM.name), pytest.raises(folders.FolderInUseError):
+        run(tmp_path, ARM, lambda *_, **__: pytest.fail("trained beside another process"))
+
+
+def test_the_run_of_an_arm_names_the_run_it_was_forked_from(tmp_path):
+    warmup = tmp_path / "trials" / WARMUP.name
+    warmup.mkdir(parents=True)
+    (warmup / "run.json").write_text('{"run_id": "abc"}')
+    spec = TrackingSpec(uri=f"sqlite:///{tmp_path}/mlflow.db", tags={"cosa.kind": "trial"})
+    tags = []
+    job = trial.make_job(ARM, tmp_path, spec, 1, {})
+    trial.run(job, lambda _, *, tracker, **__: tags.append(dict(tracker._tags)))
+    assert tags == [{"cosa.kind": "trial", "cosa.forked_from": "abc"}]
+
+
+def test_an_error_without_words_is_named_by_its_type():
+    assert trial.describe(MemoryError()) == "MemoryError"
+
+
+def test_a_trial_on_a_machine_with_other_data_than_the_sweeps_fails_naming_it(tmp_path, tiny_config):
+    one = make_plan(tiny_config, [TABLE], [0]).trials[0]
+    seen = read_fingerprints(tiny_config.data)
+    job = trial.make_job(one, tmp_path, TrackingSpec(), 1, {**seen, "cosa.data_fingerprint": "f00"})
+    with pytest.raises(ValueError, match="must be the same on every machine"):
+        trial.run(job)
+    reason = folders.read_failure(tmp_path / "trials" / one.name)
+    assert f"on {socket.gethostname()}: 24 images to train on; copy them there again" in reason
