@@ -19,7 +19,7 @@ from sweeps.reporting.plots import (
     over_iterations,
     styled,
 )
-from sweeps.tables.metrics import FREE, METRICS
+from sweeps.tables.metrics import METRICS, SEG_MIOU
 from sweeps.tables.table import Table
 
 _OTHERS = (ORANGE, GREEN, VERMILION, PURPLE, GREY, BLACK)
@@ -40,7 +40,7 @@ def draw(recordings: Recordings, table: Table) -> Drawing | None:
     The metric is label-free mIoU where the table shows it, else its first that is a fraction on val.
     """
     fractions = [key for key in table.metrics if METRICS[key].percent and key.startswith("val/")]
-    key = FREE if FREE in fractions or not fractions else fractions[0]
+    key = SEG_MIOU if SEG_MIOU in fractions or not fractions else fractions[0]
     names = [table.reference, *(arm.name for arm in table.arms if arm.name != table.reference)]
     warmup = recordings.base.train.warmup
     histories = {

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cosa.tracking import mask
-from sweeps.tables.metrics import FREE
+from sweeps.tables.metrics import SEG_MIOU
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Links:
         view = {
             "workflowType": "machine_learning",
             "searchFilter": trial_filter(sweep),
-            "orderByKey": f"metrics.`{FREE}`",
+            "orderByKey": f"metrics.`{SEG_MIOU}`",
             "orderByAsc": "false",
             "compareRunsMode": "CHART",
         }

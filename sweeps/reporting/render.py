@@ -39,7 +39,7 @@ from sweeps.reporting.latex import latex
 from sweeps.reporting.links import Links, trial_filter
 from sweeps.reporting.results import FilledTable, Results, Row, read_results, shown_and_online
 from sweeps.running.console import complain, say
-from sweeps.tables.metrics import FREE, METRICS
+from sweeps.tables.metrics import METRICS, SEG_MIOU
 
 
 def terminal(results: Results) -> str:
@@ -109,7 +109,7 @@ def headline(results: Results) -> str:
     """The first of the tables, as many as the head of the sweep's page in MLflow can hold."""
     foot = (
         f"To compare the arms, search its experiment for `{trial_filter(results.sweep)}`, sort by "
-        f"`{FREE}`, open the chart view and group by the tag `cosa.arm`.\n\n{_markdown_foot(results)}"
+        f"`{SEG_MIOU}`, open the chart view and group by the tag `cosa.arm`.\n\n{_markdown_foot(results)}"
     )
     more = "Further tables are in the artifact report/tables.md."
     parts: list[str] = []
@@ -301,7 +301,7 @@ def html(results: Results, mlflow_command: str, uri: str = "") -> str:
 def _charted(filled: FilledTable) -> list[str]:
     """The metrics that are drawn: label-free segmentation and C-mIoU, else the table's first two."""
     keys = [key for key in filled.table.metrics if METRICS[key].percent]
-    return [key for key in keys if key in {FREE, "val/assignment/cpl_cmiou"}] or keys[:DIFFERENCES]
+    return [key for key in keys if key in {SEG_MIOU, "val/assignment/cpl_cmiou"}] or keys[:DIFFERENCES]
 
 
 def lead(results: Results) -> str:
@@ -312,7 +312,7 @@ def lead(results: Results) -> str:
     rows = {row.arm.name: row for row in filled.rows}
     reference = rows.pop(filled.table.reference)
     first = next(iter(rows.values()), reference)
-    key = FREE if FREE in filled.table.metrics else filled.table.metrics[0]
+    key = SEG_MIOU if SEG_MIOU in filled.table.metrics else filled.table.metrics[0]
     if math.isnan(reference.cells[key].mean) or math.isnan(first.cells[key].mean):
         return "Not all of it is trained yet."
     unit = " %" if METRICS[key].percent else ""

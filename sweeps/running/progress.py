@@ -15,7 +15,7 @@ from sweeps.planning.plan import Trial
 from sweeps.reporting.grid import percent
 from sweeps.running.console import LiveLine, duration
 from sweeps.running.schedule import Schedule, seconds_left
-from sweeps.tables.metrics import FREE, METRICS
+from sweeps.tables.metrics import METRICS, SEG_MIOU
 
 _MEASURABLE = 0.1
 """Part of a trial that must be done before its speed says anything: it starts with imports."""
@@ -33,7 +33,7 @@ class Best:
     score: float
 
     def __str__(self) -> str:
-        return f"best {self.label}: {METRICS[FREE].title} {percent(self.score)}"
+        return f"best {self.label}: {METRICS[SEG_MIOU].title} {percent(self.score)}"
 
 
 def best_of(trials: Iterable[Trial], results: Mapping[str, Mapping[str, Any]]) -> Best | None:
@@ -44,10 +44,10 @@ def best_of(trials: Iterable[Trial], results: Mapping[str, Mapping[str, Any]]) -
         results: What the trainer wrote of each, by name.
     """
     scores = {
-        trial.label: result["metrics"][FREE]
+        trial.label: result["metrics"][SEG_MIOU]
         for trial in trials
         if trial.kind == "trial" and not trial.config.oracle
-        if (result := results.get(trial.name)) is not None and FREE in result.get("metrics", {})
+        if (result := results.get(trial.name)) is not None and SEG_MIOU in result.get("metrics", {})
     }
     label = max(scores, key=lambda name: scores[name], default=None)
     return None if label is None else Best(label, scores[label])

@@ -6,14 +6,14 @@ whose best fixed threshold lies elsewhere gets the same steps around its own.
 
 from __future__ import annotations
 
-from sweeps.tables.metrics import FREE, LABELLED
+from sweeps.tables.metrics import SEG_MIOU, SEG_MIOU_LABELLED
 from sweeps.tables.table import Arm, Table, plus, without
 
 TABLE = Table(
     name="fig9",
     title="Fixed thresholds and the dynamic one",
-    metrics=(LABELLED, FREE),
-    columns={"VOC": LABELLED},
+    metrics=(SEG_MIOU_LABELLED, SEG_MIOU),
+    columns={"VOC": SEG_MIOU_LABELLED},
     protocol="PASCAL VOC val, labelled protocol, ξ 0.30 to 0.65 and dynamic",
     settings=("threshold.mode", "threshold.xi"),
     arms=(

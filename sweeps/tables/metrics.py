@@ -77,6 +77,6 @@ def _metrics() -> Iterator[Metric]:
 METRICS: Mapping[str, Metric] = types.MappingProxyType({metric.key: metric for metric in _metrics()})
 """By key; those of AN without a prefix in their titles, since every row is judged on AN."""
 
-LABELLED, FREE = "val/assignment/seg_miou_labelled", "val/assignment/seg_miou"
-STANDARD = (LABELLED, FREE, "val/assignment/cpl_miou", "val/assignment/cpl_cmiou")
+SEG_MIOU_LABELLED, SEG_MIOU = "val/assignment/seg_miou_labelled", "val/assignment/seg_miou"
+STANDARD = (SEG_MIOU_LABELLED, SEG_MIOU, "val/assignment/cpl_miou", "val/assignment/cpl_cmiou")
 """What a table shows that names no metrics of its own."""

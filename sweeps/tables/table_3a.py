@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from sweeps.tables.metrics import LABELLED
+from sweeps.tables.metrics import SEG_MIOU_LABELLED
 from sweeps.tables.table import Arm, Table, without
 
 TABLE = Table(
     name="3a",
     title="Components added to the baseline",
-    columns={"VOC": LABELLED, "COCO": LABELLED},
+    columns={"VOC": SEG_MIOU_LABELLED, "COCO": SEG_MIOU_LABELLED},
     protocol="PASCAL VOC and COCO val, labelled protocol",
     components=("GC", "SA", "RAW", "CSC", "DT"),
     arms=(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from sweeps.tables.metrics import FREE, LABELLED
+from sweeps.tables.metrics import SEG_MIOU, SEG_MIOU_LABELLED
 from sweeps.tables.table import Arm, Table, times
 
 TABLE = Table(
     name="5a",
     title="Weight of Seg2CAM",
-    metrics=(LABELLED, FREE),
-    columns={"VOC": LABELLED},
+    metrics=(SEG_MIOU_LABELLED, SEG_MIOU),
+    columns={"VOC": SEG_MIOU_LABELLED},
     protocol="PASCAL VOC val, labelled protocol, weights 0.2, 0.1, 0.05, 0.025, 0.0125",
     settings=("s2c.weight",),
     arms=(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 
-from sweeps.tables.metrics import FREE, LABELLED
+from sweeps.tables.metrics import SEG_MIOU, SEG_MIOU_LABELLED
 from sweeps.tables.table import Arm, Table, times
 
 TABLE = Table(
     name="5c",
     title="Low-perplexity filter of CSC",
-    metrics=(LABELLED, FREE),
-    columns={"VOC": LABELLED},
+    metrics=(SEG_MIOU_LABELLED, SEG_MIOU),
+    columns={"VOC": SEG_MIOU_LABELLED},
     protocol="PASCAL VOC val, labelled protocol, ε infinite, 2, 1, 0.5",
     settings=("csc.epsilon",),
     arms=(

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 
-from sweeps.tables.metrics import FREE, LABELLED
+from sweeps.tables.metrics import SEG_MIOU, SEG_MIOU_LABELLED
 from sweeps.tables.table import Arm, Table, memory_times
 
 TABLE = Table(
     name="5d",
     title="Momentum of the assignment network",
-    metrics=(LABELLED, FREE),
-    columns={"VOC": LABELLED},
+    metrics=(SEG_MIOU_LABELLED, SEG_MIOU),
+    columns={"VOC": SEG_MIOU_LABELLED},
     protocol="PASCAL VOC val, labelled protocol, m 0.9990, 0.9992, 0.9994, 0.9996, 0.9999, 1",
     settings=("ema.momentum",),
     arms=(

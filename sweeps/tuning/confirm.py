@@ -16,7 +16,7 @@ from cosa.config import Config
 from sweeps.planning.plan import Plan, Trial, make_plan
 from sweeps.reporting.cells import Cell
 from sweeps.tables import Arm, Table
-from sweeps.tables.metrics import FREE, LABELLED
+from sweeps.tables.metrics import SEG_MIOU, SEG_MIOU_LABELLED
 from sweeps.tuning.record import PRESET, Record
 
 TABLE = "confirm"
@@ -82,7 +82,9 @@ def best_of(records: Sequence[Record], most: int) -> list[Record]:
 def plan_confirmation(best: Sequence[Record], base: Config, seeds: int) -> Plan:
     """Runs of the best trials' settings, and of the preset, with seeds that the search did not use."""
     arms = (Arm(PRESET), *(Arm(_arm(record), dict(record.changes)) for record in best))
-    table = Table(name=TABLE, title="The best trials with fresh seeds", arms=arms, metrics=(FREE, LABELLED))
+    table = Table(
+        name=TABLE, title="The best trials with fresh seeds", arms=arms, metrics=(SEG_MIOU, SEG_MIOU_LABELLED)
+    )
     first = base.train.seed + 1
     return make_plan(base, [table], range(first, first + seeds))
 
@@ -112,7 +114,7 @@ def confirmed(
     for name, record in ((PRESET, preset), *((_arm(record), record) for record in best)):
         cells = [
             Cell({seed: metrics[key] for seed, metrics in values.get(name, {}).items() if key in metrics})
-            for key in (FREE, LABELLED)
+            for key in (SEG_MIOU, SEG_MIOU_LABELLED)
         ]
         changes = dict(record.changes) if record and name != PRESET else {}
         found.append(Confirmed(record, changes, *cells))

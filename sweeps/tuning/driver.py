@@ -26,7 +26,7 @@ from sweeps.running.arguments import Order, read_order
 from sweeps.running.console import LiveLine, complain, say
 from sweeps.running.driver import FAILED, INTERRUPTED, MISTAKE
 from sweeps.tables import Table
-from sweeps.tables.metrics import FREE
+from sweeps.tables.metrics import SEG_MIOU
 from sweeps.tuning.budget import DEFAULT_TRIALS, Budget, Ledger, Spent, read_spent
 from sweeps.tuning.confirm import Outcome, best_of, plan_confirmation
 from sweeps.tuning.preview import first_rows, first_trials, show_costs, show_plan
@@ -178,7 +178,7 @@ def _run(request: Request, train: Train | None) -> int:
 
     order, root = request.order, request.order.root
     study = open_study(root, request.space, request.base, request.base.train.seed)
-    study.describe(FREE, request.rungs.steps)
+    study.describe(SEG_MIOU, request.rungs.steps)
     say(f"outputs: {root}")
     say(f"the study as it grows: optuna-dashboard {root / 'study.journal'}")
     data_tags = _check_data(request)

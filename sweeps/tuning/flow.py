@@ -19,7 +19,7 @@ from cosa.config import COTRAINING_SECTIONS, Config, identity, warmup_identity
 from sweeps.planning import folder as folders
 from sweeps.planning.plan import Trial
 from sweeps.running.schedule import Schedule
-from sweeps.tables.metrics import FREE
+from sweeps.tables.metrics import SEG_MIOU
 from sweeps.tuning.budget import Budget, Ledger, Spent
 from sweeps.tuning.record import PRESET, Record
 from sweeps.tuning.rungs import decide
@@ -74,8 +74,8 @@ def metric_by_step(folder: Path, steps: Container[int]) -> dict[int, float]:
             entry = json.loads(line)
         except json.JSONDecodeError:  # a line being written
             continue
-        if entry.get("step") in steps and FREE in entry:
-            found[entry["step"]] = float(entry[FREE])
+        if entry.get("step") in steps and SEG_MIOU in entry:
+            found[entry["step"]] = float(entry[SEG_MIOU])
     return found
 
 
@@ -185,7 +185,7 @@ class Flow:
             self._finish(trial, result["metrics"])
 
     def _finish(self, trial: Trial, metrics: Mapping[str, float]) -> None:
-        self.study.finish(self._numbers[trial.name], metrics.get(FREE, math.nan))
+        self.study.finish(self._numbers[trial.name], metrics.get(SEG_MIOU, math.nan))
 
     def _fail(self, trial: Trial, reason: str) -> None:
         self.study.fail(self._numbers[trial.name], reason)
@@ -223,7 +223,7 @@ class Flow:
         self._numbers[trial.name] = record.number
         result = folders.read_result(self._root, trial)
         if result is None and trial.name in self._earlier:
-            result = {"metrics": {FREE: self._earlier[trial.name]}}
+            result = {"metrics": {SEG_MIOU: self._earlier[trial.name]}}
         if result is not None:
             self._finish(trial, result["metrics"])
             return False

@@ -27,7 +27,7 @@ from sweeps.running.launch import STOPPED, resources
 from sweeps.running.progress import Progress, shown
 from sweeps.running.stopping import Stopping, orderly
 from sweeps.running.trial import Job, Train, make_job, run
-from sweeps.tables.metrics import FREE
+from sweeps.tables.metrics import SEG_MIOU
 from sweeps.tuning.flow import Flow
 
 _KILLED = "its process ended without a word: killed, or out of memory"
@@ -224,10 +224,10 @@ def _trainable(
         reported: set[int] = set()
 
         def report(progress: Any) -> None:
-            if progress.step in rungs and FREE in progress.metrics and progress.step not in reported:
+            if progress.step in rungs and SEG_MIOU in progress.metrics and progress.step not in reported:
                 reported.add(progress.step)
                 # Blocks until the driver has decided; a trial that is stopped leaves by SystemExit.
-                tune.report({"rung": progress.step, "value": progress.metrics[FREE]})
+                tune.report({"rung": progress.step, "value": progress.metrics[SEG_MIOU]})
 
         ended = run(job, train, None if job.stop_at else report)
         return {STOPPED: not ended}

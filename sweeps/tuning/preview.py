@@ -13,7 +13,7 @@ from sweeps.planning import cost
 from sweeps.planning.plan import Trial
 from sweeps.running.console import complain, say
 from sweeps.running.driver import data_tags_if_there, may_answer, measuring
-from sweeps.tables.metrics import FREE
+from sweeps.tables.metrics import SEG_MIOU
 from sweeps.tuning.space import rows_inside
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def first_trials(request: Request) -> dict[str, Trial]:
 def show_plan(request: Request) -> None:
     """Space, rungs, rows, and iterations at most."""
     order, train = request.order, request.base.train
-    say(f"search around {short_name(order.preset)}: {request.budget.text()}, by {FREE}")
+    say(f"search around {short_name(order.preset)}: {request.budget.text()}, by {SEG_MIOU}")
     width = max(map(len, request.space.texts()))
     for name, text in request.space.texts().items():
         say(f"  {name:<{width}}  {text}")

@@ -15,7 +15,7 @@ from sweeps.planning import folder as folders
 from sweeps.planning.plan import Plan, Trial
 from sweeps.planning.reuse import COMMIT_TAG, find_reusable
 from sweeps.running import store
-from sweeps.tables.metrics import FREE
+from sweeps.tables.metrics import SEG_MIOU
 from sweeps.tuning.confirm import Outcome
 from sweeps.tuning.flow import trial_of
 from sweeps.tuning.record import Record
@@ -49,7 +49,7 @@ def find_earlier(order: Order, trials: Sequence[Trial], data_tags: Mapping[str, 
     with store.explained(order.uri):
         reuse = find_reusable(*found, trials, code, data_tags)
         metrics = {name: found[0].get_run(run_id).data.metrics for name, run_id in reuse.runs.items()}
-    return Reused({name: own[FREE] for name, own in metrics.items() if FREE in own}, reuse.refused)
+    return Reused({name: own[SEG_MIOU] for name, own in metrics.items() if SEG_MIOU in own}, reuse.refused)
 
 
 class SearchTrack:

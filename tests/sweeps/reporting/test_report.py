@@ -21,11 +21,11 @@ from sweeps.reporting.results import Panel, Results, fill
 from sweeps.tables import Arm, Table
 from sweeps.tables.metrics import STANDARD
 
-LABELLED, FREE = STANDARD[:2]
+SEG_MIOU_LABELLED, SEG_MIOU = STANDARD[:2]
 TABLE = Table(
     name="9z",
     title="A small one",
-    columns={"VOC": LABELLED, "COCO": LABELLED},
+    columns={"VOC": SEG_MIOU_LABELLED, "COCO": SEG_MIOU_LABELLED},
     protocol="VOC and COCO val",
     components=("GC", "CSC"),
     arms=(
@@ -86,7 +86,7 @@ def row(filled, name):
 
 
 def test_a_cell_is_the_mean_and_sample_deviation_over_seeds(filled):
-    cell = row(filled, "none").cells[FREE]
+    cell = row(filled, "none").cells[SEG_MIOU]
     assert cell.mean == pytest.approx(0.35)
     assert cell.deviation == pytest.approx(0.1 / math.sqrt(2))
 
@@ -102,7 +102,7 @@ def test_no_seed_has_neither():
 
 
 def test_differences_are_taken_seed_by_seed(filled):
-    difference = row(filled, "none").differences[FREE]
+    difference = row(filled, "none").differences[SEG_MIOU]
     assert difference.values == pytest.approx({0: -0.20, 1: -0.12})
 
 
@@ -279,7 +279,7 @@ def test_a_difference_over_three_seeds_carries_its_p_value():
     filled = over_three_seeds(none={0: 0.40, 1: 0.41, 2: 0.45}, full={0: 0.50, 1: 0.52, 2: 0.54})
     # differences -0.10, -0.11, -0.09: t = -0.1 / (0.01 / sqrt 3) = -17.32, df 2
     assert grid.grid(filled, seeds=3).rows[0][6] == "−10.0 (p 0.0033)"
-    assert row(filled, "none").differences[FREE].p_value == pytest.approx(0.003317, rel=1e-3)
+    assert row(filled, "none").differences[SEG_MIOU].p_value == pytest.approx(0.003317, rel=1e-3)
 
 
 def test_too_few_common_seeds_are_told_where_others_have_enough():
@@ -340,7 +340,7 @@ def test_latex_escapes_what_it_would_misread(text, escaped):
 
 
 def test_a_chart_spans_all_values_and_keeps_arms_without_any(filled):
-    chart = report.chart(filled, FREE)
+    chart = report.chart(filled, SEG_MIOU)
     none, no_csc, full = chart["lines"]
     assert no_csc["mean"] is None
     assert min(none["dots"]) < full["mean"]
@@ -351,7 +351,7 @@ def test_a_chart_spans_all_values_and_keeps_arms_without_any(filled):
 
 
 def test_a_chart_of_nothing_is_not_drawn():
-    assert report.chart(fill(TABLE, plan_content(), {}, {}), FREE) is None
+    assert report.chart(fill(TABLE, plan_content(), {}, {}), SEG_MIOU) is None
 
 
 @pytest.mark.parametrize(

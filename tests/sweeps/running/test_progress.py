@@ -15,7 +15,7 @@ from sweeps.running.console import LiveLine, duration
 from sweeps.running.progress import Best, Progress, best_of
 from sweeps.running.schedule import Schedule
 from sweeps.tables import Arm, Table
-from sweeps.tables.metrics import FREE
+from sweeps.tables.metrics import SEG_MIOU
 
 BASE = Config(train=TrainConfig(iterations=200, warmup=100))
 TABLE = Table(name="t", title="", reference="a", arms=(Arm("a"), Arm("b", {"csc.weight": 0.0})))
@@ -145,7 +145,7 @@ def finish(sweep, trial, score):
         "identity": identity(trial.config),
         "warmup_identity": warmup_identity(trial.config),
         "step": trial.last_step,
-        "metrics": {FREE: score},
+        "metrics": {SEG_MIOU: score},
     }
     (folder / "result.json").write_text(json.dumps(result))
     sweep.end(trial)
@@ -161,7 +161,7 @@ def test_the_best_trial_so_far_is_named(sweep):
 
 def test_the_best_of_what_was_finished_before_counts():
     trials = make_plan(BASE, [TABLE], [0]).trials
-    results = {trial.name: {"metrics": {FREE: 0.1 * place}} for place, trial in enumerate(trials)}
+    results = {trial.name: {"metrics": {SEG_MIOU: 0.1 * place}} for place, trial in enumerate(trials)}
     assert best_of(trials, results) == Best("b, seed 0", 0.2)
     assert best_of(trials, {}) is None
 
@@ -169,7 +169,7 @@ def test_the_best_of_what_was_finished_before_counts():
 def test_an_oracle_is_never_the_best_so_far():
     table = Table(name="t", title="", reference="a", arms=(Arm("a"), Arm("GT", {"s2c.source": "gt"})))
     trials = make_plan(BASE, [table], [0]).trials
-    results = {trial.name: {"metrics": {FREE: 0.9 if trial.config.oracle else 0.2}} for trial in trials}
+    results = {trial.name: {"metrics": {SEG_MIOU: 0.9 if trial.config.oracle else 0.2}} for trial in trials}
     assert best_of(trials, results) == Best("a, seed 0", 0.2)
 
 

@@ -9,7 +9,7 @@ import pytest
 from cosa.config import override
 from cosa.config.presets import get_preset
 from sweeps.reporting.cells import Cell
-from sweeps.tables.metrics import FREE, LABELLED
+from sweeps.tables.metrics import SEG_MIOU, SEG_MIOU_LABELLED
 from sweeps.tuning.confirm import Confirmed, best_of, confirmed, plan_confirmation
 from sweeps.tuning.record import Record
 
@@ -39,7 +39,7 @@ def confirmation(values):
 
     def read(trial):
         found = [values.get((row.partition("/")[2], trial.seed)) for row in trial.arms]
-        return {"metrics": {FREE: found[0], LABELLED: 0.9}} if found[0] is not None else None
+        return {"metrics": {SEG_MIOU: found[0], SEG_MIOU_LABELLED: 0.9}} if found[0] is not None else None
 
     return confirmed(RECORDS, [GOOD, FAIR], plan, read)
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from cosa.config import from_json
-from sweeps.tables.metrics import FREE
+from sweeps.tables.metrics import SEG_MIOU
 from sweeps.tuning.driver import main, read_request
 
 STUB = Path(__file__).with_name("stub_search.py")
@@ -214,5 +214,5 @@ class TestOnRay:
 
         storage = JournalStorage(JournalFileBackend(str(story.root / "study.journal")))
         study = optuna.load_study(study_name="search", storage=storage)
-        assert study.metric_names == [FREE]
+        assert study.metric_names == [SEG_MIOU]
         assert study.best_value == max(float(row["value"]) for row in story.rows if row["value"])

@@ -10,7 +10,7 @@ import pytest
 from cosa.config import identity, override, warmup_identity
 from cosa.config.presets import get_preset
 from sweeps.planning import folder as folders
-from sweeps.tables.metrics import FREE
+from sweeps.tables.metrics import SEG_MIOU
 from sweeps.tuning.budget import Budget, Ledger
 from sweeps.tuning.flow import Flow
 from sweeps.tuning.space import SPACE, Choice, Range, Space
@@ -54,7 +54,7 @@ class Bench:
             "identity": identity(trial.config),
             "warmup_identity": warmup_identity(trial.config),
             "step": trial.last_step,
-            "metrics": {FREE: value},
+            "metrics": {SEG_MIOU: value},
         }
         (folder / "result.json").write_text(json.dumps(result))
 
@@ -62,7 +62,7 @@ class Bench:
         """What the trainer leaves of a trial that was cut."""
         folder = folders.trial_folder(self.root, trial.name)
         folder.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps({"step": step, FREE: value}) for step, value in values.items()]
+        lines = [json.dumps({"step": step, SEG_MIOU: value}) for step, value in values.items()]
         (folder / "journal.jsonl").write_text("\n".join([*lines, '{"step": 18, "tra']))
 
     def finish(self, flow, trial, value=0.5):

@@ -12,7 +12,7 @@ from cosa.cli.common import as_text
 from cosa.config import flatten, from_json, identity, override
 from cosa.config.presets import get_preset
 from sweeps.running.arguments import read_order
-from sweeps.tables.metrics import FREE, LABELLED
+from sweeps.tables.metrics import SEG_MIOU, SEG_MIOU_LABELLED
 from sweeps.tuning import report as search_report
 from sweeps.tuning.confirm import Outcome
 from sweeps.tuning.driver import _confirmation, read_request
@@ -63,8 +63,8 @@ class Finished:
         folder = self.root / "trials" / trial.name
         (folder / "checkpoints").mkdir(parents=True)
         (folder / f"checkpoints/step_{trial.last_step:08d}.pt").touch()
-        result = {"identity": identity(trial.config), "step": trial.last_step, "metrics": {FREE: value}}
-        result["metrics"][LABELLED] = value + 0.01
+        result = {"identity": identity(trial.config), "step": trial.last_step, "metrics": {SEG_MIOU: value}}
+        result["metrics"][SEG_MIOU_LABELLED] = value + 0.01
         (folder / "result.json").write_text(json.dumps(result))
 
     def findings(self):
