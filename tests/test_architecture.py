@@ -145,7 +145,6 @@ def _run(program: str, *, without: tuple[str, ...] = ()) -> str:
     blocked = f"import sys; sys.modules.update(dict.fromkeys({without!r}))\n"
     done = subprocess.run(
         [sys.executable, "-c", blocked + program],
-        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=120,

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from beartype import beartype
+from beartype import BeartypeConf, beartype
 from beartype.roar import BeartypeDecorHintPep673Exception
+
+_beartype = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int where a float is asked for is fine
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -15,6 +17,6 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     jaxtyping decorates methods one by one, and beartype knows `Self` only where it decorates the class.
     """
     try:
-        return beartype(function)
+        return _beartype(function)
     except BeartypeDecorHintPep673Exception:
         return function

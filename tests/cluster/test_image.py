@@ -58,7 +58,7 @@ def test_everything_that_is_copied_exists_and_is_sent_to_the_build() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["cosa/trainer.py", "sweeps/ablation.py", "pyproject.toml", "cluster/tracking/serve.sh"]
+    "name", ["cosa/training/trainer.py", "sweeps/ablation.py", "pyproject.toml", "cluster/tracking/serve.sh"]
 )
 def test_the_code_is_sent_to_the_build(name: str) -> None:
     assert (ROOT / name).is_file()

@@ -7,14 +7,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import cosa
 from cosa import config as configs
 from cosa.config import (
     MACHINE_FIELDS,
@@ -338,7 +336,6 @@ def test_identities_are_the_same_in_every_process() -> None:
     other = subprocess.run(
         [sys.executable, "-c", program],
         env=os.environ | {"PYTHONHASHSEED": "1"},
-        cwd=Path(cosa.__file__).parents[1],
         capture_output=True,
         text=True,
         check=True,

@@ -11,7 +11,6 @@ import psutil
 import pytest
 
 from cosa.data.processes import CHUNK, chunks, in_processes
-from tests.reading import ROOT
 
 
 def _place(item: int) -> tuple[int, int]:
@@ -65,7 +64,7 @@ if __name__ == "__main__":
     print("begun", flush=True)
     list(results)
 """
-    parent = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     assert parent.stdout.readline() == "begun\n"
     children = psutil.Process(parent.pid).children(recursive=True)

@@ -10,9 +10,8 @@ import tempfile
 
 import pytest
 
+from cosa.distributed import session as ray_session
 from cosa.distributed.session import Request, allot, connected
-from cosa.distributed.train import session as ray_session
-from tests.reading import ROOT
 
 
 @pytest.mark.parametrize(
@@ -106,7 +105,6 @@ def test_a_ray_of_our_own_listens_on_the_loopback_interface_alone():
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(
         [sys.executable, "-c", LISTENING],
-        cwd=ROOT,
         env=environment,
         capture_output=True,
         text=True,

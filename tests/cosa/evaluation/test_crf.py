@@ -5,8 +5,8 @@ import importlib.util
 import numpy as np
 import pytest
 
+from cosa.evaluation import crf
 from cosa.evaluation.crf import CrfPool, refine, require_crf
-from cosa.evaluation.evaluate import crf
 
 installed = pytest.mark.skipif(
     importlib.util.find_spec("pydensecrf") is None,

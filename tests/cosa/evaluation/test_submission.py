@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cosa.evaluation.evaluate import submission
+from cosa.evaluation import submission
 from cosa.evaluation.predict import Prediction
 from cosa.evaluation.submission import write_submission
 

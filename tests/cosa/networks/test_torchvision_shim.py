@@ -31,7 +31,6 @@ def _import_beside(folder: Path, torchvision: str | None) -> subprocess.Complete
     blocked = "import sys; sys.modules['torchvision'] = None\n" if torchvision is None else ""
     return subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path[:0] = [{str(folder)!r}]\n{blocked}{IMPORT}"],
-        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
@@ -80,7 +79,6 @@ def test_timm_imports_beside_the_torch_that_is_installed_here() -> None:
             "-c",
             "import cosa.networks._torchvision, timm; print(timm.is_model('vit_tiny_patch16_224'))",
         ],
-        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,

@@ -16,8 +16,8 @@ from cosa import cli
 from cosa.cli import common
 from cosa.config import Config, flatten, override
 from cosa.config.presets import get_preset
+from cosa.storage import mirror as storage
 from cosa.storage.mirror import LocalStorage, RemoteStorage, checkpoint, open_storage
-from cosa.storage.mirror import mirror as storage
 from cosa.structures import Ranks
 from cosa.training.trainer import Progress, Result, train
 from tests.cosa.runs import differences, read_journal, saved_state

@@ -17,7 +17,7 @@ from sweeps.planning import plan as planning
 from sweeps.running.driver import main, read_order
 from sweeps.tables import tables
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TABLES = ("3a", "3b")
 
 
@@ -148,7 +148,7 @@ def test_a_dry_run_waits_for_no_heavy_import():
         "print(*sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
     assert not {"torch", "ray", "mlflow", "numpy"} & set(done.stdout.split())
