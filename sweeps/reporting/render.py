@@ -39,6 +39,7 @@ from sweeps.reporting.latex import latex
 from sweeps.reporting.links import Links, trial_filter
 from sweeps.reporting.results import FilledTable, Results, Row, read_results, shown_and_online
 from sweeps.running.console import complain, say
+from sweeps.runs import find_sweep
 from sweeps.tables.metrics import METRICS, SEG_MIOU
 
 
@@ -368,8 +369,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         uri = resolve_uri(
             found.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///runs/mlflow.db"
         )
-        from sweeps.running.store import find_sweep
-
         results = read_results(uri, find_sweep(uri, found.experiment, found.sweep))
         files = write(results, Path(found.out or f"runs/{results.sweep}").absolute(), uri)
     except (ValueError, OSError, TrackingError) as error:

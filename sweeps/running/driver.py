@@ -25,6 +25,7 @@ from sweeps.planning.reuse import COMMIT_TAG, Reuse, find_reusable, still_there
 from sweeps.running.arguments import Order, read_order
 from sweeps.running.console import LiveLine, complain, say
 from sweeps.running.progress import best_of
+from sweeps.runs import explained, find_experiment
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -82,8 +83,6 @@ def _preview(order: Order) -> None:
     earlier, store_found = Reuse({}), None
     try:
         if may_answer(order.uri):
-            from sweeps.running.store import find_experiment  # mlflow and all that comes with it
-
             store_found = find_experiment(order.uri, order.experiment)
             earlier = _earlier(order, data_tags_if_there(order))
     except TrackingError as error:
@@ -109,8 +108,6 @@ def data_tags_if_there(order: Order) -> Mapping[str, str]:
 
 def _earlier(order: Order, data_tags: Mapping[str, str]) -> Reuse:
     """The earlier runs that this sweep takes: those it took before, and others that will do."""
-    from sweeps.running.store import explained, find_experiment
-
     found = None if order.fresh else find_experiment(order.uri, order.experiment)
     if found is None:
         return Reuse({})
@@ -141,8 +138,6 @@ def _show_cost(order: Order, trials: Sequence[Trial], found: tuple[MlflowClient,
         return
     speed = None
     if found is not None:
-        from sweeps.running.store import explained
-
         with explained(order.uri):
             speed = cost.measured(*found, order.base)
     if speed is None:

@@ -6,16 +6,14 @@ process could not say: a finished trial's run is complete, a failed one's carrie
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cosa.config import Config, difference, nearest
+from cosa.config import Config, difference
 from cosa.tracking import (
     DATA_TAG,
     RUN_FILE,
@@ -35,7 +33,17 @@ from sweeps.planning import folder as folders
 from sweeps.planning import plan as planning
 from sweeps.planning.plan import Plan, Trial
 from sweeps.reporting.results import Results, read_results
-from sweeps.runs import FAILURES, FORK_TAG, ORACLE_TAG, PLAN, REASON_TAG, metric_names, read_json
+from sweeps.runs import (
+    FAILURES,
+    FORK_TAG,
+    ORACLE_TAG,
+    PLAN,
+    REASON_TAG,
+    client_of,
+    explained,
+    metric_names,
+    read_json,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -262,68 +270,3 @@ def _check_same_store(root: Path, uri: str) -> None:
             f"--tracking-uri must stay {before} for the sweep in {str(root)!r}, got {mask(uri)}; "
             f"give that one, or another --out"
         )
-
-
-@contextlib.contextmanager
-def explained(uri: str) -> Iterator[None]:
-    """One line for a store that stops answering.
-
-    Raises:
-        TrackingError: In place of what MLflow raises.
-    """
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except MlflowException as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise TrackingError(
-            f"tracking store must answer, got none from {mask(uri)} ({mask(reason)}); the trials' folders "
-            "have it all: run the same command again when it does"
-        ) from None
-
-
-def find_sweep(uri: str, experiment: str, name: str) -> str:
-    """The id of the newest sweep, of those called `name` unless that is empty; `name` may be the id itself.
-
-    Raises:
-        TrackingError: The store does not answer.
-        ValueError: There is none.
-    """
-    path = Path(uri.partition(":///")[2])
-    if uri.startswith("sqlite") and not path.is_file():
-        raise ValueError(f"--tracking-uri must name a store that exists, got no file {str(path)!r}")
-    experiment_id = initialise_store(uri, experiment)
-    with explained(uri):
-        sweeps = client_of(uri).search_runs([experiment_id], "tags.`cosa.kind` = 'sweep'")
-    names = [run.data.tags.get("cosa.sweep", "") for run in sweeps]  # newest first
-    for run, own_name in zip(sweeps, names, strict=True):
-        if name in {"", own_name, run.info.run_id}:
-            return str(run.info.run_id)
-    raise ValueError(f"--sweep must be one in {mask(uri)}, got {name!r}{nearest(name, names)}")
-
-
-def find_experiment(uri: str, experiment: str) -> tuple[MlflowClient, str] | None:
-    """A client and the experiment's id, making nothing; None where there is no such store or experiment.
-
-    Raises:
-        TrackingError: The store does not answer.
-    """
-    path = Path(uri.partition(":///")[2])
-    if uri.startswith("sqlite") and not path.is_file():  # or MLflow would make one
-        return None
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # by default it tries for minutes
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    with explained(uri):
-        client = client_of(uri)
-        found = client.get_experiment_by_name(experiment)
-    if found is None or found.lifecycle_stage != "active":
-        return None
-    return client, str(found.experiment_id)
-
-
-def client_of(uri: str) -> MlflowClient:
-    """A client of a store that is known to answer."""
-    from mlflow import MlflowClient
-
-    return MlflowClient(uri)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cosa.config import Config, override
 from cosa.config.presets import short_name
 from cosa.tracking import TrackingError, mask
+from sweeps import runs
 from sweeps.planning import cost
 from sweeps.planning.plan import Trial
 from sweeps.running.console import complain, say
@@ -125,12 +126,10 @@ def _show_earlier(request: Request) -> int:
 
 
 def _speed(request: Request) -> cost.Speed | None:
-    from sweeps.running import store
-
-    found = store.find_experiment(request.order.uri, request.order.experiment)
+    found = runs.find_experiment(request.order.uri, request.order.experiment)
     if found is None:
         return None
-    with store.explained(request.order.uri):
+    with runs.explained(request.order.uri):
         return cost.measured(*found, request.base)
 
 

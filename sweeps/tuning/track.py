@@ -11,6 +11,7 @@ from cosa.config import Config
 from cosa.config.presets import short_name
 from cosa.tracking import TrackingSpec, read_run_id
 from cosa.tracking.provenance import source_tags
+from sweeps import runs
 from sweeps.planning import folder as folders
 from sweeps.planning.plan import Plan, Trial
 from sweeps.planning.reuse import COMMIT_TAG, find_reusable
@@ -42,11 +43,11 @@ class Reused:
 
 def find_earlier(order: Order, trials: Sequence[Trial], data_tags: Mapping[str, str]) -> Reused:
     """The metric of `trials` that finished in earlier runs, by this code and on the data of these tags."""
-    found = store.find_experiment(order.uri, order.experiment) if trials else None
+    found = runs.find_experiment(order.uri, order.experiment) if trials else None
     if found is None:
         return Reused({})
     code = {COMMIT_TAG: order.commit} if order.commit else source_tags()
-    with store.explained(order.uri):
+    with runs.explained(order.uri):
         reuse = find_reusable(*found, trials, code, data_tags)
         metrics = {name: found[0].get_run(run_id).data.metrics for name, run_id in reuse.runs.items()}
     return Reused({name: own[SEG_MIOU] for name, own in metrics.items() if SEG_MIOU in own}, reuse.refused)
@@ -118,7 +119,7 @@ class SearchTrack:
 
     def _tag(self, trial: Trial, tags: Mapping[str, str]) -> None:
         run_id = read_run_id(folders.trial_folder(self._root, trial.name))
-        client = store.client_of(self._sweep.uri)
+        client = runs.client_of(self._sweep.uri)
         for key, value in tags.items() if run_id else ():
             client.set_tag(run_id, key, value)
 

@@ -12,6 +12,7 @@ import pytest
 from cosa.config import Config, TrainConfig, identity, override, warmup_identity
 from cosa.tracking import TrackingError, read_run_id
 from cosa.tracking.journal import Journal
+from sweeps import runs
 from sweeps.planning import folder as folders
 from sweeps.planning.plan import make_plan
 from sweeps.reporting import results
@@ -237,7 +238,7 @@ def test_an_experiment_opens_as_training_runs_in_the_ui(uri, root):
 
 
 def test_a_store_that_is_not_there_is_not_made(tmp_path):
-    assert store.find_experiment(f"sqlite:///{tmp_path}/none.db", "test") is None
+    assert runs.find_experiment(f"sqlite:///{tmp_path}/none.db", "test") is None
     assert not list(tmp_path.iterdir())
 
 
@@ -291,14 +292,14 @@ def test_a_trial_outside_of_the_plan_does_not_count(uri, root):
 
 def test_a_sweep_is_found_by_name_and_a_wrong_name_by_its_nearest(uri, root):
     run_id = open_sweep(uri, root.with_name("ablation-voc")).run_id
-    assert store.find_sweep(uri, "test", "ablation-voc") == run_id
+    assert runs.find_sweep(uri, "test", "ablation-voc") == run_id
     with pytest.raises(ValueError, match="got 'ablatoin-voc'; did you mean 'ablation-voc'"):
-        store.find_sweep(uri, "test", "ablatoin-voc")
+        runs.find_sweep(uri, "test", "ablatoin-voc")
 
 
 def test_a_report_makes_no_store_where_there_is_none(tmp_path):
     with pytest.raises(ValueError, match="must name a store that exists"):
-        store.find_sweep(f"sqlite:///{tmp_path}/none.db", "test", "")
+        runs.find_sweep(f"sqlite:///{tmp_path}/none.db", "test", "")
     assert not list(tmp_path.iterdir())
 
 
