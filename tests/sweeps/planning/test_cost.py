@@ -107,8 +107,8 @@ def test_only_the_newest_runs_hardware_counts():
 def test_core_hours_count_the_cores_and_gpu_hours_the_gpus():
     trials = make_plan(BASE, [TABLE], [0]).trials
     slow = Sample("both", 36.0, 0.0)  # 160 iterations: 1.6 hours
-    assert "about 6.4 core-hours" in cost.told(trials, Speed((slow,), "x", on_gpu=False), Request(cpus=4))
-    half = Request(cpus=4, gpus=0.5)
+    assert "about 6.4 core-hours" in cost.told(trials, Speed((slow,), "x", on_gpu=False), Request(cpus=4.0))
+    half = Request(cpus=4.0, gpus=0.5)
     assert "about 0.8 GPU-hours" in cost.told(trials, Speed((slow,), "x", on_gpu=True), half)
 
 
