@@ -141,10 +141,10 @@ def _folder(given: argparse.Namespace, stored: StoredModel) -> Path:
 
 def _make(folder: Path) -> None:
     """Make the folder now: an evaluation takes long, and is not to fail when it is over."""
-    from cosa.storage.checkpoint import write_atomically
+    from cosa.storage.files import write_atomically
 
     probe = folder / ".writable"
-    write_atomically(probe, lambda draft: draft.write_text(""))
+    write_atomically(probe, "")
     probe.unlink()
 
 
@@ -232,7 +232,7 @@ def _write(
     out: Path, stored: StoredModel, dataset: SegmentationDataset, found: Evaluation, images: int
 ) -> None:
     """The results for programs (JSON, fractions) and for readers (Markdown, percent)."""
-    from cosa.storage.checkpoint import write_atomically
+    from cosa.storage.files import write_atomically
 
     config, facts = stored.config, stored.facts
     settings = {k: v for k, v in flatten(config).items() if k.startswith("evaluation.")}
@@ -262,8 +262,8 @@ def _write(
     ]
     text = "\n\n".join(part for part in parts if part) + "\n"
     data = json.dumps(result, indent=2) + "\n"
-    write_atomically(out / "evaluation.json", lambda draft: draft.write_text(data))
-    write_atomically(out / "evaluation.md", lambda draft: draft.write_text(text))
+    write_atomically(out / "evaluation.json", data)
+    write_atomically(out / "evaluation.md", text)
 
 
 def _submit(stored: StoredModel, path: Path) -> None:

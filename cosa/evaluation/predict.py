@@ -24,7 +24,7 @@ from cosa.data.dataset import read_image
 from cosa.evaluation.crf import CrfPool
 from cosa.evaluation.pictures import palette
 from cosa.model import ImageOutput, Model
-from cosa.storage.checkpoint import write_error
+from cosa.storage.files import write_error
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 """Files of a folder that are taken for images."""

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from cosa.evaluation.predict import Prediction, index_png
-from cosa.storage.checkpoint import write_atomically
+from cosa.storage.files import write_atomically
 
 FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"
 """Where the server looks for NAME.png."""

@@ -10,16 +10,14 @@ that a checkpoint without its hash, or with another one, is torn: it is passed o
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import hashlib
-import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from cosa.storage.files import digest, write_atomically
 
 FORMAT = 2
 _NAME = re.compile(r"step_(\d{8})\.pt")
@@ -29,50 +27,6 @@ State = dict[str, Any]
 
 class TornError(ValueError):
     """A checkpoint is not the bytes that were written; the message is one line that says what to do."""
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, sync it, rename it to `path`, and sync the folder.
-
-    Raises:
-        OSError: No permission or no space; `path` is as it was before, the temporary file is gone.
-    """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(draft)
-        _sync(draft)
-        draft.replace(path)
-        _sync(path.parent)  # or a power cut could take the new name back
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
-        # torch's writer ends a failed write with a RuntimeError of its own, on top of the OSError
-        cause = error.__context__ if isinstance(error, RuntimeError) else error
-        if not isinstance(cause, OSError):
-            raise
-        raise write_error(path, cause) from error
-
-
-def _sync(path: Path) -> None:
-    """Return once a file, or a folder's list of names, is on the disk itself."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if not (path.is_dir() and error.errno in {errno.EINVAL, errno.ENOTSUP}):
-            raise  # some network file systems know no sync of a folder
-    finally:
-        os.close(descriptor)
-
-
-def write_error(path: Path, error: OSError) -> OSError:
-    """The one line that says what could not be written, why, and what to do."""
-    reason = os.strerror(error.errno) if error.errno else str(error)
-    full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-    remedy = "free some space there" if full else "check the path and its permissions"
-    message = f"cannot write {str(path)!r}: {reason}; {remedy}, then run the same command again"
-    return OSError(error.errno, message) if error.errno else OSError(message)
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -104,7 +58,7 @@ def save(folder: Path, state: State, *, keep: int) -> Path:
         with draft.open("wb") as file:  # given a path, torch would hide why it could not write
             torch.save({"format": FORMAT, **state}, file)
         line = f"{digest(draft)}  {path.name}\n"
-        write_atomically(hash_path(path), lambda other: other.write_text(line))
+        write_atomically(hash_path(path), line)
 
     write_atomically(path, write)
     past = [old for old in existing(folder) if step_of(old) <= state["step"]]
@@ -129,12 +83,6 @@ def _superseded(past: Sequence[Path], keep: int) -> Sequence[Path]:
             return past[:older]
         whole += is_whole(past[older - 1])
     return []
-
-
-def digest(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_whole(path: Path) -> bool:

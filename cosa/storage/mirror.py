@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import functools
 import logging
+import math
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,13 +25,14 @@ from typing import Any
 import torch
 
 from cosa.storage import checkpoint
+from cosa.storage.files import digest, lock, mask, one_line, write_atomically
 from cosa.structures import Ranks
-from cosa.tracking import mask
 
 _log = logging.getLogger(__name__)
 
 _RESULT = "result.json"
 _ORDER = ("checkpoints", "journal.jsonl", "run.json", "tracking", "config.json")  # in which things go up
+_LOCK = ".storage.lock"  # held against this machine's other processes of the run
 _NOT_MIRRORED = "ray"  # notes of one attempt on one cluster
 _PAUSES = (2.0, 10.0, 30.0)  # seconds between tries to reach storage before training starts
 _OUR_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
@@ -95,7 +96,7 @@ class RemoteStorage:
         except (ImportError, ValueError) as error:
             raise ValueError(
                 f"out must be a folder, or a URL that this machine can open, got {self.url!r} "
-                f"({_one_line(error)}); s3:// needs the extra cosa-wsss[s3]"
+                f"({one_line(error)}); s3:// needs the extra cosa-wsss[s3]"
             ) from None
         if protocol in _OPTIONS:
             system.retries = 1  # on top of those of the options
@@ -113,7 +114,7 @@ class RemoteStorage:
         except (FileNotFoundError, PermissionError) as error:
             raise ValueError(
                 f"out must lie on storage that exists and is open to you, got {self.url!r} "
-                f"({_one_line(error)}); make the bucket, or set the keys in the environment"
+                f"({one_line(error)}); make the bucket, or set the keys in the environment"
             ) from None
         names = {path.removeprefix(f"{root}/"): int(facts["size"]) for path, facts in found.items()}
         return {name: size for name, size in names.items() if _is_mirrored(name)}
@@ -129,7 +130,7 @@ class RemoteStorage:
             StorageError: It could not be reached, so that nobody knows whether there is a run to go on with.
             OSError: The working folder cannot be written.
         """
-        with self._alone():
+        with lock(self.folder / _LOCK, wait=math.inf):
             for pause in (*_PAUSES, None):
                 try:
                     self._pull()
@@ -141,7 +142,7 @@ class RemoteStorage:
                     if pause is None:
                         raise StorageError(
                             f"storage must answer before training starts, got nothing from {self.url!r} "
-                            f"({_one_line(error)}); start again when it does, or go on without it in "
+                            f"({one_line(error)}); start again when it does, or go on without it in "
                             f"{str(self.folder)!r}"
                         ) from None
                     time.sleep(pause)
@@ -154,7 +155,7 @@ class RemoteStorage:
         for name in there:
             path = self.folder / name
             if not _is_checkpoint(name) and (draft or not path.is_file()):
-                _write(path, self._read(name))
+                write_atomically(path, self._read(name))
                 self._sent[name] = _stamp(path)
         if draft:  # last: until it has its name, a pull that was cut short is done again
             self._install(draft)
@@ -179,8 +180,8 @@ class RemoteStorage:
         if f"{name}.sha256" in there:
             expected = self._read(f"{name}.sha256")
             system.get_file(f"{root}/{name}", str(draft))
-            if checkpoint.digest(draft).encode() == expected[:64]:
-                _write(checkpoint.hash_path(path), expected)
+            if digest(draft).encode() == expected[:64]:
+                write_atomically(checkpoint.hash_path(path), expected)
                 return draft
             draft.unlink()
         self._torn.add(name)
@@ -190,7 +191,7 @@ class RemoteStorage:
     def _install(self, draft: Path) -> None:
         """Give a fetched checkpoint its name."""
         path = draft.with_name(draft.name.removeprefix(".").removesuffix(".part"))
-        checkpoint.write_atomically(path, draft.replace)
+        write_atomically(path, draft.replace)
         for file in (path, checkpoint.hash_path(path)):
             self._sent[file.relative_to(self.folder).as_posix()] = _stamp(file)
 
@@ -209,7 +210,7 @@ class RemoteStorage:
             return saved
         _log.warning("going on from step %d instead of %d, which other machines do not have", step, own)
         path = checkpoint.checkpoint_path(self.folder / "checkpoints", step)
-        with self._alone():
+        with lock(self.folder / _LOCK, wait=math.inf):
             for newer in self._checkpoints():  # they will be written again, with their lines of the journal
                 if newer > path:
                     checkpoint.hash_path(newer).unlink(missing_ok=True)
@@ -229,9 +230,9 @@ class RemoteStorage:
                 _log.warning(
                     "storage: %s takes nothing, training goes on and the next checkpoint tries again: %s",
                     self.url,
-                    _one_line(error),
+                    one_line(error),
                 )
-            self._failure = _one_line(error)
+            self._failure = one_line(error)
         else:
             if self._failure:
                 _log.warning("storage: %s answers again and has everything", self.url)
@@ -289,18 +290,6 @@ class RemoteStorage:
                 f"storage must take the finished run, got {self._failure} from {self.url!r}; {left} files "
                 f"did not go up and lie whole in {str(self.folder)!r}: the same command sends them"
             )
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Hold the working folder against this machine's other processes of the run."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            file = (self.folder / ".storage.lock").open("w")
-        except OSError as error:
-            raise checkpoint.write_error(self.folder, error) from error
-        with file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
 
     def _read(self, name: str) -> bytes:
         system, root = self._there
@@ -375,15 +364,6 @@ def _turn(name: str) -> tuple[int, str]:
     return (_ORDER.index(first) if first in _ORDER else len(_ORDER) + (name == _RESULT), name)
 
 
-def _write(path: Path, content: bytes) -> None:
-    checkpoint.write_atomically(path, lambda draft: draft.write_bytes(content))
-
-
 def _stamp(path: Path) -> tuple[int, int]:
     facts = path.stat()
     return facts.st_size, facts.st_mtime_ns
-
-
-def _one_line(error: Exception) -> str:
-    """An error's type and text in one line, without passwords and not too long."""
-    return mask(f"{type(error).__name__}: {' '.join(str(error).split())}")[:300]

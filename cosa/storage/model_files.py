@@ -23,6 +23,7 @@ from cosa.config import Config, from_json, to_json
 from cosa.networks.encoder import read_tensors
 from cosa.networks.network import CosaNetwork
 from cosa.storage import checkpoint
+from cosa.storage.files import write_atomically
 from cosa.tracking import download_model
 
 NetworkName = Literal["assignment", "online"]
@@ -114,12 +115,8 @@ def _save(
     paths = [folder / name for name in _FILES]
     paths[-1].unlink(missing_ok=True)
     for path, data in zip(paths, content, strict=True):
-        _write(path, data)
+        write_atomically(path, data)
     return paths
-
-
-def _write(path: Path, data: bytes) -> None:
-    checkpoint.write_atomically(path, lambda draft: draft.write_bytes(data))
 
 
 def resolve_model(

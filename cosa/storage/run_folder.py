@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 from cosa.config import MACHINE_FIELDS, Config, difference, from_json, identity
-from cosa.storage import checkpoint
 
 
 def require_same_run(out: Path, config: Config) -> None:
@@ -36,29 +33,3 @@ def is_finished(out: Path, step: int) -> bool:
     """Whether the run ended after `step` steps."""
     path = out / "result.json"
     return path.is_file() and json.loads(path.read_text())["step"] == step
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    checkpoint.write_atomically(path, lambda draft: draft.write_text(text))
-
-
-def append_line(path: Path, entry: Mapping[str, object]) -> None:
-    """Add an entry to a journal."""
-    try:
-        with path.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
-    except OSError as error:
-        raise checkpoint.write_error(path, error) from error
-
-
-def cut_journal(path: Path, *, after: int) -> None:
-    """Drop lines of steps that will be trained again, and a torn last line."""
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            if json.loads(line)["step"] <= after:
-                kept.append(line + "\n")
-    write_text(path, "".join(kept))

@@ -15,8 +15,9 @@ is imported only where a run is really tracked.
 
 from __future__ import annotations
 
+from cosa.storage.files import mask
 from cosa.tracking.journal import RUN_FILE, InUseError, Standing, find_journals, read_run_id, standing
-from cosa.tracking.place import RunGoneError, TrackingError, mask, require_name, resolve_uri, ui_hint
+from cosa.tracking.place import RunGoneError, TrackingError, require_name, resolve_uri, ui_hint
 from cosa.tracking.store import download_model, find_run, initialise_store, save_pyfunc
 from cosa.tracking.sync import Flushed, flush, kept_uri
 from cosa.tracking.tracker import DATA_TAG, MlflowTracker, NullTracker, Status, Tracker, TrackingSpec

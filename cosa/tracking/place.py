@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from pathlib import Path
+
+from cosa.storage.files import mask
 
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 """The databases that MLflow writes to directly, with the port each listens on where the URI names none."""
@@ -62,15 +63,3 @@ def require_name(what: str, name: str) -> None:
     """
     if not name.isprintable():
         raise ValueError(f"{what} must be one line of visible characters, got {name!r}; choose another name")
-
-
-def mask(text: str) -> str:
-    """`text` with the user and password of every URI in it replaced by `***`."""
-    text = re.sub(r"(\w://)[^/\s'\"]*@", r"\1***@", text)
-    return re.sub(r"(?i)([?&](?:password|token|secret|key)=)[^&\s]+", r"\1***", text)
-
-
-def one_line(error: Exception) -> str:
-    """The first line of an error, or the cause it names, without passwords and not too long."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return mask(lines[0].rpartition("Caused by ")[2])[:200]

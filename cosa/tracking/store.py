@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cosa
-from cosa.tracking.place import DATABASE_PORTS, TrackingError, mask, one_line, resolve_uri, sqlite_path
+from cosa.storage.files import mask, one_line
+from cosa.tracking.place import DATABASE_PORTS, TrackingError, resolve_uri, sqlite_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -210,6 +211,6 @@ def explained(uri: str) -> Iterator[None]:
     except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
         remedy = "check the file and its folder" if uri.startswith("sqlite") else "start the server"
         raise TrackingError(
-            f"tracking store must answer, got none from {mask(uri)} ({one_line(error)}); "
+            f"tracking store must answer, got none from {mask(uri)} ({one_line(error, kind=False)}); "
             f"{remedy}, or track elsewhere or not at all"
         ) from None

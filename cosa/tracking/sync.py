@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cosa.storage.files import mask, one_line
 from cosa.tracking.journal import (
     Account,
     Entry,
@@ -29,7 +30,7 @@ from cosa.tracking.journal import (
     standing,
     write_account,
 )
-from cosa.tracking.place import RunGoneError, mask, one_line, resolve_uri
+from cosa.tracking.place import RunGoneError, resolve_uri
 from cosa.tracking.store import connect, environment, experiment_id, explained, find_run
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ class Delivery:
                     "restore it with `mlflow runs restore`, or name the store that has it"
                 ) from None
             if len(group) == 1:
-                self.notes.append(f"an entry was refused and left out: {one_line(error)}")
+                self.notes.append(f"an entry was refused and left out: {one_line(error, kind=False)}")
             else:  # the others are not to blame
                 for entry in group:
                     self._send(client, [entry])
@@ -191,7 +192,7 @@ class Delivery:
             client.log_artifact(self.account.run_id, str(path), entry.content["folder"] or None)
         except Exception as error:  # noqa: BLE001 (each kind of artifact store fails in a way of its own)
             if not self.account.waiting:
-                self.notes.append(f"a file waits to be kept, {path.name!r}: {one_line(error)}")
+                self.notes.append(f"a file waits to be kept, {path.name!r}: {one_line(error, kind=False)}")
             self.account.waiting.append(entry.start)
 
     def _finish(self, client: MlflowClient, entry: Entry) -> None:

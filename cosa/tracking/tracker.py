@@ -12,9 +12,10 @@ from typing import Literal, Protocol, runtime_checkable
 
 from cosa import config as configs
 from cosa.config import Config
+from cosa.storage.files import mask
 from cosa.tracking.courier import Courier
 from cosa.tracking.journal import Journal, find_journals, standing
-from cosa.tracking.place import TrackingError, mask, require_name, resolve_uri
+from cosa.tracking.place import TrackingError, require_name, resolve_uri
 from cosa.tracking.provenance import environment_tags, identity_tags, source_tags
 from cosa.tracking.store import require_mlflow
 from cosa.tracking.sync import flush

@@ -21,7 +21,7 @@ from cosa.data.loader import evaluation_batches
 from cosa.evaluation.evaluate import Evaluation, evaluate
 from cosa.evaluation.pictures import draw_panels, panel_indices, panel_rows
 from cosa.networks.network import CosaNetwork
-from cosa.storage import checkpoint
+from cosa.storage.files import write_atomically
 from cosa.structures import Ranks
 from cosa.training.step import TrainingState
 
@@ -115,7 +115,7 @@ def _write_files(
         }
         files.append(out / "analysis" / f"step_{state.step:08d}.json")
         text = json.dumps(record, allow_nan=False) + "\n"
-        checkpoint.write_atomically(files[-1], lambda draft: draft.write_text(text))
+        write_atomically(files[-1], text)
     if config.evaluation.panel_images:
         files.append(out / "panels" / f"step_{state.step:08d}.png")
         _draw_panel(files[-1], state, validation, config, ranks)
@@ -141,7 +141,7 @@ def _draw_panel(
             device=ranks.device,
         )
     picture = draw_panels(rows, validation.classes)
-    checkpoint.write_atomically(path, lambda draft: picture.save(draft, format="PNG"))
+    write_atomically(path, lambda draft: picture.save(draft, format="PNG"))
 
 
 def _autocast(config: Config, ranks: Ranks) -> torch.autocast:

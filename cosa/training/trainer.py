@@ -34,9 +34,10 @@ from cosa.data.loader import step_names, train_batches
 from cosa.data.open import TRAINING_TAG, VALIDATION_TAG, RunData, open_run_data
 from cosa.evaluation.evaluate import coexistence_indices
 from cosa.storage import checkpoint
+from cosa.storage.files import append_line, cut_lines, write_atomically
 from cosa.storage.mirror import Storage, open_storage
 from cosa.storage.model_files import Facts, save_model
-from cosa.storage.run_folder import append_line, cut_journal, is_finished, require_same_run, write_text
+from cosa.storage.run_folder import is_finished, require_same_run
 from cosa.storage.warmup import load_warmup, require_momenta
 from cosa.structures import Batch, Ranks
 from cosa.tracking import NullTracker, Tracker
@@ -208,8 +209,8 @@ class _Run:
             )
         self.ranks.wait()  # every rank has read before the first one writes
         if self.ranks.first:
-            write_text(self.out / "config.json", to_json(self.config))
-            cut_journal(self.out / "journal.jsonl", after=state.step)
+            write_atomically(self.out / "config.json", to_json(self.config))
+            cut_lines(self.out / "journal.jsonl", lambda entry: entry["step"] <= state.step)
             if not is_finished(self.out, self.target):  # a run that goes on is not finished
                 (self.out / "result.json").unlink(missing_ok=True)
         tags = dict(self.data.tags)
@@ -397,7 +398,7 @@ class _Run:
                 "data_fingerprint": self.data.tags[TRAINING_TAG],
                 "val_fingerprint": self.data.tags[VALIDATION_TAG],
             }
-            write_text(self.out / "result.json", json.dumps(result, indent=2) + "\n")
+            write_atomically(self.out / "result.json", json.dumps(result, indent=2) + "\n")
             self.tracker.log_artifact(self.out / "result.json")
         self.ranks.wait()
         return Result(

@@ -37,7 +37,8 @@ def train(config: Any, *, out: Path, tracker: Any, stop_at: int | None = None, *
     import os
 
     from cosa.config import identity, warmup_identity
-    from cosa.storage.checkpoint import digest, hash_path
+    from cosa.storage.checkpoint import hash_path
+    from cosa.storage.files import digest
 
     step = stop_at or config.train.iterations
     (out / "checkpoints").mkdir(parents=True, exist_ok=True)

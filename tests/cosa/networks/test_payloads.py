@@ -14,6 +14,7 @@ from cosa.cli import common
 from cosa.config import Config, flatten
 from cosa.config.presets import get_preset
 from cosa.storage import checkpoint
+from cosa.storage.files import digest
 from cosa.training.trainer import train
 
 
@@ -34,7 +35,7 @@ def plant(path: Path, mark: Path) -> Path:
     torch.save({"format": checkpoint.FORMAT, "step": 9, "online": weights, **weights}, path)
     torch.load(path, weights_only=False)
     mark.unlink()
-    checkpoint.hash_path(path).write_text(f"{checkpoint.digest(path)}  {path.name}\n")
+    checkpoint.hash_path(path).write_text(f"{digest(path)}  {path.name}\n")
     return path
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from cosa.storage import checkpoint
+from cosa.storage.files import digest, write_atomically
 from tests.cosa.runs import differences, saved_state
 
 STATE: dict[str, Any] = {
@@ -42,7 +43,7 @@ def with_hashes(*checkpoints: str) -> list[str]:
 
 def sign(path: Path) -> None:
     """Make `path` a whole file, whatever it holds."""
-    checkpoint.hash_path(path).write_text(f"{checkpoint.digest(path)}  {path.name}\n")
+    checkpoint.hash_path(path).write_text(f"{digest(path)}  {path.name}\n")
 
 
 def tear(path: Path) -> None:
@@ -147,7 +148,7 @@ def test_a_new_name_is_on_the_disk_before_it_is_told(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(os, "fsync", sync)
     monkeypatch.setattr(Path, "replace", replace)
-    checkpoint.write_atomically(tmp_path / "file", lambda draft: draft.touch())
+    write_atomically(tmp_path / "file", lambda draft: draft.touch())
 
     assert calls == [f"sync .file.{os.getpid()}.part", "rename to file", f"sync {tmp_path.name}"]
 
@@ -340,7 +341,7 @@ def test_a_mistake_in_what_is_written_is_not_told_as_a_full_disk(tmp_path: Path)
         raise RuntimeError("CUDA out of memory")
 
     with pytest.raises(RuntimeError, match="CUDA out of memory"):
-        checkpoint.write_atomically(tmp_path / "file", out_of_memory)
+        write_atomically(tmp_path / "file", out_of_memory)
 
     assert names(tmp_path) == []
 
@@ -353,7 +354,7 @@ def test_no_draft_is_left_by_a_write_that_is_interrupted(tmp_path: Path) -> None
     (tmp_path / "file").write_text("old")
 
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.write_atomically(tmp_path / "file", interrupted)
+        write_atomically(tmp_path / "file", interrupted)
 
     assert names(tmp_path) == ["file"]
     assert (tmp_path / "file").read_text() == "old"
@@ -371,11 +372,11 @@ def test_a_path_that_cannot_be_written_is_named_with_the_reason(tmp_path: Path) 
     (tmp_path / "file").touch()
 
     with pytest.raises(OSError, match=r"cannot write '.*file/inner': File exists; check the path"):
-        checkpoint.write_atomically(tmp_path / "file/inner", lambda draft: draft.touch())
+        write_atomically(tmp_path / "file/inner", lambda draft: draft.touch())
 
 
 def test_folders_are_made_on_the_way(tmp_path: Path) -> None:
-    checkpoint.write_atomically(tmp_path / "a/b/file", lambda draft: draft.write_text("x"))
+    write_atomically(tmp_path / "a/b/file", lambda draft: draft.write_text("x"))
 
     assert (tmp_path / "a/b/file").read_text() == "x"
 

@@ -16,8 +16,8 @@ from cosa import cli
 from cosa.cli import common
 from cosa.config import Config, flatten, override
 from cosa.config.presets import get_preset
-from cosa.storage import mirror as storage
-from cosa.storage.mirror import LocalStorage, RemoteStorage, checkpoint, open_storage
+from cosa.storage import checkpoint, mirror
+from cosa.storage.mirror import LocalStorage, RemoteStorage, open_storage
 from cosa.structures import Ranks
 from cosa.training.trainer import Progress, Result, train
 from tests.cosa.runs import differences, read_journal, saved_state
@@ -36,7 +36,7 @@ def server() -> Iterator[S3Server]:
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Working folders lie below the folder that one stands in; nobody waits for a server in a test."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(storage, "_PAUSES", (0.0,))
+    monkeypatch.setattr(mirror, "_PAUSES", (0.0,))
 
 
 @pytest.fixture
@@ -253,7 +253,7 @@ def test_a_pull_that_was_cut_short_is_done_again(
     lose_machine(url)
     folder.with_name("stale").rename(folder)
 
-    really = storage._write
+    really = mirror.write_atomically
 
     def killed(path: Path, content: bytes) -> None:
         if path.name == "journal.jsonl":
@@ -261,7 +261,7 @@ def test_a_pull_that_was_cut_short_is_done_again(
         really(path, content)
 
     with monkeypatch.context() as cut:
-        cut.setattr(storage, "_write", killed)
+        cut.setattr(mirror, "write_atomically", killed)
         with pytest.raises(KeyboardInterrupt):
             open_storage(url).pull()
 

@@ -193,13 +193,8 @@ def test_a_run_in_bf16_trains_and_is_judged(tiny_config: Config, tmp_path: Path)
 def test_result_json_is_written_after_everything_else(
     short: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written, really = [], checkpoint.write_atomically
-
-    def spy(path: Path, write: Callable[[Path], object]) -> None:
-        really(path, write)
-        written.append(path.name)
-
-    monkeypatch.setattr(checkpoint, "write_atomically", spy)
+    written, really = [], Path.replace
+    monkeypatch.setattr(Path, "replace", lambda old, new: (really(old, new), written.append(new.name))[0])
 
     train(short, out=tmp_path)
 

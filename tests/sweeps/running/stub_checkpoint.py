@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cosa.storage.checkpoint import digest, hash_path
+from cosa.storage.checkpoint import hash_path
+from cosa.storage.files import digest
 
 
 def leave_checkpoint(path: Path) -> None:

@@ -27,7 +27,8 @@ def train(config, *, out, tracker, fork_from=None, stop_at=None, momenta=(), ask
     from pathlib import Path
 
     from cosa.config import identity, warmup_identity
-    from cosa.storage.checkpoint import digest, hash_path
+    from cosa.storage.checkpoint import hash_path
+    from cosa.storage.files import digest
     from cosa.training.stop import StoppedError
 
     control = Path(os.environ["STUB_CONTROL"])

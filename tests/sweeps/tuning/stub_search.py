@@ -29,7 +29,8 @@ def train(  # noqa: PLR0915 (Ray ships it alone: it must be one piece)
     from types import SimpleNamespace
 
     from cosa.config import identity, warmup_identity
-    from cosa.storage.checkpoint import digest, hash_path
+    from cosa.storage.checkpoint import hash_path
+    from cosa.storage.files import digest
     from cosa.training.stop import StoppedError
 
     control = Path(os.environ["STUB_CONTROL"])

@@ -1,0 +1,207 @@
+"""Files that a kill cannot tear and two processes cannot spoil, journals, and the one line for what failed.
+
+A journal is a file of JSON objects, one a line, that is only ever added to. Of a process that was killed it
+may hold a torn line: whoever reads passes over it, whoever adds begins a new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+_LONGEST = 500  # characters of an error that are worth reading
+_TAIL = 65_536  # bytes; a line of a journal has a few thousand at most
+
+
+class InUseError(OSError):
+    """Another process holds a lock; the message is one line that says which and what to do."""
+
+
+def write_atomically(path: Path, content: str | bytes | Callable[[Path], object]) -> None:
+    """Fill a temporary file beside `path`, sync it, rename it to `path`, and sync the folder.
+
+    Args:
+        path: The file; its folders are made.
+        content: What to write, or a function that writes the file whose path it is given.
+
+    Raises:
+        OSError: No permission or no space; `path` is as it was before, the temporary file is gone.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if callable(content):
+            content(draft)
+        else:
+            draft.write_bytes(content.encode() if isinstance(content, str) else content)
+        _sync(draft)
+        draft.replace(path)
+        _sync(path.parent)  # or a power cut could take the new name back
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+        # torch's writer ends a failed write with a RuntimeError of its own, on top of the OSError
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if not isinstance(cause, OSError):
+            raise
+        raise write_error(path, cause) from error
+
+
+def _sync(path: Path) -> None:
+    """Return once a file, or a folder's list of names, is on the disk itself."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in {errno.EINVAL, errno.ENOTSUP}):
+            raise  # some network file systems know no sync of a folder
+    finally:
+        os.close(descriptor)
+
+
+def write_error(path: Path, error: OSError) -> OSError:
+    """The one line that says what could not be written, why, and what to do."""
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+    remedy = "free some space there" if full else "check the path and its permissions"
+    message = f"cannot write {str(path)!r}: {reason}; {remedy}, then run the same command again"
+    return OSError(error.errno, message) if error.errno else OSError(message)
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def lock(path: Path, *, wait: float = 0.0) -> AbstractContextManager[object]:
+    """Hold the file `path` against other processes until the context is left, or this process is no more.
+
+    Args:
+        path: Made with its folder if it does not exist, never removed; it names the process that holds it.
+        wait: Seconds to wait for another process to let go; `math.inf` for ever.
+
+    Raises:
+        InUseError: It did not.
+        OSError: The file cannot be written, or lies where nothing can be locked.
+    """
+    file = FileLock(path, thread_local=False, fallback_to_soft=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held = file.acquire(timeout=wait, poll_interval=0.1)
+    except Timeout:
+        holder = path.read_text().strip() or "another process"
+        raise InUseError(
+            f"folder must not be in use, got {str(path.parent)!r}, held by {holder}; "
+            "wait for it, stop it, or choose another folder"
+        ) from None
+    except OSError as error:
+        raise write_error(path.parent, error) from error
+    with contextlib.suppress(OSError):  # a full disk
+        path.write_text(f"process {os.getpid()}")
+    return held
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a journal."""
+
+    start: int
+    """Where it begins, in bytes."""
+    end: int
+    """Where the next one begins."""
+    content: Mapping[str, Any]
+    """Empty for a torn line."""
+
+
+def read_lines(path: Path, start: int = 0) -> Iterator[Line]:
+    """Lines of a journal from the byte `start` on, without one that is still being written.
+
+    Nothing where there is no journal.
+    """
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        file.seek(start)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            yield Line(start, start + len(line), _parsed(line))
+            start += len(line)
+
+
+def last_entry(path: Path) -> Mapping[str, Any]:
+    """The last whole entry of a journal, which only its end is read for; empty where there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return {}
+    return next(filter(None, map(_parsed, reversed(lines))), {})
+
+
+def append_line(path: Path, entry: Mapping[str, object], *, sync: bool = False) -> None:
+    """Add an entry to a journal.
+
+    Args:
+        path: The journal.
+        entry: What `json` can write.
+        sync: Return once it is on the disk itself: a power cut cannot take it back.
+
+    Raises:
+        OSError: No space or no permission; one line.
+    """
+    line = json.dumps(entry).encode() + b"\n"
+    try:
+        with path.open("a+b", buffering=0) as file:
+            if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
+                line = b"\n" + line  # ends the one that a killed process left torn
+            if file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if sync:
+                os.fsync(file.fileno())
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def cut_lines(path: Path, keep: Callable[[Mapping[str, Any]], bool]) -> None:
+    """Drop the entries of a journal that are not to be kept, and torn lines; nothing without a journal."""
+    if path.is_file():
+        lines = ((line, _parsed(line)) for line in path.read_bytes().splitlines())
+        write_atomically(path, b"".join(line + b"\n" for line, entry in lines if entry and keep(entry)))
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(line)
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def mask(text: str) -> str:
+    """`text` with the user and password of every URI in it replaced by `***`."""
+    text = re.sub(r"(\w://)[^/\s'\"]*@", r"\1***@", text)
+    return re.sub(r"(?i)([?&](?:password|token|secret|key)=)[^&\s]+", r"\1***", text)
+
+
+def one_line(error: BaseException, *, kind: bool = True) -> str:
+    """The first line of an error, or the cause it names, without passwords and not too long.
+
+    Args:
+        error: The error.
+        kind: Whether its type stands before it; it stands alone where the error says nothing.
+    """
+    text = str(error).strip().partition("\n")[0].rpartition("Caused by ")[2]
+    name = type(error).__name__
+    return mask(f"{name}: {text}" if kind and text else text or name)[:_LONGEST]
