@@ -6,11 +6,11 @@ import argparse
 import inspect
 import os
 import signal
-import sys
 import typing
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
+from cosa.cli.console import print_error
 from cosa.config import Config, fields, nearest
 from cosa.tracking import TrackingError
 from cosa.training.stop import StoppedError
@@ -39,27 +39,22 @@ def run_command(
     try:
         return command(name, arguments)
     except KeyboardInterrupt:
-        complain(f"{name}: interrupted" + (f"; {goes_on}" if goes_on else ""))
+        print_error(f"{name}: interrupted" + (f"; {goes_on}" if goes_on else ""))
         return INTERRUPTED
     except StoppedError as error:
-        complain(f"{name}: {error}")
+        print_error(f"{name}: {error}")
         return TERMINATED
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         if "--traceback" in arguments:
             raise
         text = " ".join(str(error).split()) or type(error).__name__
-        complain(f"{name}: error: {text}")
+        print_error(f"{name}: error: {text}")
         return FAILED if isinstance(error, RuntimeError) and not isinstance(error, TrackingError) else MISTAKE
 
 
 def _terminate(number: int, frame: object) -> NoReturn:  # noqa: ARG001 (the signal's own signature)
     """End in order when told to: a job that is stopped closes its tracked run."""
     raise SystemExit(128 + number)
-
-
-def complain(line: str) -> None:
-    """A line on standard error."""
-    print(line, file=sys.stderr)
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,4 +1,8 @@
-"""How progress and metrics look on a terminal and in a log file."""
+"""The one terminal: lines for people, progress that is rewritten in place, tables of metrics.
+
+On a terminal progress takes a line, or a few, that the next state replaces; in a log file it is a plain
+line now and then. Nothing heavy is imported: `--help` and a sweep's plan answer at once.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +19,91 @@ if TYPE_CHECKING:
 else:
     Progress = Any  # the trainer imports torch; tests check annotations as the program runs
 
+PLAIN_SECONDS = 15.0
+"""Seconds between two progress lines where the output is no terminal, such as a Ray job's log."""
+
+
+def print_line(text: str = "") -> None:
+    """A line on standard output, at once."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def print_error(text: str) -> None:
+    """A line on standard error, at once."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+class LiveLine:
+    """Progress: a few lines rewritten in place on a terminal, one plain line now and then elsewhere."""
+
+    def __init__(self, *, every: float = PLAIN_SECONDS) -> None:
+        """Write to standard output; where that is no terminal, at most one line in `every` seconds."""
+        self._stream, self._every = sys.stdout, every
+        self.terminal = self._stream.isatty()
+        self._shown_at = -math.inf
+        self._height = 0  # lines on the terminal that are to be rewritten
+
+    def show(self, text: str, now: float | None = None, block: Sequence[str] = ()) -> None:
+        """Show `text` as the state of things.
+
+        Args:
+            text: A line.
+            now: Seconds of any clock that only rises (by default a clock of its own).
+            block: The same in several lines, for a terminal.
+        """
+        if self.terminal:
+            size = shutil.get_terminal_size()
+            lines = list(block or (text,))
+            if len(lines) > (room := max(1, size.lines - 2)):
+                lines = [*lines[: room - 1], f"... and {len(lines) - room + 1} more"]
+            self._write(self._erased() + "\n".join(line[: size.columns - 1] for line in lines))
+            self._height = len(lines)
+            return
+        now = time.monotonic() if now is None else now
+        if now - self._shown_at >= self._every:
+            self._shown_at = now
+            self._write(text + "\n")
+
+    def note(self, text: str) -> None:
+        """A line that stays, above the live ones."""
+        self._write(f"{self._erased()}{text}\n")
+
+    def clear(self) -> None:
+        """Leave an empty line behind on a terminal."""
+        self._write(self._erased())
+
+    def keep(self) -> None:
+        """Leave the live lines on the terminal as they stand, and go on below them."""
+        if self._height:
+            self._height = 0
+            self._write("\n")
+
+    def _erased(self) -> str:
+        """What takes the live lines off the terminal, the cursor where the first one began."""
+        if not self.terminal:
+            return ""
+        up = f"\x1b[{self._height - 1}A" if self._height > 1 else ""
+        self._height = 0
+        return f"\r{up}\x1b[J"
+
+    def _write(self, text: str) -> None:
+        self._stream.write(text)
+        self._stream.flush()
+
 
 class Display(logging.Handler):
-    """Progress of a run: a line that is rewritten in place on a terminal, plain lines elsewhere."""
+    """Progress of a run, its evaluations and what it logs, on standard output."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
-        self._stream = sys.stdout
-        self.terminal = sys.stdout.isatty()
-        self._open = False
+        self.live = LiveLine(every=0.0)
 
     def __call__(self, progress: Progress) -> None:
         """Show where the run stands; an evaluation stays on the screen."""
         if "train/loss/total" in progress.metrics:
-            self.rewrite(_progress_line(progress))
+            self.live.show(_progress_line(progress))
         evaluated = _evaluation_line(progress)
         if evaluated:
             self.line(evaluated)
@@ -39,33 +114,17 @@ class Display(logging.Handler):
         self.line(marked + record.getMessage())
 
     def line(self, text: str) -> None:
-        """A line that stays."""
-        self.rest()
-        self._stream.write(text + "\n")
-        self._stream.flush()
-
-    def rewrite(self, text: str) -> None:
-        """A line that the next one replaces on a terminal."""
-        if not self.terminal:
-            self.line(text)
-            return
-        self._stream.write("\r\x1b[2K" + text[: shutil.get_terminal_size().columns - 1])
-        self._stream.flush()
-        self._open = True
-
-    def rest(self) -> None:
-        """Leave the line that was being rewritten."""
-        if self._open:
-            self._stream.write("\n")
-            self._stream.flush()
-        self._open = False
+        """A line that stays, below what was shown last."""
+        self.live.keep()
+        self.live.note(text)
 
 
 class Counter:
     """How far a command has come: `12/57 images | 3.4 images/s | 13 s left`."""
 
-    def __init__(self, display: Display, total: int, what: str) -> None:
-        self._display, self._total, self._what = display, total, what
+    def __init__(self, total: int, what: str) -> None:
+        self._live = LiveLine(every=0.0)
+        self._total, self._what = total, what
         self._done = 0
         self._begun = time.perf_counter()
         self._shown = -math.inf
@@ -74,15 +133,48 @@ class Counter:
         """So many more are done; a log file hears of it only now and then."""
         self._done += count
         now = time.perf_counter()
-        pause = 0.2 if self._display.terminal else 10.0
+        pause = 0.2 if self._live.terminal else 10.0
         if now < self._shown + pause and self._done < self._total:
             return
         self._shown = now
         speed = self._done / max(now - self._begun, 1e-9)
         left = duration((self._total - self._done) / speed)
-        self._display.rewrite(
-            f"{self._done}/{self._total} {self._what} | {speed:.3g} {self._what}/s | {left} left"
-        )
+        self._live.show(f"{self._done}/{self._total} {self._what} | {speed:.3g} {self._what}/s | {left} left")
+
+    def keep(self) -> None:
+        """Leave the count on the terminal, and go on below it."""
+        self._live.keep()
+
+
+class SplitBar:
+    """How far reading is: a bar for each split on a terminal, a line per tenth elsewhere."""
+
+    def __init__(self) -> None:
+        self._live = LiveLine(every=0.0)
+        self._split, self._tenth, self._begun = "", 0, 0.0
+
+    def __call__(self, split: str, done: int, total: int) -> None:
+        """Show that `done` of the `total` images of a split are read; 0 of 0 while it is opened."""
+        if split != self._split:
+            self.keep()
+            self._split, self._tenth = split, 0
+        if not total:
+            self._live.show(f"{split}: opening")
+            self._begun = time.monotonic()
+            return
+        left = (time.monotonic() - self._begun) / done * (total - done) if done else math.inf
+        text = f"{done}/{total} images, {duration(left)} left"
+        tenth = 10 * done // total
+        if self._live.terminal:
+            filled = 30 * done // total
+            self._live.show(f"{split} [{'#' * filled}{'.' * (30 - filled)}] {text}")
+        elif tenth > self._tenth:
+            self._tenth = tenth
+            self._live.show(f"{split}: {text}")
+
+    def keep(self) -> None:
+        """Leave the bar on the terminal, and go on below it."""
+        self._live.keep()
 
 
 def _progress_line(progress: Progress) -> str:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import math
-import shutil
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cosa.cli.common import FAILED, Parser, add_traceback, whole_number
-from cosa.cli.console import duration
+from cosa.cli.console import SplitBar
 from cosa.cli.packing import add_pack, add_speed, run_pack, run_speed
 from cosa.config import DataConfig, nearest
 
@@ -108,9 +104,9 @@ def _check(given: argparse.Namespace) -> int:
     splits = splits_of(data)
     for split in given.split or ():
         _require_split(split, splits)
-    progress = _Bar()
+    progress = SplitBar()
     summary = check(data, given.split or splits, progress)
-    progress.rest()
+    progress.keep()
     print(f"\n{data.root}, layout {data.layout}\n")
     if summary.splits:
         print(table(summary.splits))
@@ -185,42 +181,3 @@ def _percent(split: SplitSummary, place: int) -> str:
     if not split.pixels:
         return "-"
     return f"{100 * split.pixels[place] / max(1, sum(split.pixels)):.2f}"
-
-
-class _Bar:
-    """How far reading is: a bar that is rewritten on a terminal, a line per tenth elsewhere."""
-
-    def __init__(self) -> None:
-        self._terminal = sys.stdout.isatty()
-        self._split, self._tenth, self._begun = "", 0, 0.0
-
-    def __call__(self, split: str, done: int, total: int) -> None:
-        """Show that `done` of the `total` images of a split are read; 0 of 0 while it is opened."""
-        if split != self._split:
-            self.rest()
-            self._split, self._tenth = split, 0
-        if not total:
-            self._write(f"{split}: opening")
-            self._begun = time.monotonic()
-            return
-        left = (time.monotonic() - self._begun) / max(done, 1) * (total - done) if done else math.inf
-        text = f"{done}/{total} images, {duration(left)} left"
-        tenth = 10 * done // total
-        if self._terminal:
-            filled = 30 * done // total
-            self._write(f"{split} [{'#' * filled}{'.' * (30 - filled)}] {text}")
-        elif tenth > self._tenth:
-            self._tenth = tenth
-            self._write(f"{split}: {text}")
-
-    def _write(self, text: str) -> None:
-        if self._terminal:
-            sys.stdout.write("\r\x1b[2K" + text[: shutil.get_terminal_size().columns - 1])
-        else:
-            sys.stdout.write(text + "\n")
-        sys.stdout.flush()
-
-    def rest(self) -> None:
-        """Leave the line that was being rewritten."""
-        if self._terminal and self._split:
-            sys.stdout.write("\n")

@@ -18,10 +18,9 @@ from cosa.cli.common import (
     add_source,
     add_traceback,
     changed_settings,
-    complain,
     find_model,
 )
-from cosa.cli.console import NETWORKS, Counter, Display, aligned_table, metrics_table
+from cosa.cli.console import NETWORKS, Counter, aligned_table, metrics_table, print_error
 from cosa.config import Config, flatten, override
 
 if TYPE_CHECKING:
@@ -104,21 +103,21 @@ def _evaluate(stored: StoredModel, given: argparse.Namespace) -> None:
     dataset = open_dataset(config.data, config.data.val_split)
     _require_same_classes(stored, dataset)
     if not dataset.has_masks:
-        complain(f"split {config.data.val_split!r} has no masks: classification alone can be judged")
+        print_error(f"split {config.data.val_split!r} has no masks: classification alone can be judged")
     model = build_model(stored)
     images = min(len(dataset), config.evaluation.max_images or len(dataset))
-    display = Display()
+    counter = Counter(images, "images")
     with model.autocast():
         found = evaluation.evaluate(
             model.network,
-            _counted(evaluation_batches(dataset, config), Counter(display, images, "images")),
+            _counted(evaluation_batches(dataset, config), counter),
             config=config,
             classes=dataset.classes,
             xi=facts.xi,
             aux_xi=facts.aux_xi,
             device=model.device,
         )
-    display.rest()
+    counter.keep()
     print(_heading(stored, images, len(dataset)) + "\n")
     print(metrics_table({NETWORKS[facts.network]: found.metrics}))
     for table in (_crf_table(found.metrics), _class_table(found, dataset.classes)):
@@ -283,8 +282,7 @@ def _submit(stored: StoredModel, path: Path) -> None:
     dataset = open_dataset(config.data, config.data.val_split, needs="images")
     _require_same_classes(stored, dataset)
     model = build_model(stored)
-    display = Display()
-    counter = Counter(display, len(dataset), "images")
+    counter = Counter(len(dataset), "images")
 
     def counted(predictions: Iterator[Prediction]) -> Iterator[Prediction]:
         for prediction in predictions:
@@ -293,5 +291,5 @@ def _submit(stored: StoredModel, path: Path) -> None:
 
     with CrfPool(config.data.loader_workers) if config.evaluation.crf else contextlib.nullcontext() as crf:
         count = write_submission(path, counted(predict_files(model, dataset.image_paths, crf=crf)))
-    display.rest()
+    counter.keep()
     print(f"{count} class maps of {config.data.val_split}, read back, in {path}")

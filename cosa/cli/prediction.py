@@ -16,10 +16,9 @@ from cosa.cli.common import (
     add_source,
     add_traceback,
     changed_settings,
-    complain,
     find_model,
 )
-from cosa.cli.console import Counter, Display
+from cosa.cli.console import Counter, print_error
 from cosa.config import Config, override
 
 if TYPE_CHECKING:
@@ -50,8 +49,7 @@ def main(prog: str, arguments: Sequence[str]) -> int:
     out = given.out.expanduser().absolute()
     stems = [out / name for name in output_names(paths)]
     _keep_images(paths, [stem.with_name(f"{stem.name}.png") for stem in stems])
-    display = Display()
-    counter = Counter(display, len(paths), "images")
+    counter = Counter(len(paths), "images")
     skipped = []
     with ExitStack() as stack:
         workers = model.config.data.loader_workers
@@ -66,12 +64,12 @@ def main(prog: str, arguments: Sequence[str]) -> int:
                     prediction, stem, model.classes, cams=shown if given.cams is not None else ()
                 )
             counter.add(1)
-    display.rest()
+    counter.keep()
     print(f"{len(paths) - len(skipped)} class maps with their overlays in {out}")
     if skipped:
-        complain(f"skipped {len(skipped)} of {len(paths)} images:")
+        print_error(f"skipped {len(skipped)} of {len(paths)} images:")
         for line in skipped:
-            complain(f"  {line}")
+            print_error(f"  {line}")
     return FAILED if skipped else 0
 
 

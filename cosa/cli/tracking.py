@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cosa.cli.common import FAILED, Parser, add_traceback, complain
+from cosa.cli.common import FAILED, Parser, add_traceback
+from cosa.cli.console import print_error
 from cosa.tracking import (
     InUseError,
     RunGoneError,
@@ -73,7 +74,7 @@ def _flush(prog: str, names: dict[Path, str], uri: str) -> int:
         except TrackingError as error:
             if not isinstance(error, RunGoneError):
                 silent.add(store)
-            complain(f"{prog}: error: {error}")
+            print_error(f"{prog}: error: {error}")
             left += standing(out).left
             continue
         left += found.left
@@ -84,7 +85,7 @@ def _flush(prog: str, names: dict[Path, str], uri: str) -> int:
         )
         print(f"{name}: {went}" + (f", {found.left} left" if found.left else ""))
         for note in found.notes:
-            complain(f"{name}: {note}")
+            print_error(f"{name}: {note}")
     if left:
-        complain(f"{prog}: {left} entries are left; the same command delivers them later")
+        print_error(f"{prog}: {left} entries are left; the same command delivers them later")
     return FAILED if left else 0

@@ -48,7 +48,7 @@ def main(prog: str, arguments: Sequence[str]) -> int:
     try:
         result = _run(config, storage, tracking, given.workers, display)
     finally:
-        display.rest()
+        display.live.keep()
         logger.removeHandler(display)
         logger.propagate = propagates
         logger.setLevel(level)

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cosa.cli.console import print_error, print_line
 from cosa.tracking import TrackingError, resolve_uri, ui_hint
 from sweeps.reporting.cells import LEAST_PAIRS
 from sweeps.reporting.comparison import comparisons
@@ -38,7 +39,6 @@ from sweeps.reporting.grid import (
 from sweeps.reporting.latex import latex
 from sweeps.reporting.links import Links, trial_filter
 from sweeps.reporting.results import FilledTable, Results, Row, read_results, shown_and_online
-from sweeps.running.console import complain, say
 from sweeps.runs import find_sweep
 from sweeps.tables.metrics import METRICS, SEG_MIOU
 
@@ -372,9 +372,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results = read_results(uri, find_sweep(uri, found.experiment, found.sweep))
         files = write(results, Path(found.out or f"runs/{results.sweep}").absolute(), uri)
     except (ValueError, OSError, TrackingError) as error:
-        complain(f"report: {' '.join(str(error).split())}")
+        print_error(f"report: {' '.join(str(error).split())}")
         return 2
-    say(terminal(results))
-    say(f"report: {files[0]}")
-    say(f"MLflow: {ui_command(uri)}")
+    print_line(terminal(results))
+    print_line(f"report: {files[0]}")
+    print_line(f"MLflow: {ui_command(uri)}")
     return 0

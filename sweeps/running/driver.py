@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cosa.cli.console import LiveLine, print_error, print_line
 from cosa.config import difference, override
 from cosa.config.presets import get_preset, short_name
 from cosa.tracking import TrackingError, mask
@@ -23,7 +24,6 @@ from sweeps.planning import plan as planning
 from sweeps.planning.plan import Plan, Trial, draw_tree
 from sweeps.planning.reuse import COMMIT_TAG, Reuse, find_reusable, still_there
 from sweeps.running.arguments import Order, read_order
-from sweeps.running.console import LiveLine, complain, say
 from sweeps.running.progress import best_of
 from sweeps.runs import explained, find_experiment
 
@@ -65,10 +65,10 @@ def main(
     except (ValueError, TypeError, OSError, TrackingError) as error:
         if "--traceback" in sys.argv:
             raise
-        complain(f"{name}: {' '.join(str(error).split())}")
+        print_error(f"{name}: {' '.join(str(error).split())}")
         return MISTAKE
     except KeyboardInterrupt:
-        complain(f"interrupted; this goes on from here:\n  {shlex.join(['python', *sys.argv])}")
+        print_error(f"interrupted; this goes on from here:\n  {shlex.join(['python', *sys.argv])}")
         return INTERRUPTED
 
 
@@ -86,7 +86,7 @@ def _preview(order: Order) -> None:
             store_found = find_experiment(order.uri, order.experiment)
             earlier = _earlier(order, data_tags_if_there(order))
     except TrackingError as error:
-        complain(str(error))
+        print_error(str(error))
     _show_plan(order, earlier)
     _show_cost(order, order.plan.remaining({*_finished(order), *earlier.runs}), store_found)
 
@@ -121,12 +121,12 @@ def _earlier(order: Order, data_tags: Mapping[str, str]) -> Reuse:
 
 
 def _show_plan(order: Order, earlier: Reuse) -> None:
-    say(draw_tree(order.plan, _finished(order), earlier.runs))
+    print_line(draw_tree(order.plan, _finished(order), earlier.runs))
     if earlier.refused:
-        say(earlier.refused)
+        print_line(earlier.refused)
     asking = [table.name for table in order.plan.tables if any(m.startswith("train/") for m in table.metrics)]
     if asking and not order.base.evaluation.train_split:
-        say(
+        print_line(
             f"table {', '.join(asking)} shows CPL of training images: its cells stay empty without "
             f"--set evaluation.train_split={order.base.data.train_split}"
         )
@@ -141,12 +141,12 @@ def _show_cost(order: Order, trials: Sequence[Trial], found: tuple[MlflowClient,
         with explained(order.uri):
             speed = cost.measured(*found, order.base)
     if speed is None:
-        say(
+        print_line(
             f"hours: not known, no finished run of this network, crop and batch is in {mask(order.uri)}; "
             f"one measures them, a short one will do:\n  {measuring(order)}"
         )
         return
-    say(cost.told(trials, speed, order.request))
+    print_line(cost.told(trials, speed, order.request))
 
 
 def _run(order: Order, train: Train | None) -> int:
@@ -158,7 +158,7 @@ def _run(order: Order, train: Train | None) -> int:
     data_tags = _check_data(order)
     earlier = _earlier(order, data_tags)
     _show_plan(order, earlier)
-    say(f"outputs: {root}")
+    print_line(f"outputs: {root}")
     sweep = store.open_sweep(order.uri, order.experiment, root, order.base, plan, _tags(order), earlier.runs)
     kept_plan.keep(root, planning.to_json(plan, earlier.runs))
     try:
@@ -172,9 +172,9 @@ def _run(order: Order, train: Train | None) -> int:
         interrupted = isinstance(error, KeyboardInterrupt)
         sweep.stop(root, plan.trials, "KILLED" if interrupted else "FAILED")
         raise
-    say(report.terminal(results))
-    say(f"report: {files[0]}")
-    say(f"MLflow: {report.ui_command(order.uri)}")
+    print_line(report.terminal(results))
+    print_line(f"report: {files[0]}")
+    print_line(f"MLflow: {report.ui_command(order.uri)}")
     return _verdict(plan, failures)
 
 
@@ -204,9 +204,11 @@ def _remaining(order: Order, sweep: Sweep, earlier: Reuse) -> list[Trial]:
         trial.kind == "trial" for trial in remaining
     )
     if not remaining:
-        say("nothing has failed")
+        print_line("nothing has failed")
     if waiting:
-        say(f"not run yet and left alone: {waiting}; the same command without --retry-failed runs them")
+        print_line(
+            f"not run yet and left alone: {waiting}; the same command without --retry-failed runs them"
+        )
     return remaining
 
 
@@ -260,12 +262,14 @@ def _train(
         from sweeps.running.launch import launch
 
         slots = f"{allotment.slots} at a time, each with {allotment.cpus:g} CPU"
-        say(
+        print_line(
             f"{len(remaining)} trials to run, {slots}"
             + (f", {allotment.gpus:g} GPU" if allotment.gpus else "")
         )
         if order.request.concurrent and allotment.slots < order.request.concurrent:
-            say(f"--max-concurrent {order.request.concurrent} does not fit: give each trial less than a CPU")
+            print_line(
+                f"--max-concurrent {order.request.concurrent} does not fit: give each trial less than a CPU"
+            )
         outcome = launch(
             remaining,
             order.root,
@@ -275,11 +279,11 @@ def _train(
             data_tags=data_tags,
             retries=order.retries,
             done_before=len(order.plan.trials) - len(remaining),
-            line=LiveLine(sys.stdout),
+            line=LiveLine(),
             best=best_of(order.plan.trials, _finished(order)),
             train=train,
         )
-    say(f"trained for {outcome.times}")
+    print_line(f"trained for {outcome.times}")
     return outcome.failures
 
 
@@ -298,12 +302,12 @@ def _verdict(plan: Plan, failures: Mapping[str, str]) -> int:
     """The exit code, after a table of what failed."""
     if not failures:
         return 0
-    complain(
+    print_error(
         f"{len(failures)} of {len(plan.trials)} trials failed; the same command tries them again, "
         "with --retry-failed them alone:"
     )
     labels = {name: plan.named(name).label for name in failures}
     width = max(map(len, labels.values()))
     for name, reason in failures.items():
-        complain(f"  {labels[name]:<{width}}  {reason}")
+        print_error(f"  {labels[name]:<{width}}  {reason}")
     return FAILED

@@ -15,11 +15,11 @@ from typing import Any
 from ray import tune
 from ray.tune.search import Searcher
 
+from cosa.cli.console import LiveLine, duration
 from cosa.distributed.session import Allotment
 from cosa.tracking import TrackingSpec
 from sweeps.planning import folder as folders
 from sweeps.planning.plan import Trial
-from sweeps.running.console import LiveLine, duration
 from sweeps.running.progress import Best, Progress, shown
 from sweeps.running.schedule import Schedule
 from sweeps.running.stopping import Stopping, orderly

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cosa.cli.console import LiveLine, duration
 from sweeps.planning import folder as folders
 from sweeps.planning.plan import Trial
 from sweeps.reporting.grid import percent
-from sweeps.running.console import LiveLine, duration
 from sweeps.running.schedule import Schedule, seconds_left
 from sweeps.tables.metrics import METRICS, SEG_MIOU
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sweeps.running.console import duration
+from cosa.cli.console import duration
 
 DEFAULT_TRIALS = 30
 

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from cosa.cli.console import LiveLine, print_error, print_line
 from cosa.config import Config, override
 from cosa.tracking import TrackingError
 from sweeps.planning import folder as folders
 from sweeps.running.arguments import Order, read_order
-from sweeps.running.console import LiveLine, complain, say
 from sweeps.running.driver import FAILED, INTERRUPTED, MISTAKE
 from sweeps.tables import Table
 from sweeps.tables.metrics import SEG_MIOU
@@ -92,10 +92,10 @@ def main(arguments: Sequence[str] | None = None, train: Train | None = None) -> 
     except (ValueError, TypeError, OSError, TrackingError) as error:
         if "--traceback" in sys.argv:
             raise
-        complain(f"search: {' '.join(str(error).split())}")
+        print_error(f"search: {' '.join(str(error).split())}")
         return MISTAKE
     except KeyboardInterrupt:
-        complain(f"interrupted; this goes on from here:\n  {shlex.join(['python', *sys.argv])}")
+        print_error(f"interrupted; this goes on from here:\n  {shlex.join(['python', *sys.argv])}")
         return INTERRUPTED
 
 
@@ -107,7 +107,7 @@ def read_request(arguments: Sequence[str]) -> Request:
     """
     parser = _parser()
     if {"-h", "--help"} & set(arguments):
-        say(parser.format_help() + "\nand what all sweeps take:\n")
+        print_line(parser.format_help() + "\nand what all sweeps take:\n")
     found, rest = parser.parse_known_args(arguments)
     order = read_order(
         "search", "Shared by all sweeps; --tables names rows that are tried first.", ROWS, rest
@@ -179,12 +179,12 @@ def _run(request: Request, train: Train | None) -> int:
     order, root = request.order, request.order.root
     study = open_study(root, request.space, request.base, request.base.train.seed)
     study.describe(SEG_MIOU, request.rungs.steps)
-    say(f"outputs: {root}")
-    say(f"the study as it grows: optuna-dashboard {root / 'study.journal'}")
+    print_line(f"outputs: {root}")
+    print_line(f"the study as it grows: optuna-dashboard {root / 'study.journal'}")
     data_tags = _check_data(request)
     study.enqueue(first_rows(request)[0])
     if order.retry_failed:
-        say(f"trying {study.repeat_failed()} failed trials again")
+        print_line(f"trying {study.repeat_failed()} failed trials again")
     track = SearchTrack.open(order, request.base, study, request.space.momenta)
     try:
         earlier = _earlier(request, study, data_tags)
@@ -196,13 +196,13 @@ def _run(request: Request, train: Train | None) -> int:
     except BaseException as error:
         track.stop("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
-    say(search_report.text(findings))
-    say(f"report: {root / 'search.html'}")
-    say(f"MLflow: {report.ui_command(order.uri)}")
+    print_line(search_report.text(findings))
+    print_line(f"report: {root / 'search.html'}")
+    print_line(f"MLflow: {report.ui_command(order.uri)}")
     if findings.failures:
-        complain(f"{len(findings.failures)} failed; --retry-failed tries the search's again:")
+        print_error(f"{len(findings.failures)} failed; --retry-failed tries the search's again:")
     for label, reason in findings.failures.items():
-        complain(f"  {label}  {reason}")
+        print_error(f"  {label}  {reason}")
     return FAILED if findings.failures else 0
 
 
@@ -227,9 +227,11 @@ def _earlier(request: Request, study: SearchStudy, data_tags: Mapping[str, str])
     rows = [trial for origin, trial in first_trials(request).items() if origin not in begun]
     reused = find_earlier(request.order, [] if request.order.fresh else rows, data_tags)
     if reused.values:
-        say(f"{len(reused.values)} of the paper's rows are taken from earlier runs (--fresh runs them again)")
+        print_line(
+            f"{len(reused.values)} of the paper's rows are taken from earlier runs (--fresh runs them again)"
+        )
     if reused.refused:
-        say(reused.refused)
+        print_line(reused.refused)
     return reused.values
 
 
@@ -271,9 +273,9 @@ def _train(
             earlier=earlier,
             waiting_only=order.retry_failed,
         )
-        line = LiveLine(sys.stdout)
+        line = LiveLine()
         if not flow.exhausted:
-            say(f"{allotment.slots} at a time, {ledger.text()} spent before")
+            print_line(f"{allotment.slots} at a time, {ledger.text()} spent before")
             seek(
                 flow,
                 order.root,
@@ -291,7 +293,7 @@ def _train(
         best, plan, remaining = _confirmation(request, study)
         failures: Mapping[str, str] = {}
         if plan and remaining:
-            say(f"confirming the best {len(best)} and the preset: {len(remaining)} runs")
+            print_line(f"confirming the best {len(best)} and the preset: {len(remaining)} runs")
             failures = launch(
                 remaining,
                 order.root,

@@ -18,11 +18,11 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
+from cosa.cli.console import LiveLine, duration
 from cosa.distributed.session import Allotment
 from cosa.tracking import TrackingSpec
 from sweeps.planning import folder as folders
 from sweeps.planning.plan import Trial
-from sweeps.running.console import LiveLine, duration
 from sweeps.running.launch import STOPPED, resources
 from sweeps.running.progress import Progress, shown
 from sweeps.running.stopping import Stopping, orderly

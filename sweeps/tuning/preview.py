@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from cosa.cli.console import print_error, print_line
 from cosa.config import Config, override
 from cosa.config.presets import short_name
 from cosa.tracking import TrackingError, mask
 from sweeps import runs
 from sweeps.planning import cost
 from sweeps.planning.plan import Trial
-from sweeps.running.console import complain, say
 from sweeps.running.driver import data_tags_if_there, may_answer, measuring
 from sweeps.tables.metrics import SEG_MIOU
 from sweeps.tuning.space import rows_inside
@@ -42,31 +42,33 @@ def first_trials(request: Request) -> dict[str, Trial]:
 def show_plan(request: Request) -> None:
     """Space, rungs, rows, and iterations at most."""
     order, train = request.order, request.base.train
-    say(f"search around {short_name(order.preset)}: {request.budget.text()}, by {SEG_MIOU}")
+    print_line(f"search around {short_name(order.preset)}: {request.budget.text()}, by {SEG_MIOU}")
     width = max(map(len, request.space.texts()))
     for name, text in request.space.texts().items():
-        say(f"  {name:<{width}}  {text}")
+        print_line(f"  {name:<{width}}  {text}")
     if request.rungs.steps:
         steps = " and ".join(f"{step:,}" for step in request.rungs.steps)
-        say(f"stopped at {steps} of {train.iterations:,} iterations: the worst third of those so far")
+        print_line(f"stopped at {steps} of {train.iterations:,} iterations: the worst third of those so far")
     else:
-        say("stopped nowhere: co-training is too short to be judged on its way")
+        print_line("stopped nowhere: co-training is too short to be judged on its way")
     if request.rungs.every != order.base.evaluation.every:
-        say(
+        print_line(
             f"evaluation.every is {request.rungs.every} instead of {order.base.evaluation.every}: trials are "
             f"evaluated where they may be stopped"
         )
     inside, outside = first_rows(request)
-    say(f"first come {len(inside)} rows of the paper: {_names(inside)}")
+    print_line(f"first come {len(inside)} rows of the paper: {_names(inside)}")
     if outside:
-        say(f"outside of the space: {_names(outside)}")
+        print_line(f"outside of the space: {_names(outside)}")
     cotraining = train.iterations - train.warmup
     if request.budget.trials:
         most = train.warmup + request.budget.trials * cotraining
-        say(f"at most {most:,} iterations, of which {train.warmup:,} are the one warm-up of all trials")
+        print_line(
+            f"at most {most:,} iterations, of which {train.warmup:,} are the one warm-up of all trials"
+        )
     if request.confirm:
         more = request.seeds * (train.warmup + (request.confirm + 1) * cotraining)
-        say(
+        print_line(
             f"then the best {request.confirm} and the preset with {request.seeds} fresh seeds: "
             f"{more:,} iterations beyond the budget"
         )
@@ -85,10 +87,10 @@ def show_costs(request: Request) -> None:
             spared = 0 if begun else _show_earlier(request)
             speed = _speed(request)
     except TrackingError as error:
-        complain(str(error))
+        print_error(str(error))
     if speed is None:
         where = mask(request.order.uri)
-        say(
+        print_line(
             f"hours: not known, no finished run of this network, crop and batch is in {where}; one measures "
             f"them, a short one will do:\n  {measuring(request.order)}"
         )
@@ -105,7 +107,7 @@ def _show_begun(request: Request) -> int:
         return 0
     counts = Counter(states)
     parts = ", ".join(f"{count} {state}" for state, count in counts.items())
-    say(f"begun before: {len(states)} trials ({parts}), in {request.order.root / JOURNAL}")
+    print_line(f"begun before: {len(states)} trials ({parts}), in {request.order.root / JOURNAL}")
     return len(states)
 
 
@@ -114,14 +116,14 @@ def _show_earlier(request: Request) -> int:
     from sweeps.tuning.track import find_earlier  # mlflow and all that comes with it
 
     if request.order.fresh:
-        say("nothing is taken from earlier runs: --fresh")
+        print_line("nothing is taken from earlier runs: --fresh")
         return 0
     rows = first_trials(request)
     reused = find_earlier(request.order, list(rows.values()), data_tags_if_there(request.order))
     taken = [origin for origin, trial in rows.items() if trial.name in reused.values]
-    say(f"taken from earlier runs: {_names(taken) if taken else 'no row'}")
+    print_line(f"taken from earlier runs: {_names(taken) if taken else 'no row'}")
     if reused.refused:
-        say(reused.refused)
+        print_line(reused.refused)
     return len(taken)
 
 
@@ -139,14 +141,14 @@ def _show_hours(request: Request, speed: cost.Speed, spared: int) -> None:
     whole = request.budget.trials
     if whole is None:
         one = cost.price(_trials(request.base, 1)[-1:], speed, resources)
-        say(f"a trial that is not stopped: {one}")
+        print_line(f"a trial that is not stopped: {one}")
     else:
         search = cost.price(_trials(request.base, max(0, whole - spared)), speed, resources)
-        say(f"the search, if no trial is stopped: {search}")
+        print_line(f"the search, if no trial is stopped: {search}")
     if request.confirm:
         again = _trials(request.base, request.confirm + 1) * request.seeds
-        say(f"the confirmation: {cost.price(again, speed, resources)}")
-    say(cost.basis(speed))
+        print_line(f"the confirmation: {cost.price(again, speed, resources)}")
+    print_line(cost.basis(speed))
 
 
 def _trials(base: Config, count: int) -> list[Trial]:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import io
 import json
 import logging
-import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -18,12 +15,11 @@ from mlflow import MlflowClient
 
 import cosa.training.trainer
 from cosa import cli
-from cosa.cli import common, training
-from cosa.cli import console as displays
+from cosa.cli import common, console, training
 from cosa.config import Config, fields, flatten, override
 from cosa.config.presets import PRESETS, get_preset
 from cosa.tracking import initialise_store
-from cosa.training.trainer import NonFiniteLossError, Progress
+from cosa.training.trainer import NonFiniteLossError
 
 
 @pytest.fixture(autouse=True)
@@ -229,7 +225,7 @@ def test_a_command_leaves_the_logger_of_its_process_as_it_was(finished: str) -> 
     logger = logging.getLogger("cosa")
 
     assert logger.propagate
-    assert not any(isinstance(handler, displays.Display) for handler in logger.handlers)
+    assert not any(isinstance(handler, console.Display) for handler in logger.handlers)
 
 
 def test_a_run_shows_its_progress_on_plain_lines(finished: str) -> None:
@@ -282,125 +278,3 @@ def test_evaluation_takes_a_checkpoint_and_other_settings(
 def test_evaluating_what_is_no_run_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.evaluate(["nowhere"]) == cli.MISTAKE
     assert "got 'nowhere'; there is no such file or folder" in capsys.readouterr().err
-
-
-class _Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def _display_on(stream: io.StringIO) -> displays.Display:
-    with contextlib.redirect_stdout(stream):
-        return displays.Display()
-
-
-def _progress(step: int, **metrics: float) -> Progress:
-    losses = {"train/loss/cls": 0.5, "train/loss/total": 0.5}
-    return Progress(
-        step=step,
-        iterations=100,
-        metrics=metrics or losses,
-        checkpoint=None,
-        images_per_second=12.34,
-        seconds_left=400.0,
-    )
-
-
-def test_a_terminal_shows_progress_in_one_line_that_is_rewritten() -> None:
-    terminal = _Terminal()
-    display = _display_on(terminal)
-
-    display(_progress(10))
-    display(_progress(20))
-    display.rest()
-
-    shown = terminal.getvalue()
-    assert shown.count("\n") == 1
-    assert "step 20/100 | 7 min left | 12.3 images/s | loss 0.500: cls 0.500" in shown
-
-
-def test_an_evaluation_stays_on_the_terminal() -> None:
-    terminal = _Terminal()
-    display = _display_on(terminal)
-
-    names = ("seg_miou", "seg_miou_labelled", "cpl_miou")
-    display(_progress(10, **{f"val/assignment/{name}": 0.25 for name in names}))
-
-    assert terminal.getvalue() == "step 10: AN seg 25.0, with image labels 25.0, CPL 25.0\n"
-
-
-def test_a_warning_does_not_run_into_the_line_being_rewritten() -> None:
-    terminal = _Terminal()
-    display = _display_on(terminal)
-    display(_progress(10))
-
-    display.emit(logging.makeLogRecord({"msg": "mind", "levelno": logging.WARNING, "levelname": "WARNING"}))
-
-    assert terminal.getvalue().endswith("\nwarning: mind\n")
-
-
-def test_a_notice_is_no_warning() -> None:
-    terminal = _Terminal()
-
-    _display_on(terminal).emit(logging.makeLogRecord({"msg": "drawing", "levelno": logging.INFO}))
-
-    assert terminal.getvalue() == "drawing\n"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.0, "0 s"),
-        (45.4, "45 s"),
-        (300.0, "5 min"),
-        (3 * 3600 + 300.0, "3 h 05 min"),
-        (math.nan, "?"),
-        (math.inf, "?"),
-    ],
-)
-def test_durations_read_well(seconds: float, text: str) -> None:
-    assert displays.duration(seconds) == text
-
-
-def test_a_counter_shows_how_far_it_is_in_one_line_that_is_rewritten(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    seconds = iter([0.0, 2.0, 4.0])
-    monkeypatch.setattr(displays.time, "perf_counter", lambda: next(seconds))
-    terminal = _Terminal()
-    counter = displays.Counter(_display_on(terminal), 40, "images")
-
-    counter.add(10)
-    counter.add(10)
-
-    lines = terminal.getvalue().split("\r\x1b[2K")
-    assert lines == ["", "10/40 images | 5 images/s | 6 s left", "20/40 images | 5 images/s | 4 s left"]
-
-
-def test_a_counter_writes_to_a_log_file_now_and_then_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = iter(range(100))
-    monkeypatch.setattr(displays.time, "perf_counter", lambda: float(next(seconds)))
-    log = io.StringIO()
-    counter = displays.Counter(_display_on(log), 25, "images")
-
-    for _ in range(25):
-        counter.add(1)
-
-    assert [line.partition("/")[0] for line in log.getvalue().splitlines()] == ["1", "11", "21", "25"]
-
-
-def test_a_table_is_markdown_with_its_columns_aligned() -> None:
-    table = displays.aligned_table(["IoU", "seg"], [["cat", "10.00"], ["aeroplane", "9.50"]])
-
-    assert table.splitlines() == [
-        "| IoU       |   seg |",
-        "| --------- | ----: |",
-        "| cat       | 10.00 |",
-        "| aeroplane |  9.50 |",
-    ]
-
-
-def test_a_metric_that_a_network_lacks_is_no_zero() -> None:
-    table = displays.metrics_table({"AN": {"seg_miou": 0.5}, "ON": {}})
-
-    assert re.search(r"label-free protocol +50\.00 +nan   seg_miou$", table, re.MULTILINE)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
 
 import pytest
 
 from cosa.config import Config, TrainConfig, identity, warmup_identity
 from sweeps.planning import folder as folders
 from sweeps.planning.plan import make_plan
-from sweeps.running.console import LiveLine, duration
 from sweeps.running.progress import Best, Progress, best_of
 from sweeps.running.schedule import Schedule
 from sweeps.tables import Arm, Table
@@ -90,53 +87,6 @@ def test_failures_are_counted(sweep):
     assert sweep.progress.line().startswith("0/3 done | 3 failed |")
 
 
-def test_off_a_terminal_lines_come_now_and_then():
-    stream = io.StringIO()
-    line = LiveLine(stream)
-    for second in range(31):
-        line.show(f"at {second}", float(second))
-    assert stream.getvalue() == "at 0\nat 15\nat 30\n"
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-def test_on_a_terminal_one_line_is_rewritten():
-    stream = Terminal()
-    line = LiveLine(stream)
-    line.show("one", 0.0)
-    line.show("two", 1.0)
-    line.note("stays")
-    assert stream.getvalue() == "\r\x1b[Jone\r\x1b[Jtwo\r\x1b[Jstays\n"
-
-
-def test_on_a_terminal_several_lines_are_rewritten_from_the_first():
-    stream = Terminal()
-    line = LiveLine(stream)
-    line.show("all", 0.0, ["head", "a", "b"])
-    line.show("all", 1.0, ["head", "a"])
-    line.clear()
-    assert stream.getvalue() == "\r\x1b[Jhead\na\nb\r\x1b[2A\x1b[Jhead\na\r\x1b[1A\x1b[J"
-
-
-def test_a_view_never_scrolls_or_wraps_on_a_small_terminal(monkeypatch):
-    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((12, 6)))
-    stream = Terminal()
-    LiveLine(stream).show("", 0.0, ["a very long head", *"abcdef"])
-    assert stream.getvalue() == "\r\x1b[Ja very long\na\nb\n... and 4 m"
-
-
-def test_off_a_terminal_nothing_is_rewritten():
-    stream = io.StringIO()
-    line = LiveLine(stream)
-    line.show("all in one", 0.0, ["head", "a"])
-    line.note("stays")
-    line.clear()
-    assert stream.getvalue() == "all in one\nstays\n"
-
-
 def finish(sweep, trial, score):
     """What the trainer leaves of a finished trial."""
     folder = folders.trial_folder(sweep.root, trial.name)
@@ -181,11 +131,3 @@ def test_on_a_terminal_each_running_trial_has_a_line_of_its_own(sweep):
         "0/3 done | 50 s left",
         "  warm-up, seed 0  ██████████░░░░░░░░░░      50 of 100",
     ]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "0 s"), (59.4, "59 s"), (60, "1 min"), (3570, "1 h 00 min"), (11_100, "3 h 05 min")],
-)
-def test_durations_are_read_at_a_glance(seconds, text):
-    assert duration(seconds) == text
