@@ -92,8 +92,8 @@ def _parser(prog: str) -> Parser:
 
 def _evaluate(stored: StoredModel, given: argparse.Namespace) -> None:
     """Judge the network, print and write what was found."""
-    from cosa.data.dataset import open_dataset
     from cosa.data.loader import evaluation_batches
+    from cosa.data.open import open_dataset
     from cosa.evaluation import evaluate as evaluation
     from cosa.model import build_model
 
@@ -267,7 +267,7 @@ def _write(
 
 def _submit(stored: StoredModel, path: Path) -> None:
     """Write the class maps of a split, label-free, as the VOC server takes them."""
-    from cosa.data.dataset import open_dataset
+    from cosa.data.open import open_dataset
     from cosa.evaluation.crf import CrfPool
     from cosa.evaluation.predict import Prediction, predict_files
     from cosa.evaluation.submission import write_submission

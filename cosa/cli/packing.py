@@ -34,7 +34,7 @@ def add_speed(parser: argparse.ArgumentParser) -> None:
 def run_pack(given: argparse.Namespace, data: DataConfig) -> int:
     """Write the archive and say how it is used; returns the exit code."""
     from cosa.data.check import splits_of
-    from cosa.data.dataset import open_dataset
+    from cosa.data.open import open_dataset
     from cosa.data.packing import pack
 
     root, out = Path(data.root), given.out.expanduser().absolute()
@@ -53,7 +53,7 @@ def run_pack(given: argparse.Namespace, data: DataConfig) -> int:
 
 def run_speed(given: argparse.Namespace, data: DataConfig, split: str) -> int:
     """Measure and tell; returns the exit code."""
-    from cosa.data.dataset import open_dataset
+    from cosa.data.open import open_dataset
     from cosa.data.speed import measure
 
     if not given.images:

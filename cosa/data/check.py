@@ -18,9 +18,10 @@ from torch import Tensor
 
 from cosa.config import DataConfig
 from cosa.data.coco import coco_splits
-from cosa.data.dataset import Needs, SegmentationDataset, open_dataset, read_image, read_mask
-from cosa.data.files import Complain, refuse
+from cosa.data.dataset import Needs, SegmentationDataset, read_image, read_mask
+from cosa.data.files import OnProblem, refuse
 from cosa.data.folder import folder_splits
+from cosa.data.open import open_dataset
 from cosa.data.processes import CHUNK, in_processes
 from cosa.data.voc import voc_splits
 from cosa.structures import IGNORE
@@ -101,25 +102,27 @@ def check(data: DataConfig, splits: Sequence[str], advance: Advance) -> Summary:
     problems: dict[str, None] = {}  # in order, each once: splits share images
     summaries = []
 
-    def complain(error: Exception) -> None:
+    def on_problem(error: Exception) -> None:
         notes = getattr(error, "__notes__", [str(error)])
         problems.update(dict.fromkeys(" ".join(note.split()) for note in notes))
 
     for split in splits:
         advance(split, 0, 0)
         try:
-            dataset = open_split(data, split, complain)
+            dataset = open_split(data, split, on_problem)
         except (OSError, ValueError) as error:
-            complain(error)
+            on_problem(error)
             continue
         labelled = needs_of(data, split) != "images"
-        summaries.append(_read_all(dataset, split, labelled, complain, advance))
+        summaries.append(_read_all(dataset, split, labelled, on_problem, advance))
     return Summary(tuple(problems), tuple(summaries))
 
 
-def open_split(data: DataConfig, split: str, complain: Complain = refuse) -> SegmentationDataset:
+def open_split(data: DataConfig, split: str, on_problem: OnProblem = refuse) -> SegmentationDataset:
     """A split with all that it has; masks are not verified beforehand."""
-    return open_dataset(replace(data, val_split=""), split, needs=needs_of(data, split), complain=complain)
+    return open_dataset(
+        replace(data, val_split=""), split, needs=needs_of(data, split), on_problem=on_problem
+    )
 
 
 def needs_of(data: DataConfig, split: str) -> Needs:
@@ -151,7 +154,7 @@ def _read_all(
     dataset: SegmentationDataset,
     split: str,
     labelled: bool,
-    complain: Complain,
+    on_problem: OnProblem,
     advance: Advance,
 ) -> SplitSummary:
     count = len(dataset.classes)
@@ -161,7 +164,7 @@ def _read_all(
     parts = list(_parts(dataset))
     for found in in_processes(_read_part, parts) if len(dataset) > CHUNK else map(_read_part, parts):
         for problem in found.problems:
-            complain(ValueError(problem))
+            on_problem(ValueError(problem))
         total += found.pixels.sum(0)
         shown.append(found.pixels[:, 1 : count + 1] > 0)
         done += len(found.pixels)

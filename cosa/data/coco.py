@@ -24,7 +24,7 @@ import torch
 from cosa.config import nearest
 from cosa.data.coco_masks import Region, Scene, draw_masks
 from cosa.data.dataset import Needs, SegmentationDataset
-from cosa.data.files import Complain, found, locked, one_hot, refuse, write_whole
+from cosa.data.files import OnProblem, found, locked, one_hot, refuse, write_whole
 
 # fmt: off
 COCO_CLASSES = (
@@ -55,7 +55,7 @@ _KEPT = frozenset(
 
 
 def read_coco(
-    root: Path, split: str, cache: Path, *, needs: Needs, draw: bool, complain: Complain = refuse
+    root: Path, split: str, cache: Path, *, needs: Needs, draw: bool, on_problem: OnProblem = refuse
 ) -> SegmentationDataset:
     """The images of a split in the order of their file names, with their labels.
 
@@ -65,7 +65,7 @@ def read_coco(
         cache: Where names, labels and masks are kept.
         needs: As in `open_dataset`; `images` takes what lies in the folder and needs no annotations.
         draw: Whether masks are wanted; they are drawn where the cache does not have them yet.
-        complain: Is told of files that are missing or bad.
+        on_problem: Is told of files that are missing or bad.
 
     Raises:
         FileNotFoundError: The root, the split, or an image that the annotations name is missing.
@@ -85,10 +85,10 @@ def read_coco(
     index = _index(store, parsed)
     law = f"annotations of {split} must name images of {root / split}"
     remedy = "add the files, or take the annotation file that belongs to them"
-    files = found(list(index), images, law, remedy, complain)
+    files = found(list(index), images, law, remedy, on_problem)
     mask_paths: tuple[Path, ...] = ()
     if draw:
-        kept = draw_masks(store, {name: images[name] for name in files}, len(index), parsed, complain)
+        kept = draw_masks(store, {name: images[name] for name in files}, len(index), parsed, on_problem)
         files = tuple(name for name in files if name in kept)
         mask_paths = tuple(kept[name] for name in files)
     return SegmentationDataset(

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
-from cosa.data.files import Complain, locked, write_whole
+from cosa.data.files import OnProblem, locked, write_whole
 from cosa.data.processes import chunks, in_processes
 from cosa.structures import IGNORE
 
@@ -61,7 +61,7 @@ def draw_masks(
     images: Mapping[str, Path],
     total: int,
     parsed: Callable[[], Mapping[str, Scene]],
-    complain: Complain,
+    on_problem: OnProblem,
 ) -> dict[str, Path]:
     """Paths of the masks of `images`, by file name, all drawn; without those that could not be drawn.
 
@@ -70,7 +70,7 @@ def draw_masks(
         images: Image files by file name.
         total: Images in the annotation file: with fewer in `images`, nothing is complete.
         parsed: Reads the annotations; called only where something is to be drawn.
-        complain: Is told of images in another size than annotated, and of regions that cannot be drawn.
+        on_problem: Is told of images in another size than annotated, and of regions that cannot be drawn.
 
     Raises:
         OSError: The cache cannot be written.
@@ -90,7 +90,7 @@ def draw_masks(
             jobs = [(scenes[name], images[name], masks[name]) for name in missing]
             for failures in in_processes(_draw, chunks(jobs)):
                 for name, problem in failures:
-                    complain(ValueError(problem))
+                    on_problem(ValueError(problem))
                     del masks[name]
         if len(masks) == total:
             write_whole(store / "complete", b"")

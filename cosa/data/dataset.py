@@ -20,9 +20,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from cosa.config import DataConfig
-from cosa.data.archive import stage
-from cosa.data.files import Complain, read_each, refuse
+from cosa.data.files import OnProblem, read_each
 from cosa.structures import IGNORE
 
 # ImageNet's mean and deviation per channel, in pixel values.
@@ -98,55 +96,6 @@ class SegmentationDataset:
         return digest.hexdigest()[:16]
 
 
-def open_dataset(
-    data: DataConfig, split: str, *, needs: Needs = "labels", complain: Complain = refuse
-) -> SegmentationDataset:
-    """The images of a split, unpacked from `data.archive` first where they are not on this machine yet.
-
-    The `shapes` layout writes itself.
-
-    Args:
-        data: Where the data set lies, and in which layout.
-        split: Name of the split, as the layout calls it.
-        needs: `labels`: image-level labels are there for every image, and masks where every image of the
-            split has one. `masks`: every image has both. `images`: names and images alone, as in a test
-            split whose annotations nobody publishes; labels are 0 and there are no masks.
-        complain: What to do about files that are missing or bad: by default the first is raised.
-
-    Raises:
-        FileNotFoundError: The root, the list, or a file that the list names is missing; some images of the
-            split have masks and others have none; or none has one and `needs` is `masks`.
-        ValueError: A file breaks its format, or `data.archive` cannot be unpacked.
-        UnreachableArchiveError: The storage of `data.archive` failed on the way.
-    """
-    root, evaluated = Path(data.root).expanduser(), split == data.val_split
-    if data.archive:
-        stage(data.archive, data.archive_sha256, root)
-    if data.layout == "coco":
-        from cosa.data.coco import read_coco
-
-        draw = needs == "masks" or evaluated
-        return read_coco(
-            root, split, Path(data.cache).expanduser(), needs=needs, draw=draw, complain=complain
-        )
-    if data.layout == "folder":
-        from cosa.data.folder import read_folder
-
-        return read_folder(root, split, needs=needs, verify_masks=evaluated, complain=complain)
-    from cosa.data.voc import read_voc
-
-    if data.layout == "shapes" and not (root / "ImageSets").exists():
-        from cosa.data.shapes import write_shapes
-
-        try:
-            write_shapes(root)
-        except OSError:
-            if not (root / "ImageSets").exists():
-                raise
-            # another worker was faster: it wrote the very same bytes
-    return read_voc(root, split, needs=needs, verify_masks=evaluated, complain=complain)
-
-
 def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
     """The image file as RGB: grayscale, palette and CMYK are converted.
 
@@ -188,7 +137,9 @@ def read_mask(path: Path, image_path: Path, classes: int) -> UInt8[np.ndarray, "
     return mask
 
 
-def classes_of_masks(pairs: Sequence[tuple[Path, Path]], classes: int, complain: Complain) -> list[list[int]]:
+def classes_of_masks(
+    pairs: Sequence[tuple[Path, Path]], classes: int, on_problem: OnProblem
+) -> list[list[int]]:
     """Foreground classes, from 0 on, that each of the (mask, image) pairs shows; none where it is bad.
 
     Raises:
@@ -199,7 +150,7 @@ def classes_of_masks(pairs: Sequence[tuple[Path, Path]], classes: int, complain:
         present = np.flatnonzero(np.bincount(read_mask(*pair, classes).ravel()))
         return [int(value) - 1 for value in present if value not in (0, IGNORE)]
 
-    return read_each(read, pairs, complain)
+    return read_each(read, pairs, on_problem)
 
 
 def normalise(images: UInt8[np.ndarray, "b h w 3"]) -> Float[Tensor, "b 3 h w"]:

@@ -1,6 +1,6 @@
 """What the layouts share: finding files by name, reading many at a time, and telling all that is wrong.
 
-Bad data is told to a `Complain`. Training passes `refuse`, which raises the first thing; a check of a whole
+Bad data is told to a `OnProblem`. Training passes `refuse`, which raises the first thing; a check of a whole
 data set collects them, and reading goes on without the image.
 """
 
@@ -25,7 +25,7 @@ _THREADS = 8  # files are read in parallel: most of the wait is the disk's, and 
 
 T = TypeVar("T")
 
-Complain = Callable[[Exception], None]
+OnProblem = Callable[[Exception], None]
 """Is told each thing that is wrong with a data set. Where it returns, reading goes on without that image."""
 
 
@@ -35,9 +35,9 @@ def refuse(error: Exception) -> None:
 
 
 def found(
-    names: Sequence[str], files: Mapping[str, Path], law: str, remedy: str, complain: Complain
+    names: Sequence[str], files: Mapping[str, Path], law: str, remedy: str, on_problem: OnProblem
 ) -> tuple[str, ...]:
-    """The names that have a file; a complaint about the others counts them and carries one note for each."""
+    """The names that have a file; of the others one problem tells, with a note for each."""
     missing = [name for name in names if name not in files]
     if missing:
         error = FileNotFoundError(
@@ -45,7 +45,7 @@ def found(
         )
         for name in missing:
             error.add_note(f"{law}, got none for {name!r}; {remedy}")
-        complain(error)
+        on_problem(error)
     return tuple(name for name in names if name in files)
 
 
@@ -57,7 +57,9 @@ def files_by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     return {path.stem: path for suffix in suffixes for path in paths if path.suffix.lower() == suffix}
 
 
-def read_each(function: Callable[[T], list[int]], items: Sequence[T], complain: Complain) -> list[list[int]]:
+def read_each(
+    function: Callable[[T], list[int]], items: Sequence[T], on_problem: OnProblem
+) -> list[list[int]]:
     """`function` of every file, several at a time, in order; an empty list where it is bad."""
 
     def guarded(item: T) -> list[int] | Exception:
@@ -70,7 +72,7 @@ def read_each(function: Callable[[T], list[int]], items: Sequence[T], complain: 
     with ThreadPoolExecutor(_THREADS) as pool:
         for result in pool.map(guarded, items):
             if isinstance(result, Exception):
-                complain(result)
+                on_problem(result)
             results.append([] if isinstance(result, Exception) else result)
     return results
 

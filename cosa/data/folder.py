@@ -18,7 +18,7 @@ import torch
 
 from cosa.config import nearest
 from cosa.data.dataset import Needs, SegmentationDataset, classes_of_masks
-from cosa.data.files import Complain, found, one_hot, read_classes, refuse
+from cosa.data.files import OnProblem, found, one_hot, read_classes, refuse
 from cosa.structures import IGNORE
 
 HEADER = ("image", "split", "labels")
@@ -29,7 +29,7 @@ _LISTED = 5  # names that an error shows; the rest are counted
 
 
 def read_folder(
-    root: Path, split: str, *, needs: Needs, verify_masks: bool, complain: Complain = refuse
+    root: Path, split: str, *, needs: Needs, verify_masks: bool, on_problem: OnProblem = refuse
 ) -> SegmentationDataset:
     """The images that labels.csv gives to a split, in its order, named by their paths without suffix.
 
@@ -39,7 +39,7 @@ def read_folder(
         needs: As in `open_dataset`; `images` looks at neither labels nor masks.
         verify_masks: Whether masks are read now, to find a bad one before hours of training; with `needs` =
             `masks` they always are.
-        complain: Is told of images without row, rows without image, unknown labels, missing and bad masks.
+        on_problem: Is told of images without row, rows without image, unknown labels, missing and bad masks.
 
     Raises:
         FileNotFoundError: The root, the table, an image or a mask is missing.
@@ -47,9 +47,9 @@ def read_folder(
             image to the split.
     """
     images = _images(root)
-    table = _read_table(root / "labels.csv", complain)
+    table = _read_table(root / "labels.csv", on_problem)
     classes = _classes(root, table)
-    _check_images_listed(images, table, root, complain)
+    _check_images_listed(images, table, root, on_problem)
     rows = {row.image: row for row in table if row.split == split}
     if not rows:
         splits = sorted({row.split for row in table})
@@ -59,18 +59,18 @@ def read_folder(
         )
     remedy = "add the files or take the rows out"
     law = f"rows of {root / 'labels.csv'} must name images of {root / 'images'}"
-    files = found(list(rows), images, law, remedy, complain)
+    files = found(list(rows), images, law, remedy, on_problem)
     if needs != "images":
-        files = _known_labels([rows[file] for file in files], classes, root, complain)
+        files = _known_labels([rows[file] for file in files], classes, root, on_problem)
     masks = {} if needs == "images" else {file: _mask(root, file) for file in files}
     there = {file: path for file, path in masks.items() if path.is_file()}
     if there or needs == "masks":
         law = f"every image of split {split!r} must have a mask in {root / 'masks'}"
-        files = found(files, there, law, "add the masks, or take all of this split's away", complain)
+        files = found(files, there, law, "add the masks, or take all of this split's away", on_problem)
     image_paths = tuple(images[file] for file in files)
     mask_paths = tuple(there[file] for file in files) if there else ()
     if mask_paths and (verify_masks or needs == "masks"):
-        classes_of_masks(list(zip(mask_paths, image_paths, strict=True)), len(classes), complain)
+        classes_of_masks(list(zip(mask_paths, image_paths, strict=True)), len(classes), on_problem)
     labels = (
         torch.zeros(len(files), len(classes))
         if needs == "images"
@@ -118,7 +118,7 @@ def _mask(root: Path, image: str) -> Path:
     return (root / "masks" / image).with_suffix(".png")
 
 
-def _read_table(path: Path, complain: Complain) -> list[_Row]:
+def _read_table(path: Path, on_problem: OnProblem) -> list[_Row]:
     if not path.is_file():
         raise FileNotFoundError(
             f"labels.csv must lie in the folder of the data set, got none at {path}; write a row per image "
@@ -139,11 +139,11 @@ def _read_table(path: Path, complain: Complain) -> list[_Row]:
     kept: dict[str, _Row] = {}  # by name: a.jpg and a.png would share the name and the mask
     for row in rows:
         if isinstance(row, ValueError):
-            complain(row)
+            on_problem(row)
             continue
         name = row.image.rpartition(".")[0]
         if name in kept:
-            complain(
+            on_problem(
                 ValueError(
                     f"images must have a row and a name of their own, got {row.image!r} in line {row.line} "
                     f"after {kept[name].image!r} in line {kept[name].line} of {path}; remove one or rename it"
@@ -185,7 +185,7 @@ def _classes(root: Path, table: Sequence[_Row]) -> tuple[str, ...]:
 
 
 def _check_images_listed(
-    images: dict[str, Path], table: Sequence[_Row], root: Path, complain: Complain
+    images: dict[str, Path], table: Sequence[_Row], root: Path, on_problem: OnProblem
 ) -> None:
     listed = {row.image for row in table}
     missing = [image for image in images if image not in listed]
@@ -196,18 +196,18 @@ def _check_images_listed(
         error = ValueError(f"{law}, got {len(missing)} of {len(images)} without: {shown}; {remedy}")
         for image in missing:
             error.add_note(f"{law}, got none for {image!r}; {remedy}")
-        complain(error)
+        on_problem(error)
 
 
 def _known_labels(
-    rows: Sequence[_Row], classes: tuple[str, ...], root: Path, complain: Complain
+    rows: Sequence[_Row], classes: tuple[str, ...], root: Path, on_problem: OnProblem
 ) -> tuple[str, ...]:
     """Images of the rows whose labels are all classes."""
     good = []
     for row in rows:
         unknown = [label for label in row.labels if label not in classes]
         if unknown:
-            complain(
+            on_problem(
                 ValueError(
                     f"label must be a class of classes.txt, got {unknown[0]!r} in line {row.line} of "
                     f"{root / 'labels.csv'}{nearest(unknown[0], classes)}"

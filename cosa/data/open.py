@@ -11,15 +11,63 @@ import logging
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from cosa.config import Config, DataConfig
-from cosa.data.dataset import SegmentationDataset, open_dataset
+from cosa.data.archive import stage
+from cosa.data.coco import read_coco
+from cosa.data.dataset import Needs, SegmentationDataset
+from cosa.data.files import OnProblem, refuse
+from cosa.data.folder import read_folder
+from cosa.data.shapes import write_shapes
+from cosa.data.voc import read_voc
 from cosa.structures import Ranks
 
 _log = logging.getLogger(__name__)
 
 TRAINING_TAG = "cosa.data_fingerprint"
 VALIDATION_TAG = "cosa.val_fingerprint"
+
+
+def open_dataset(
+    data: DataConfig, split: str, *, needs: Needs = "labels", on_problem: OnProblem = refuse
+) -> SegmentationDataset:
+    """The images of a split, unpacked from `data.archive` first where they are not on this machine yet.
+
+    The `shapes` layout writes itself.
+
+    Args:
+        data: Where the data set lies, and in which layout.
+        split: Name of the split, as the layout calls it.
+        needs: `labels`: image-level labels are there for every image, and masks where every image of the
+            split has one. `masks`: every image has both. `images`: names and images alone, as in a test
+            split whose annotations nobody publishes; labels are 0 and there are no masks.
+        on_problem: What to do about files that are missing or bad: by default the first is raised.
+
+    Raises:
+        FileNotFoundError: The root, the list, or a file that the list names is missing; some images of the
+            split have masks and others have none; or none has one and `needs` is `masks`.
+        ValueError: A file breaks its format, or `data.archive` cannot be unpacked.
+        UnreachableArchiveError: The storage of `data.archive` failed on the way.
+    """
+    root, evaluated = Path(data.root).expanduser(), split == data.val_split
+    if data.archive:
+        stage(data.archive, data.archive_sha256, root)
+    if data.layout == "coco":
+        draw = needs == "masks" or evaluated
+        return read_coco(
+            root, split, Path(data.cache).expanduser(), needs=needs, draw=draw, on_problem=on_problem
+        )
+    if data.layout == "folder":
+        return read_folder(root, split, needs=needs, verify_masks=evaluated, on_problem=on_problem)
+    if data.layout == "shapes" and not (root / "ImageSets").exists():
+        try:
+            write_shapes(root)
+        except OSError:
+            if not (root / "ImageSets").exists():
+                raise
+            # another worker was faster: it wrote the very same bytes
+    return read_voc(root, split, needs=needs, verify_masks=evaluated, on_problem=on_problem)
 
 
 @dataclass(frozen=True, eq=False)

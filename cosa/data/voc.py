@@ -15,7 +15,7 @@ import torch
 from cosa.config import nearest
 from cosa.data.dataset import Needs, SegmentationDataset, classes_of_masks
 from cosa.data.files import (
-    Complain,
+    OnProblem,
     files_by_stem,
     found,
     one_hot,
@@ -62,7 +62,7 @@ _ENTRY = re.compile(
 
 
 def read_voc(
-    root: Path, split: str, *, needs: Needs, verify_masks: bool, complain: Complain = refuse
+    root: Path, split: str, *, needs: Needs, verify_masks: bool, on_problem: OnProblem = refuse
 ) -> SegmentationDataset:
     """The images that list `split` names, with their labels.
 
@@ -75,7 +75,7 @@ def read_voc(
         needs: As in `open_dataset`; `images` looks at neither annotations nor masks.
         verify_masks: Whether masks that no label comes from are read now, to find a bad one before hours of
             training; with `needs` = `masks` they always are.
-        complain: Is told of files that are missing or bad.
+        on_problem: Is told of files that are missing or bad.
 
     Raises:
         FileNotFoundError: The root, the list, or a file that the list names is missing.
@@ -87,7 +87,7 @@ def read_voc(
     names = _list_names(root, split, derive_from_masks=split == "train_aug")
 
     def keep(files: dict[str, Path], law: str) -> tuple[str, ...]:
-        return found(names, files, law, "add the files or take the names out of the list", complain)
+        return found(names, files, law, "add the files or take the names out of the list", on_problem)
 
     names = keep(images, f"list {split!r} must name images of {root / _IMAGES}")
     if needs == "images":
@@ -106,10 +106,10 @@ def read_voc(
     present = []
     if has_masks and (needs == "masks" or verify_masks or not annotated):
         pairs = list(zip(mask_paths, image_paths, strict=True))
-        present = classes_of_masks(pairs, len(classes), complain)
+        present = classes_of_masks(pairs, len(classes), on_problem)
     if annotated:
         xml = [annotations[name] for name in names]
-        present = read_each(lambda path: _annotated_classes(path, classes), xml, complain)
+        present = read_each(lambda path: _annotated_classes(path, classes), xml, on_problem)
     return SegmentationDataset(classes, names, one_hot(present, len(classes)), image_paths, mask_paths)
 
 

@@ -221,8 +221,7 @@ def _check_data(order: Order) -> Mapping[str, str]:
     Raises:
         ValueError: Data that cannot be trained on, or other data than the finished trials saw.
     """
-    from cosa.data.dataset import open_dataset
-    from cosa.data.open import TRAINING_TAG, VALIDATION_TAG, fingerprints  # imports torch
+    from cosa.data.open import TRAINING_TAG, VALIDATION_TAG, fingerprints, open_dataset  # imports torch
 
     data = order.base.data
     training = open_dataset(data, data.train_split)

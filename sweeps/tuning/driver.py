@@ -208,8 +208,10 @@ def _run(request: Request, train: Train | None) -> int:
 
 def _check_data(request: Request) -> Mapping[str, str]:
     """Open the data before anything is started; `shapes` is written here, once. Returns its fingerprints."""
-    from cosa.data.dataset import open_dataset
-    from cosa.data.open import fingerprints  # imports torch
+    from cosa.data.open import (
+        fingerprints,  # imports torch
+        open_dataset,
+    )
 
     data = request.base.data
     training = open_dataset(data, data.train_split)

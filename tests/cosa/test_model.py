@@ -15,8 +15,8 @@ from PIL import Image
 
 from cosa import model as models
 from cosa.config import Config, from_json, override, to_json
-from cosa.data.dataset import open_dataset
 from cosa.data.loader import evaluation_batches
+from cosa.data.open import open_dataset
 from cosa.model import Facts, Model, StoredModel, build_model, load_model, resolve_model, save_model
 from cosa.networks.multiscale import multiscale, resize
 from cosa.networks.network import build_network

@@ -17,7 +17,7 @@ from PIL import Image
 
 from cosa import cli
 from cosa.config import Config
-from cosa.data.dataset import open_dataset
+from cosa.data.open import open_dataset
 from cosa.model import build_model, load_model, resolve_model, save_model
 from cosa.tracking import initialise_store
 from cosa.training.trainer import train

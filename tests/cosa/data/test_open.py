@@ -13,11 +13,11 @@ import torch
 from torch import distributed, multiprocessing
 
 from cosa.config import Config, override
-from cosa.data.dataset import open_dataset
 from cosa.data.open import (
     TRAINING_TAG,
     VALIDATION_TAG,
     fingerprints,
+    open_dataset,
     open_run_data,
     read_fingerprints,
 )

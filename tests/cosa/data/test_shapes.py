@@ -221,7 +221,7 @@ def test_two_workers_that_both_find_nothing_both_read_the_first_one_s(
         return draw(rng)
 
     monkeypatch.setattr(shapes, "draw", draws)
-    monkeypatch.setattr(shapes, "write_shapes", small)
+    monkeypatch.setattr("cosa.data.open.write_shapes", small)
 
     dataset = open_dataset(DataConfig(layout="shapes", root=str(root)), "train_aug")
 
