@@ -171,9 +171,9 @@ def test_training_without_tracking_needs_neither_ray_nor_mlflow_nor_optuna(
     program = f"""
 from pathlib import Path
 from cosa.config import from_json
-from cosa.training.trainer import train
+from cosa.training.trainer import RunSpec, train
 out = Path({str(tmp_path)!r})
-train(from_json((out / "config.json").read_text()), out=out / "run")
+train(RunSpec(config=from_json((out / "config.json").read_text()), out=out / "run"))
 print((out / "run" / "result.json").exists())
 """
 

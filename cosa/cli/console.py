@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cosa.training.trainer import Progress
+    from cosa.training.trainer import TrainProgress
 else:
-    Progress = Any  # the trainer imports torch; tests check annotations as the program runs
+    TrainProgress = Any  # the trainer imports torch; tests check annotations as the program runs
 
 PLAIN_SECONDS = 15.0
 """Seconds between two progress lines where the output is no terminal, such as a Ray job's log."""
@@ -100,7 +100,7 @@ class Display(logging.Handler):
         super().__init__(logging.INFO)
         self.live = LiveLine(every=0.0)
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: TrainProgress) -> None:
         """Show where the run stands; an evaluation stays on the screen."""
         if "train/loss/total" in progress.metrics:
             self.live.show(_progress_line(progress))
@@ -177,7 +177,7 @@ class SplitBar:
         self._live.keep()
 
 
-def _progress_line(progress: Progress) -> str:
+def _progress_line(progress: TrainProgress) -> str:
     """`step 40/800 | 4 min left | 52 images/s | xi 0.44 0.39 | loss 1.78: cls 0.70 c2s 1.84`.
 
     What a narrow terminal cuts off comes last.
@@ -197,7 +197,7 @@ def _progress_line(progress: Progress) -> str:
     return " | ".join(parts)
 
 
-def _evaluation_line(progress: Progress) -> str:
+def _evaluation_line(progress: TrainProgress) -> str:
     """The figures of an evaluation that matter most, in percent; empty where there was none."""
     found = []
     for network, short in NETWORKS.items():

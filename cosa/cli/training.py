@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,9 @@ from cosa.tracking import TrackingSpec, initialise_store, mask, resolve_uri, ui_
 from cosa.training.stop import until_terminated
 
 if TYPE_CHECKING:
-    from cosa.storage.mirror import Storage
-    from cosa.training.trainer import Progress, Result
+    from cosa.training.trainer import Result, RunSpec, TrainProgress
 else:
-    Progress = Result = Storage = Any  # they import torch; tests check annotations as the program runs
+    TrainProgress = Result = RunSpec = Any  # they import torch; tests check annotations as the program runs
 
 
 def main(prog: str, arguments: Sequence[str]) -> int:
@@ -32,10 +32,11 @@ def main(prog: str, arguments: Sequence[str]) -> int:
     given = parser.parse_known(arguments)
     config = override(get_preset(given.preset), changed_settings(given))
     name = f"{short_name(given.preset)}-{identity(config)[:8]}"
-    from cosa.storage.mirror import open_storage  # imports torch
+    from cosa.training.trainer import RunSpec  # imports torch
 
-    storage = open_storage(given.out or Path("runs") / name)
-    tracking = _tracking(given, storage.folder)
+    spec = RunSpec(config=config, out=given.out or Path("runs") / name)
+    storage = spec.storage
+    spec = replace(spec, tracking=_tracking(given, storage.folder))
     display = Display()
     logger = logging.getLogger("cosa")
     logger.addHandler(display)
@@ -46,39 +47,33 @@ def main(prog: str, arguments: Sequence[str]) -> int:
     place = storage.url or storage.folder
     display.line(f"training {given.preset} in {place}: {config.train.iterations} steps, {where}")
     try:
-        result = _run(config, storage, tracking, given.workers, display)
+        result = _run(spec, given.workers, display)
     finally:
         display.live.keep()
         logger.removeHandler(display)
         logger.propagate = propagates
         logger.setLevel(level)
-    _print_result(result, config, tracking)
+    _print_result(result, config, spec.tracking)
     if storage.url:
         print(f"kept in     {storage.url}")
     return 0
 
 
-def _run(
-    config: Config,
-    storage: Storage,
-    tracking: TrackingSpec,
-    workers: int,
-    display: Callable[[Progress], None],
-) -> Result:
+def _run(spec: RunSpec, workers: int, display: Callable[[TrainProgress], None]) -> Result:
     """Train in this process, or on workers of Ray; SIGTERM saves a checkpoint and stops."""
     if workers == 0:
         from cosa.training import trainer
 
-        if tracking.uri:
-            initialise_store(tracking.uri, tracking.experiment)  # one that is away now is told now
-        with until_terminated() as ask:
-            return trainer.train(config, out=storage, tracker=tracking.tracker(), report=display, ask=ask)
+        if spec.tracking.uri:
+            initialise_store(spec.tracking.uri, spec.tracking.experiment)  # one that is away now is told now
+        with until_terminated() as should_stop:
+            return trainer.train(spec, report=display, should_stop=should_stop)
     from cosa.distributed import train as distributed
 
     address = os.environ.get("RAY_ADDRESS", "local")
-    with until_terminated() as ask:
+    with until_terminated() as should_stop:
         return distributed.fit(
-            config, out=storage, workers=workers, tracking=tracking, show=display, ask=ask, address=address
+            spec, workers=workers, report=display, should_stop=should_stop, address=address
         )
 
 

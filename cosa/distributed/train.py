@@ -27,7 +27,7 @@ import socket
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,11 +42,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cosa.config import Config, identity, override
 from cosa.distributed.capacity import capacity
 from cosa.distributed.loopback import loopback_only
-from cosa.storage.mirror import Storage, open_storage
-from cosa.tracking import TrackingError, TrackingSpec, initialise_store, resolve_uri
+from cosa.tracking import TrackingError, initialise_store, resolve_uri
 from cosa.tracking.provenance import source_tags
-from cosa.training.stop import Ask, Order, StopFile, StoppedError, go_on
-from cosa.training.trainer import NonFiniteLossError, Progress, Result, train
+from cosa.training.stop import StopCheck, StopFile, StoppedError, StopSignal, never
+from cosa.training.trainer import NonFiniteLossError, Result, RunSpec, TrainProgress, ignore, train
 
 _log = logging.getLogger(__name__)
 _ray: Any = ray  # partly without annotations
@@ -93,7 +92,7 @@ class _Line:
     text: str
 
 
-_Message = Progress | _Begun | Exception | _Line
+_Message = TrainProgress | _Begun | Exception | _Line
 """What a worker tells whoever follows the run."""
 
 
@@ -105,16 +104,14 @@ class _FinalError(Exception):
 class _Job:
     """What every worker is told."""
 
-    config: Config
-    out: Path
-    storage: Storage
-    tracking: TrackingSpec
-    fork_from: Path | None
-    stop_at: int | None
-    momenta: Sequence[float]
-    data_tags: Mapping[str, str]
+    spec: RunSpec
     token: str
     messages: Queue
+
+    @property
+    def out(self) -> Path:
+        """The run's folder."""
+        return self.spec.storage.folder
 
     @property
     def stop_file(self) -> StopFile:
@@ -123,17 +120,11 @@ class _Job:
 
 
 def fit(
-    config: Config,
+    spec: RunSpec,
     *,
-    out: Path | str | Storage,
     workers: int,
-    tracking: TrackingSpec | None = None,
-    fork_from: Path | None = None,
-    stop_at: int | None = None,
-    momenta: Sequence[float] = (),
-    data_tags: Mapping[str, str] | None = None,
-    show: Callable[[Progress], object] | None = None,
-    ask: Ask = go_on,
+    report: Callable[[TrainProgress], object] = ignore,
+    should_stop: StopCheck = never,
     max_failures: int = 3,
     address: str = "local",
 ) -> Result:
@@ -143,57 +134,39 @@ def fit(
     `out` resume, whatever the number of workers was before.
 
     Args:
-        config: What to train.
-        out: The run's folder, on storage that this process and all workers reach under the same path. Or a
-            URL, see `cosa.storage.mirror`: each machine then has a working folder of its own.
+        spec: What to train; `out` lies where this process and all workers reach it under the same path, or is
+            a URL: each machine then has a working folder of its own. The first worker tracks the run.
         workers: Processes, >= 1; must divide `train.batch_size`.
-        tracking: Where the run is tracked, by its first worker; nowhere by default.
-        fork_from: Checkpoint of a shared warm-up to start from, see `trainer.train`.
-        stop_at: Stop after this step, see `trainer.train`.
-        momenta: Further momenta that a shared warm-up keeps an AN of, see `trainer.train`.
-        data_tags: Fingerprints that the data must have on every machine, see `trainer.train`.
-        show: Called in this process with the progress of the first worker; what it raises ends the run.
-        ask: Asked in this process, twice a second; an order to stop is passed on to the workers.
+        report: Called in this process with the progress of the first worker; what it raises ends the run.
+        should_stop: Asked in this process, twice a second; the signal to stop is passed on to the workers.
         max_failures: How many times workers may die before the run is given up.
         address: Cluster to join where this process is in none yet; `local` starts one for this run alone.
 
     Raises:
         WorkerError: Workers died too often, or Ray could not start them.
-        StoppedError: `ask` said so; the checkpoint of the last step is saved.
+        StoppedError: `should_stop` said so; the checkpoint of the last step is saved.
         ValueError: More workers than the cluster has room for, or whatever `trainer.train` refuses.
         TrackingError, NonFiniteLossError, OSError: As `trainer.train` raises them.
     """
     if workers < 1:
         raise ValueError(f"workers must be >= 1, got {workers}; trainer.train needs no Ray for one process")
-    tracking = _portable(tracking or TrackingSpec())
-    storage = open_storage(out)
-    out = storage.folder
+    spec = _portable(spec)
+    out = spec.storage.folder
     try:
         with ray_instance(address):
             gpus = _check_resources(workers)
             messages = _queue_here()
-            job = _Job(
-                config=_absolute_paths(config),
-                out=out,
-                storage=storage,
-                tracking=tracking,
-                fork_from=fork_from.absolute() if fork_from else None,
-                stop_at=stop_at,
-                momenta=momenta,
-                data_tags=dict(data_tags or {}),
-                token=secrets.token_hex(8),
-                messages=messages,
-            )
+            job = _Job(spec, secrets.token_hex(8), messages)
             try:
                 _mark_storage(out, job.token)
-                return _follow(_trainer(job, workers, max_failures, gpus=gpus), job, show, ask)
+                return _follow(_trainer(job, workers, max_failures, gpus=gpus), job, report, should_stop)
             finally:
                 messages.shutdown(force=True)
     except (KeyboardInterrupt, SystemExit):
-        tracking.close(out, "KILLED")
+        spec.tracking.close(out, "KILLED")
         raise
     except WorkerError:
-        tracking.close(out, "FAILED")
+        spec.tracking.close(out, "FAILED")
         raise
 
 
@@ -271,16 +244,25 @@ def _check_resources(workers: int) -> bool:
     return gpus > 0
 
 
-def _portable(tracking: TrackingSpec) -> TrackingSpec:
-    """`tracking` with what only this process knows: where it stands, and the commit, which jobs leave behind.
+def _portable(spec: RunSpec) -> RunSpec:
+    """`spec` with what only this process knows: absolute paths, and the commit, which jobs leave behind.
 
     The store is met here first, so that one that does not answer is told before anything starts.
     """
-    if not tracking.uri:
-        return tracking
-    initialise_store(tracking.uri, tracking.experiment)
-    tags = {**source_tags(), **tracking.tags}
-    return dataclasses.replace(tracking, uri=resolve_uri(tracking.uri), tags=tags)
+    tracking = spec.tracking
+    if tracking.uri:
+        initialise_store(tracking.uri, tracking.experiment)
+        tags = {**source_tags(), **tracking.tags}
+        tracking = dataclasses.replace(tracking, uri=resolve_uri(tracking.uri), tags=tags)
+    storage = spec.storage
+    return dataclasses.replace(
+        spec,
+        config=_absolute_paths(spec.config),
+        out=storage.url or storage.folder,
+        work_folder=str(storage.folder),
+        fork_from=spec.fork_from.absolute() if spec.fork_from else None,
+        tracking=tracking,
+    )
 
 
 def _queue_here() -> Queue:
@@ -331,7 +313,7 @@ def _trainer(job: _Job, workers: int, max_failures: int, *, gpus: bool) -> Any:
             num_workers=workers, use_gpu=gpus, resources_per_worker=resources
         ),
         run_config=_ray_train.RunConfig(
-            name=f"{job.out.name}-{identity(job.config)[:8]}",
+            name=f"{job.out.name}-{identity(job.spec.config)[:8]}",
             storage_path=str(job.out / "ray"),
             callbacks=[_Watch(job.messages)],
             checkpoint_config=_ray_train.CheckpointConfig(num_to_keep=1),
@@ -359,7 +341,7 @@ class _Watch(ray.train.UserCallback):
                 raise error
         rank, error = min(worker_exceptions.items())
         text = f"worker {rank} failed, all go on from the newest checkpoint: {_one_line(error)}"
-        _tell(self.messages, _Line(logging.WARNING, text))
+        _publish(self.messages, _Line(logging.WARNING, text))
 
 
 @dataclass(frozen=True)
@@ -373,30 +355,24 @@ class _Worker:
         first = ray.train.get_context().get_world_rank() == 0
         try:
             if first:
-                _tell(job.messages, _Begun(ray.get_runtime_context().current_actor))
-            if not job.storage.url:
+                _publish(job.messages, _Begun(ray.get_runtime_context().current_actor))
+            if not job.spec.storage.url:
                 _check_storage(job.out, job.token)
             with _forwarded_log(job.messages) if first else contextlib.nullcontext():
                 return train(
-                    job.config,
-                    out=job.storage,
-                    tracker=job.tracking.tracker() if first else None,
+                    job.spec,
                     report=lambda progress: _report(progress, job, first=first),
-                    fork_from=job.fork_from,
-                    stop_at=job.stop_at,
-                    momenta=job.momenta,
-                    data_tags=job.data_tags,
-                    ask=_asker(job),
+                    should_stop=_stop_check(job),
                 )
         except Exception as error:
             if isinstance(error, _FinalError) or not _is_final(error):
                 raise
             error.add_note(traceback.format_exc())  # of this process; travels with the error
-            _tell(job.messages, error)
+            _publish(job.messages, error)
             raise _FinalError(_one_line(error)) from error
 
 
-def _asker(job: _Job) -> Ask:
+def _stop_check(job: _Job) -> StopCheck:
     """Whether a worker is to stop, or to save because Ray has word that a machine will be taken back.
 
     Ray goes on after the loss of a machine from the newest checkpoint, as soon as there is another. Every
@@ -404,15 +380,15 @@ def _asker(job: _Job) -> Ask:
     """
     stop_file, warned = job.stop_file, False
 
-    def ask() -> Order:
+    def should_stop() -> StopSignal:
         nonlocal warned
-        order = stop_file.ask()
+        signal = stop_file.check()
         if not warned and _ray_train.get_preemption_info() is not None:
             warned = True
-            order = max(order, Order.SAVE)
-        return order
+            signal = max(signal, StopSignal.SAVE)
+        return signal
 
-    return ask
+    return should_stop
 
 
 _LASTING = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOTDIR}
@@ -433,13 +409,13 @@ def _is_final(error: Exception) -> bool:
     return True
 
 
-def _report(progress: Progress, job: _Job, *, first: bool) -> None:
+def _report(progress: TrainProgress, job: _Job, *, first: bool) -> None:
     """Tell Ray, which waits here until every worker does, and whoever follows the run.
 
     Ray keeps what it is told of checkpoints in a folder that all machines reach: with a URL there is none.
     """
     metrics = {"step": progress.step, **progress.metrics}
-    if first and progress.checkpoint and not job.storage.url:
+    if first and progress.checkpoint and not job.spec.storage.url:
         with tempfile.TemporaryDirectory() as folder:
             pointer = {"path": str(progress.checkpoint), "step": progress.step}
             (Path(folder) / "checkpoint.json").write_text(json.dumps(pointer) + "\n")
@@ -447,10 +423,10 @@ def _report(progress: Progress, job: _Job, *, first: bool) -> None:
     else:
         ray.train.report(metrics)
     if first:
-        _tell(job.messages, progress)
+        _publish(job.messages, progress)
 
 
-def _tell(messages: Queue, message: _Message) -> None:
+def _publish(messages: Queue, message: _Message) -> None:
     try:
         messages.put(message)
     except ray.exceptions.RayActorError:
@@ -477,10 +453,12 @@ class _QueueHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send the text of one record."""
-        _tell(self.messages, _Line(record.levelno, record.getMessage()))
+        _publish(self.messages, _Line(record.levelno, record.getMessage()))
 
 
-def _follow(trainer: Any, job: _Job, show: Callable[[Progress], object] | None, ask: Ask) -> Result:
+def _follow(
+    trainer: Any, job: _Job, report: Callable[[TrainProgress], object], should_stop: StopCheck
+) -> Result:
     """Run `trainer` to its end in a thread, passing on here what the first worker tells.
 
     In the main thread Ray would take over Ctrl-C and go on for seconds.
@@ -501,7 +479,7 @@ def _follow(trainer: Any, job: _Job, show: Callable[[Progress], object] | None, 
         running = True
         while running:
             running = thread.is_alive()  # looked at first, so that the last messages are read after the end
-            if ask() == Order.STOP:
+            if should_stop() == StopSignal.STOP:
                 job.stop_file.give()
             for message in _received(messages):
                 match message:
@@ -511,8 +489,8 @@ def _follow(trainer: Any, job: _Job, show: Callable[[Progress], object] | None, 
                         failures.append(message)
                     case _Line():
                         _log.log(message.level, "%s", message.text)
-                    case Progress() if show:
-                        show(message)
+                    case TrainProgress():
+                        report(message)
     except BaseException:
         _stop(thread, messages, worker)
         raise

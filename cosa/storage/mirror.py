@@ -313,16 +313,18 @@ class RemoteStorage:
 Storage = LocalStorage | RemoteStorage
 
 
-def open_storage(out: Path | str | Storage) -> Storage:
+def open_storage(out: Path | str, work_folder: str = "") -> Storage:
     """Where the run that is to be kept at `out` is kept: a folder, or a URL with a working folder for it.
 
     Nothing is contacted or made yet.
 
+    Args:
+        out: Folder or URL.
+        work_folder: Working folder for a URL; empty takes one below the current folder.
+
     Raises:
         ValueError: `out` is a URL that names no folder in a bucket, or carries a secret.
     """
-    if isinstance(out, LocalStorage | RemoteStorage):
-        return out
     protocol, separator, rest = str(out).partition("://")
     if not separator:
         if isinstance(out, Path) and re.match(r"[a-z0-9]{2,}:/", str(out)):
@@ -340,7 +342,7 @@ def open_storage(out: Path | str | Storage) -> Storage:
         raise ValueError(
             f"out must name a folder in a bucket, as s3://bucket/runs/name does, got {str(out)!r}"
         )
-    folder = Path("runs", protocol, *parts).absolute()
+    folder = Path(work_folder or Path("runs", protocol, *parts)).absolute()
     return RemoteStorage(f"{protocol}://{'/'.join(parts)}", folder)
 
 

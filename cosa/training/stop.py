@@ -17,7 +17,7 @@ from pathlib import Path
 _LOOK_SECONDS = 1.0  # between looks at a file, which may lie on a distant server
 
 
-class Order(enum.IntEnum):
+class StopSignal(enum.IntEnum):
     """What a run is to do after the step it is in; of several, the highest counts."""
 
     GO_ON = 0
@@ -27,17 +27,17 @@ class Order(enum.IntEnum):
     """Save a checkpoint now, and stop."""
 
 
-Ask = Callable[[], Order]
-"""Asked between two steps."""
+StopCheck = Callable[[], StopSignal]
+"""Asked between two steps whether to go on."""
 
 
 class StoppedError(Exception):
     """The run was told to stop, and did; the message says where, and that nothing of it is lost."""
 
 
-def go_on() -> Order:
-    """The answer of whoever never stops a run."""
-    return Order.GO_ON
+def never() -> StopSignal:
+    """Never stop."""
+    return StopSignal.GO_ON
 
 
 class StopFile:
@@ -48,13 +48,13 @@ class StopFile:
         self._looked = -math.inf
         self._found = False
 
-    def ask(self) -> Order:
+    def check(self) -> StopSignal:
         """STOP from when the file is seen, which takes up to a second longer than it is there."""
         now = time.monotonic()
         if not self._found and now - self._looked >= _LOOK_SECONDS:
             self._looked = now
             self._found = self.path.exists()
-        return Order.STOP if self._found else Order.GO_ON
+        return StopSignal.STOP if self._found else StopSignal.GO_ON
 
     def give(self) -> None:
         """Tell the run to stop."""
@@ -62,19 +62,19 @@ class StopFile:
 
 
 @contextlib.contextmanager
-def until_terminated() -> Iterator[Ask]:
+def until_terminated() -> Iterator[StopCheck]:
     """While the block runs, SIGTERM is an order to stop; a second one ends the process as it did before.
 
     To be used in the main thread, where Python hears signals.
     """
     told: list[int] = []
 
-    def hear(number: int, frame: object) -> None:  # noqa: ARG001 (the signal's own signature)
+    def on_signal(number: int, frame: object) -> None:  # noqa: ARG001 (the signal's own signature)
         told.append(number)
         signal.signal(signal.SIGTERM, before)
 
-    before = signal.signal(signal.SIGTERM, hear)
+    before = signal.signal(signal.SIGTERM, on_signal)
     try:
-        yield lambda: Order.STOP if told else Order.GO_ON
+        yield lambda: StopSignal.STOP if told else StopSignal.GO_ON
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -1,4 +1,4 @@
-"""One training run: `train(config, out=...)`. Speaks torch.distributed; knows no Ray, no MLflow, no CLI.
+"""One training run: `train(RunSpec(...))`. Speaks torch.distributed; knows no Ray, no MLflow, no CLI.
 
 What a run leaves in its folder `out`:
 
@@ -17,7 +17,7 @@ import itertools
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -40,20 +40,55 @@ from cosa.storage.model_files import Facts, save_model
 from cosa.storage.run_folder import is_finished, require_same_run
 from cosa.storage.warmup import load_warmup, require_momenta
 from cosa.structures import Batch, Ranks
-from cosa.tracking import NullTracker, Tracker
+from cosa.tracking import NullTracker, Tracker, TrackingSpec
 from cosa.training.clock import Clock
 from cosa.training.judging import Judgement, judge, judge_training_images
 from cosa.training.step import TERMS, TrainingState, build_state, cotraining, training_step, wrap
-from cosa.training.stop import Ask, Order, StoppedError, go_on
+from cosa.training.stop import StopCheck, StoppedError, StopSignal, never
 from cosa.training.swap import objective
 
 log = logging.getLogger(__name__)
 
-_ORDERS_EVERY = 10  # steps; the ranks must wait for each other to agree
+_SIGNAL_EVERY = 10  # steps; the ranks must wait for each other to agree
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """One run, all that any process must know of it; plain data that travels."""
+
+    config: Config
+    """What to train."""
+    out: Path | str
+    """The run's folder, made if needed, on storage that all ranks reach; or a URL, see
+    `cosa.storage.mirror`."""
+    work_folder: str = ""
+    """Folder in which each machine works on a run at a URL; empty takes one below the current folder."""
+    fork_from: Path | None = None
+    """Checkpoint of a shared warm-up to start from, where `out` has none yet."""
+    stop_at: int | None = None
+    """Stop after this step instead of `train.iterations`, keeping the schedule of the whole run."""
+    momenta: tuple[float, ...] = ()
+    """Further momenta that a shared warm-up keeps an AN of: runs fork from it that differ from `config` in
+    `ema.momentum` alone or in what only co-training reads."""
+    data_tags: Mapping[str, str] = field(default_factory=dict)
+    """Fingerprints by tag that the data must have on every machine, as `cosa.data.open.read_fingerprints`
+    tells them; empty takes those of the data on the first rank."""
+    tracking: TrackingSpec = field(default_factory=TrackingSpec)
+    """Where metrics and pictures go beside `out`; nowhere by default."""
+
+    @property
+    def storage(self) -> Storage:
+        """Where the run is kept; nothing is contacted or made yet."""
+        return open_storage(self.out, self.work_folder)
+
+    @property
+    def last_step(self) -> int:
+        """Optimiser steps that the run is to have behind it at its end."""
+        return self.config.train.iterations if self.stop_at is None else self.stop_at
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainProgress:
     """Where a run stands, told on every rank at each log step, evaluation and checkpoint."""
 
     step: int
@@ -92,17 +127,15 @@ class NonFiniteLossError(RuntimeError):
     """A term of the loss became NaN or infinite; the last checkpoint is from before."""
 
 
+def ignore(progress: TrainProgress) -> None:
+    """Listen to none of it."""
+
+
 def train(
-    config: Config,
+    spec: RunSpec,
     *,
-    out: Path | str | Storage,
-    tracker: Tracker | None = None,
-    report: Callable[[Progress], None] | None = None,
-    fork_from: Path | None = None,
-    stop_at: int | None = None,
-    momenta: Sequence[float] = (),
-    data_tags: Mapping[str, str] | None = None,
-    ask: Ask = go_on,
+    report: Callable[[TrainProgress], object] = ignore,
+    should_stop: StopCheck = never,
 ) -> Result:
     """Train CoSA, or go on where this run stopped.
 
@@ -111,53 +144,40 @@ def train(
     nothing but rounding; where `network.drop_path` > 0, also which paths are dropped.
 
     Args:
-        config: What to train.
-        out: The run's folder, made if needed; on storage that all ranks reach. Or a URL, see
-            `cosa.storage.mirror`.
-        tracker: Where metrics and pictures go beside `out`; nowhere by default.
+        spec: What to train, the same on every rank.
         report: Called on every rank at each log step, evaluation and checkpoint.
-        fork_from: Checkpoint of a shared warm-up to start from, where `out` has none yet.
-        stop_at: Stop after this step instead of `train.iterations`, keeping the schedule of the whole run.
-        momenta: Further momenta that a shared warm-up keeps an AN of: runs fork from it that differ from
-            `config` in `ema.momentum` alone or in what only co-training reads.
-        data_tags: Fingerprints by tag that the data must have on every machine, as
-            `cosa.data.open.read_fingerprints` tells them; by default those on the first rank.
-        ask: Asked on every rank whether to go on, after each step or, where ranks must agree, each tenth.
+        should_stop: Asked on every rank after each step or, where ranks must agree, each tenth.
 
     Raises:
-        StoppedError: `ask` said so; the checkpoint of the last step is saved.
+        StoppedError: `should_stop` said so; the checkpoint of the last step is saved.
         ValueError: `out` holds another run, the fork's warm-up is another, or data or weights are unfit.
         NonFiniteLossError: A term of the loss became NaN or infinite.
         StorageError: The URL of `out` does not answer at the start, or took not everything by the end.
         OSError: The output could not be written; what was written before is whole.
     """
-    ranks = Ranks.current()
-    storage = open_storage(out)
+    config, ranks, storage = spec.config, Ranks.current(), spec.storage
     storage.pull()
-    out = storage.folder
-    target = config.train.iterations if stop_at is None else stop_at
-    _check_call(config, out, target, ranks)
-    if momenta and target > config.train.warmup:
-        raise ValueError(
-            f"stop_at must end a warm-up of several momenta by {config.train.warmup}, got {target}"
-        )
-    data = open_run_data(config, ranks, data_tags or {})
+    _check_call(spec, storage.folder, ranks)
+    data = open_run_data(config, ranks, spec.data_tags)
     coexistence_indices(config.evaluation, data.training.classes)  # or the first evaluation would end it all
     run = _Run(
         config=config,
-        out=out,
+        out=storage.folder,
         storage=storage,
-        target=target,
+        target=spec.last_step,
         ranks=ranks,
-        tracker=tracker if tracker and ranks.first else NullTracker(),
-        report=report or _say_nothing,
-        ask=ask,
+        tracker=spec.tracking.tracker() if ranks.first else NullTracker(),
+        report=report,
+        should_stop=should_stop,
         data=data,
         state=build_state(
-            config, len(data.training.classes), ranks.device, [m for m in momenta if m != config.ema.momentum]
+            config,
+            len(data.training.classes),
+            ranks.device,
+            [m for m in spec.momenta if m != config.ema.momentum],
         ),
     )
-    run.begin(fork_from)
+    run.begin(spec.fork_from)
     try:
         run.loop()
         result = run.end()
@@ -181,8 +201,8 @@ class _Run:
     target: int
     ranks: Ranks
     tracker: Tracker
-    report: Callable[[Progress], None]
-    ask: Ask
+    report: Callable[[TrainProgress], object]
+    should_stop: StopCheck
     data: RunData
     state: TrainingState
     clock: Clock = field(init=False)
@@ -239,27 +259,27 @@ class _Run:
                     **(self._measure(terms) if measure else {}),
                     **(self._judge() if evaluation_due else {}),
                 }
-                self._tell(metrics, save=save)
-            self._obey(saved=save, meet=measure or evaluation_due or save)
+                self._publish(metrics, save=save)
+            self._handle_signal(saved=save, meet=measure or evaluation_due or save)
 
-    def _obey(self, *, saved: bool, meet: bool) -> None:
-        """Do between two steps what `ask` says; several ranks agree on it where they meet anyway, or soon.
+    def _handle_signal(self, *, saved: bool, meet: bool) -> None:
+        """Do between two steps what `should_stop` says; ranks agree on it where they meet anyway, or soon.
 
         Raises:
-            StoppedError: The order was to stop.
+            StoppedError: The signal was to stop.
         """
         state, ranks = self.state, self.ranks
-        if ranks.world > 1 and not meet and state.step % _ORDERS_EVERY:
+        if ranks.world > 1 and not meet and state.step % _SIGNAL_EVERY:
             return
-        order = int(self.ask())
+        signal = int(self.should_stop())
         if ranks.world > 1:
-            heard = torch.zeros(len(Order), dtype=torch.int64, device=ranks.device)
-            heard[order] = 1
-            order = int(ranks.total(heard).nonzero().max())
-        if order >= Order.SAVE and not saved:
+            signals = torch.zeros(len(StopSignal), dtype=torch.int64, device=ranks.device)
+            signals[signal] = 1
+            signal = int(ranks.total(signals).nonzero().max())
+        if signal >= StopSignal.SAVE and not saved:
             self._check_finite()
-            self._tell({}, save=True)
-        if order == Order.STOP and state.step < self.target:
+            self._publish({}, save=True)
+        if signal == StopSignal.STOP and state.step < self.target:
             raise StoppedError(
                 f"told to stop, and stopped after step {state.step} of {self.target}, whose checkpoint is "
                 f"saved in {str(self.out)!r}; the same command goes on from there"
@@ -313,7 +333,7 @@ class _Run:
         state.metrics, state.details = metrics, details
         return metrics
 
-    def _tell(self, metrics: dict[str, float], *, save: bool) -> None:
+    def _publish(self, metrics: dict[str, float], *, save: bool) -> None:
         """Write metrics, then the checkpoint, then tell whoever listens."""
         state = self.state
         state.seconds += self.clock.lap()
@@ -330,7 +350,7 @@ class _Run:
                 self.storage.push(keep=keep)
         speed = self.clock.speed(state.step)
         self.report(
-            Progress(
+            TrainProgress(
                 step=state.step,
                 iterations=self.target,
                 metrics=metrics,
@@ -411,14 +431,15 @@ class _Run:
         )
 
 
-def _say_nothing(progress: Progress) -> None:
-    """The report of a caller that listens to none."""
-
-
-def _check_call(config: Config, out: Path, target: int, ranks: Ranks) -> None:
+def _check_call(spec: RunSpec, out: Path, ranks: Ranks) -> None:
     """Refuse what cannot be trained here before anything is read or written."""
+    config, target = spec.config, spec.last_step
     if not 0 < target <= config.train.iterations:
         raise ValueError(f"stop_at must lie in [1, {config.train.iterations}], got {target}")
+    if spec.momenta and target > config.train.warmup:
+        raise ValueError(
+            f"stop_at must end a warm-up of several momenta by {config.train.warmup}, got {target}"
+        )
     shares = ranks.world * config.train.accumulate
     if config.train.batch_size % shares:
         raise ValueError(

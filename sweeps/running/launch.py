@@ -18,12 +18,13 @@ from ray.tune.search import Searcher
 from cosa.cli.console import LiveLine, duration
 from cosa.distributed.session import Allotment
 from cosa.tracking import TrackingSpec
+from cosa.training.trainer import RunSpec
 from sweeps.planning import folder as folders
 from sweeps.planning.plan import Trial
 from sweeps.running.progress import Best, Progress, shown
 from sweeps.running.schedule import Schedule
 from sweeps.running.stopping import Stopping, orderly
-from sweeps.running.trial import Job, Train, describe, make_job, run
+from sweeps.running.trial import Train, describe, make_spec, run
 
 SECONDS = "seconds"
 """What a trial tells Tune of itself: how long it was in its own hands."""
@@ -149,12 +150,12 @@ def launch(
     """
     schedule = Schedule(trials, allotment.slots)
     progress = Progress(schedule, root, done_before=done_before, clock=time.monotonic, best=best)
-    jobs = {trial.name: make_job(trial, root, track(trial), workers, data_tags) for trial in trials}
+    specs = {trial.name: make_spec(trial, root, track(trial), data_tags) for trial in trials}
     begun = time.monotonic()
     with orderly(root, line.note) as stopping, folders.scratch(root) as scratch, shown(progress, line):
         dispatcher = Dispatcher(schedule, progress, line, stopping)
         tuner = tune.Tuner(
-            tune.with_resources(_trainable(jobs, train), resources(allotment, workers)),
+            tune.with_resources(_trainable(specs, root, workers, train), resources(allotment, workers)),
             tune_config=tune.TuneConfig(
                 search_alg=dispatcher,
                 num_samples=len(trials),
@@ -185,10 +186,12 @@ def launch(
     return Outcome(failures, times)
 
 
-def _trainable(jobs: Mapping[str, Job], train: Train | None) -> Callable[[dict[str, Any]], dict[str, Any]]:
+def _trainable(
+    specs: Mapping[str, RunSpec], root: Path, workers: int, train: Train | None
+) -> Callable[[dict[str, Any]], dict[str, Any]]:
     def trainable(settings: dict[str, Any]) -> dict[str, Any]:
         begun = time.monotonic()
-        ended = run(jobs[settings["trial"]], train)
+        ended = run(specs[settings["trial"]], root, workers=workers, train=train)
         return {SECONDS: time.monotonic() - begun, STOPPED: not ended}
 
     return trainable

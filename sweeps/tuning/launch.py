@@ -7,7 +7,6 @@ have a trial wait for the warm-up that it forks from.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,12 +20,13 @@ from ray.tune.search import Searcher
 from cosa.cli.console import LiveLine, duration
 from cosa.distributed.session import Allotment
 from cosa.tracking import TrackingSpec
+from cosa.training.trainer import RunSpec, TrainProgress, ignore
 from sweeps.planning import folder as folders
 from sweeps.planning.plan import Trial
 from sweeps.running.launch import STOPPED, resources
 from sweeps.running.progress import Progress, shown
 from sweeps.running.stopping import Stopping, orderly
-from sweeps.running.trial import Job, Train, make_job, run
+from sweeps.running.trial import Train, make_spec, run
 from sweeps.tables.metrics import SEG_MIOU
 from sweeps.tuning.flow import Flow
 
@@ -81,7 +81,7 @@ class Seeker(Searcher):
     """Hands Tune the next trial whenever one is ready, and watches it end."""
 
     def __init__(
-        self, flow: Flow, board: Board, line: LiveLine, make: Callable[[Trial], Job], stopping: Stopping
+        self, flow: Flow, board: Board, line: LiveLine, make: Callable[[Trial], RunSpec], stopping: Stopping
     ) -> None:
         super().__init__()
         self._stopping = stopping
@@ -92,7 +92,7 @@ class Seeker(Searcher):
         self._names: dict[str, str] = {}
 
     def suggest(self, trial_id: str) -> Any:
-        """The next trial's job; None while every other one waits; FINISHED when nothing is left to start."""
+        """The next trial's run; None while every other one waits; FINISHED when nothing is left to start."""
         if self._stopping.told:
             return Searcher.FINISHED
         trial = self._flow.start_next()
@@ -100,7 +100,7 @@ class Seeker(Searcher):
             return Searcher.FINISHED if self._flow.exhausted else None
         self._names[trial_id] = trial.name
         self._board.started(trial)
-        return {"trial": trial.name, "job": dataclasses.asdict(self._make(trial))}
+        return {"trial": trial.name, "spec": self._make(trial)}
 
     def on_trial_complete(
         self,
@@ -114,7 +114,7 @@ class Seeker(Searcher):
         if (result or {}).get(STOPPED):  # goes on with the next start, like one whose driver was killed
             self._line.note(f"stopped: {trial.label}")
             return
-        reason = _reason(self._make(trial)) if error else ""
+        reason = (folders.read_failure(Path(self._make(trial).out)) or _KILLED) if error else ""
         seconds = self._board.ended(trial, failed=error)
         flow.end(trial.name, failed=error, reason=reason)
         number = flow.number(trial.name)
@@ -191,13 +191,13 @@ def seek(
     """
     board = Board(flow, root, budget)
 
-    def make(trial: Trial) -> Job:
-        return make_job(trial, root, track(trial), workers, data_tags)
+    def make(trial: Trial) -> RunSpec:
+        return make_spec(trial, root, track(trial), data_tags)
 
     with orderly(root, line.note) as stopping, folders.scratch(root) as scratch, shown(board, line):
         seeker = Seeker(flow, board, line, make, stopping)
         tune.Tuner(
-            tune.with_resources(_trainable(rungs, train), resources(allotment, workers)),
+            tune.with_resources(_trainable(rungs, root, workers, train), resources(allotment, workers)),
             tune_config=tune.TuneConfig(
                 search_alg=seeker,
                 scheduler=RungScheduler(flow),
@@ -216,24 +216,19 @@ def seek(
 
 
 def _trainable(
-    rungs: tuple[int, ...], train: Train | None
+    rungs: tuple[int, ...], root: Path, workers: int, train: Train | None
 ) -> Callable[[dict[str, Any]], dict[str, Any] | None]:
     def trainable(settings: dict[str, Any]) -> dict[str, Any]:
-        content = dict(settings["job"])
-        job = Job(**{**content, "tracking": TrackingSpec(**content["tracking"])})
+        spec: RunSpec = settings["spec"]
         reported: set[int] = set()
 
-        def report(progress: Any) -> None:
+        def report(progress: TrainProgress) -> None:
             if progress.step in rungs and SEG_MIOU in progress.metrics and progress.step not in reported:
                 reported.add(progress.step)
                 # Blocks until the driver has decided; a trial that is stopped leaves by SystemExit.
                 tune.report({"rung": progress.step, "value": progress.metrics[SEG_MIOU]})
 
-        ended = run(job, train, None if job.stop_at else report)
+        ended = run(spec, root, workers=workers, train=train, report=ignore if spec.stop_at else report)
         return {STOPPED: not ended}
 
     return trainable
-
-
-def _reason(job: Job) -> str:
-    return folders.read_failure(Path(job.folder)) or _KILLED

@@ -31,7 +31,7 @@ METRICS = 40
 MEGABYTE = 2**20
 
 
-def train(config: Any, *, out: Path, tracker: Any, stop_at: int | None = None, **rest: Any) -> None:
+def train(spec: Any, **_: Any) -> None:
     """Leave what a finished run leaves, and log as it does."""
     import json
     import os
@@ -40,12 +40,13 @@ def train(config: Any, *, out: Path, tracker: Any, stop_at: int | None = None, *
     from cosa.storage.checkpoint import hash_path
     from cosa.storage.files import digest
 
-    step = stop_at or config.train.iterations
+    config, out, tracker = spec.config, spec.out, spec.tracking.tracker()
+    step = spec.stop_at or config.train.iterations
     (out / "checkpoints").mkdir(parents=True, exist_ok=True)
     path = out / f"checkpoints/step_{step:08d}.pt"
     path.touch()
     hash_path(path).write_text(f"{digest(path)}  {path.name}\n")
-    tags = {"cosa.data_fingerprint": rest["data_tags"].get("cosa.data_fingerprint", "")}
+    tags = {"cosa.data_fingerprint": spec.data_tags.get("cosa.data_fingerprint", "")}
     tracker.start(config, out=out, tags=tags)
     metrics = {f"train/{i}": float(i) for i in range(int(os.environ["COSA_BENCHMARK_METRICS"]))}
     metrics["val/assignment/seg_miou"] = 0.5
@@ -58,7 +59,7 @@ def train(config: Any, *, out: Path, tracker: Any, stop_at: int | None = None, *
         "step": step,
         "metrics": {"val/assignment/seg_miou": 0.5},
         "seconds": 1.0,
-        **{key.removeprefix("cosa."): value for key, value in rest["data_tags"].items()},
+        **{key.removeprefix("cosa."): value for key, value in spec.data_tags.items()},
     }
     (out / "result.json").write_text(json.dumps(result))
     tracker.log_artifact(out / "result.json")

@@ -4,19 +4,38 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import distributed
 
-from cosa.config import from_json
+from cosa.config import Config, from_json
 from cosa.storage import checkpoint
-from cosa.training.stop import Order, StoppedError, go_on
-from cosa.training.trainer import NonFiniteLossError, train
+from cosa.tracking import Tracker, TrackingSpec
+from cosa.training import trainer
+from cosa.training.stop import StopCheck, StoppedError, StopSignal, never
+from cosa.training.trainer import NonFiniteLossError, Result, RunSpec, TrainProgress, ignore
 
 TIMES = ("seconds", "train/images_per_second")
 """What two runs of the same experiment may differ in."""
+
+
+def train(
+    config: Config,
+    *,
+    out: Path | str,
+    report: Callable[[TrainProgress], object] = ignore,
+    should_stop: StopCheck = never,
+    tracker: Tracker | None = None,
+    **more: Any,
+) -> Result:
+    """`trainer.train` of the RunSpec that these words make, tracked by `tracker` if there is one."""
+    spec = RunSpec(config=config, out=out, **more)
+    with mock.patch.object(TrackingSpec, "tracker", (lambda _: tracker) if tracker else TrackingSpec.tracker):
+        return trainer.train(spec, report=report, should_stop=should_stop)
 
 
 def saved_state(out: Path, step: int) -> dict[str, Any]:
@@ -103,7 +122,7 @@ def work(rank: int, world: int, folder: Path, jobs: dict[str, dict[str, Any]]) -
             _break_contrast(config.train.warmup, job["broken_step"])
         told = job.get("stop_rank") == rank
         try:
-            train(config, out=folder / name, ask=(lambda: Order.STOP) if told else go_on)
+            train(config, out=folder / name, should_stop=(lambda: StopSignal.STOP) if told else never)
         except (NonFiniteLossError, StoppedError) as error:
             (folder / f"{name}.{rank}.txt").write_text(str(error))
     distributed.destroy_process_group()

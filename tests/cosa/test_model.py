@@ -22,7 +22,7 @@ from cosa.networks.multiscale import multiscale, resize
 from cosa.networks.network import build_network
 from cosa.storage import checkpoint
 from cosa.tracking import TrackingError, initialise_store, save_pyfunc
-from cosa.training.trainer import train
+from tests.cosa.runs import train
 
 CLASSES = ("cat", "dog", "bird")
 FACTS = Facts(step=7, xi=0.3, aux_xi=0.4, data_fingerprint="0123456789abcdef", metrics={"a": 0.5})

@@ -28,6 +28,7 @@ from ray.cluster_utils import Cluster
 
 from cosa.config import from_json
 from cosa.distributed import train as distributed
+from cosa.training.trainer import RunSpec
 
 NOTICE_SECONDS = 10
 
@@ -108,7 +109,7 @@ def main() -> None:
 
     def fit() -> None:
         try:
-            ended.append(distributed.fit(config, out=out, workers=count, show=show))
+            ended.append(distributed.fit(RunSpec(config=config, out=out), workers=count, report=show))
         except BaseException as error:
             ended.append(error)
             raise

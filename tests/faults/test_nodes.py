@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from cosa.config import Config, override, to_json
-from cosa.training.trainer import train
-from tests.cosa.runs import differences, saved_state
+from tests.cosa.runs import differences, saved_state, train
 from tests.faults import account
 from tests.faults.runs import finish, what_counts
 

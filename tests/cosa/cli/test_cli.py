@@ -8,7 +8,6 @@ import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -19,7 +18,7 @@ from cosa.cli import common, console, training
 from cosa.config import Config, fields, flatten, override
 from cosa.config.presets import PRESETS, get_preset
 from cosa.tracking import initialise_store
-from cosa.training.trainer import NonFiniteLossError
+from cosa.training.trainer import NonFiniteLossError, RunSpec
 
 
 @pytest.fixture(autouse=True)
@@ -134,58 +133,58 @@ def test_the_exit_code_tells_mistakes_failures_and_interruptions_apart(
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunSpec]:
     """Run the command up to the trainer and return what it asked the trainer for."""
 
-    def ask(*arguments: str) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+    def ask(*arguments: str) -> RunSpec:
+        found = []
 
-        def note(config: Config, **kwargs: object) -> None:
-            found.update(kwargs, config=config)
+        def note(spec: RunSpec, **_: object) -> None:
+            found.append(spec)
             raise KeyboardInterrupt
 
         monkeypatch.setattr(cosa.training.trainer, "train", note)
         monkeypatch.setattr(training, "initialise_store", lambda *_: "0")
         assert cli.train(arguments) == cli.INTERRUPTED
-        return found
+        return found[0]
 
     return ask
 
 
-def test_flags_change_settings_of_the_preset(asked: Callable[..., dict[str, Any]]) -> None:
-    config = asked("shapes", "--csc.weight", "0.2", "--cam.scales", "1,0.5", "--raw.enabled", "no")["config"]
+def test_flags_change_settings_of_the_preset(asked: Callable[..., RunSpec]) -> None:
+    config = asked("shapes", "--csc.weight", "0.2", "--cam.scales", "1,0.5", "--raw.enabled", "no").config
 
     expected = {"csc.weight": 0.2, "cam.scales": (1.0, 0.5), "raw.enabled": False}
     assert config == override(get_preset("shapes"), expected)
 
 
-def test_another_experiment_gets_another_folder(asked: Callable[..., dict[str, Any]]) -> None:
-    folders = {asked("shapes", *flags)["out"].folder.name for flags in ([], ["--csc.weight", "0.2"])}
+def test_another_experiment_gets_another_folder(asked: Callable[..., RunSpec]) -> None:
+    folders = {asked("shapes", *flags).storage.folder.name for flags in ([], ["--csc.weight", "0.2"])}
 
     assert len(folders) == 2
     assert all(re.fullmatch("shapes-[0-9a-f]{8}", name) for name in folders)
 
 
-def test_the_same_experiment_keeps_its_folder(asked: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+def test_the_same_experiment_keeps_its_folder(asked: Callable[..., RunSpec], tmp_path: Path) -> None:
     first, second = asked("shapes"), asked("shapes", "--train.log_every", "7")
 
-    assert first["out"].folder == second["out"].folder
-    assert first["out"].folder.parent == tmp_path / "runs"
+    assert first.storage.folder == second.storage.folder
+    assert first.storage.folder.parent == tmp_path / "runs"
 
 
 def test_runs_are_tracked_beside_their_folders_by_default(
-    asked: Callable[..., dict[str, Any]], tmp_path: Path
+    asked: Callable[..., RunSpec], tmp_path: Path
 ) -> None:
-    assert asked("shapes")["tracker"]._uri == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    assert asked("shapes").tracking.uri == f"sqlite:///{tmp_path}/runs/mlflow.db"
 
 
 def test_the_tracking_uri_of_the_environment_counts_unless_a_flag_says_otherwise(
-    asked: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    asked: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://there:5000")
 
-    assert asked("shapes")["tracker"]._uri == "http://there:5000"
-    assert asked("shapes", "--tracking-uri", "http://here:1")["tracker"]._uri == "http://here:1"
+    assert asked("shapes").tracking.uri == "http://there:5000"
+    assert asked("shapes", "--tracking-uri", "http://here:1").tracking.uri == "http://here:1"
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from cosa.config import Config
 from cosa.data.open import open_dataset
 from cosa.model import build_model, load_model, resolve_model, save_model
 from cosa.tracking import initialise_store
-from cosa.training.trainer import train
+from tests.cosa.runs import train
 
 
 @pytest.fixture(scope="module")

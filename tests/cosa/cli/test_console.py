@@ -12,7 +12,7 @@ import re
 import pytest
 
 from cosa.cli import console
-from cosa.training.trainer import Progress
+from cosa.training.trainer import TrainProgress
 
 
 class Terminal(io.StringIO):
@@ -30,9 +30,9 @@ def _display_on(stream: io.StringIO) -> console.Display:
         return console.Display()
 
 
-def _progress(step: int, **metrics: float) -> Progress:
+def _progress(step: int, **metrics: float) -> TrainProgress:
     losses = {"train/loss/cls": 0.5, "train/loss/total": 0.5}
-    return Progress(
+    return TrainProgress(
         step=step,
         iterations=100,
         metrics=metrics or losses,

@@ -20,7 +20,8 @@ from cosa.config import Config, override
 from cosa.distributed import train as distributed
 from cosa.distributed.train import WorkerError, fit, ray_instance
 from cosa.tracking import TrackingError, TrackingSpec
-from cosa.training.trainer import NonFiniteLossError, Progress, Result, train
+from cosa.training.trainer import NonFiniteLossError, Result, RunSpec, TrainProgress
+from tests.cosa.runs import train
 
 STEPS = 8
 
@@ -52,11 +53,11 @@ def _weights(result: Result) -> dict[str, torch.Tensor]:
     return load_file(result.out / "model/model.safetensors")
 
 
-def _kill_a_worker_at(step: int) -> Callable[[Progress], None]:
+def _kill_a_worker_at(step: int) -> Callable[[TrainProgress], None]:
     """Kills one training process, once, as soon as the run is seen to be at `step`."""
     killed: list[int] = []
 
-    def watch(progress: Progress) -> None:
+    def watch(progress: TrainProgress) -> None:
         if progress.step < step or killed:
             return
         children = psutil.Process().children(recursive=True)
@@ -76,13 +77,11 @@ def test_workers_end_as_one_process_does_and_outlive_a_kill(
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     alone = train(config, out=tmp_path / "alone")
 
-    together = fit(config, out=tmp_path / "together", workers=2)
+    together = fit(RunSpec(config=config, out=tmp_path / "together"), workers=2)
     killed = fit(
-        config,
-        out=tmp_path / "killed",
+        RunSpec(config=config, out=tmp_path / "killed", tracking=TrackingSpec(uri=uri)),
         workers=2,
-        tracking=TrackingSpec(uri=uri),
-        show=_kill_a_worker_at(5),
+        report=_kill_a_worker_at(5),
     )
 
     for one, two in zip(_journal(alone.out), _journal(together.out), strict=True):
@@ -110,7 +109,7 @@ def test_a_mistake_in_a_worker_arrives_as_itself_and_is_made_once(
     nowhere = override(config, {"data.layout": "voc", "data.root": str(tmp_path / "nowhere")})
 
     with pytest.raises(FileNotFoundError, match=r"data\.root must be a folder") as caught:
-        fit(nowhere, out=tmp_path / "run", workers=1)
+        fit(RunSpec(config=nowhere, out=tmp_path / "run"), workers=1)
 
     assert "all go on" not in caplog.text
     assert "trainer.py" in "".join(caught.value.__notes__)  # where it arose, for --traceback
@@ -122,19 +121,22 @@ def test_more_workers_than_the_cluster_has_are_refused_at_once(
     with pytest.raises(
         ValueError, match=r"workers must be at most \d+, the CPUs of the Ray cluster, got 999"
     ):
-        fit(config, out=tmp_path, workers=999)
+        fit(RunSpec(config=config, out=tmp_path), workers=999)
 
 
 def test_no_workers_are_refused(tiny_config: Config, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="workers must be >= 1, got 0"):
-        fit(tiny_config, out=tmp_path, workers=0)
+        fit(RunSpec(config=tiny_config, out=tmp_path), workers=0)
 
 
 def test_an_unreachable_tracking_server_is_told_before_anything_starts(
     tiny_config: Config, tmp_path: Path
 ) -> None:
     with pytest.raises(TrackingError, match="must answer"):
-        fit(tiny_config, out=tmp_path, workers=1, tracking=TrackingSpec(uri="http://127.0.0.1:9"))
+        fit(
+            RunSpec(config=tiny_config, out=tmp_path, tracking=TrackingSpec(uri="http://127.0.0.1:9")),
+            workers=1,
+        )
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from cosa.config import Config, flatten
 from cosa.config.presets import get_preset
 from cosa.storage import checkpoint
 from cosa.storage.files import digest
-from cosa.training.trainer import train
+from tests.cosa.runs import train
 
 
 class Payload:

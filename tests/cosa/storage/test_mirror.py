@@ -19,8 +19,8 @@ from cosa.config.presets import get_preset
 from cosa.storage import checkpoint, mirror
 from cosa.storage.mirror import LocalStorage, RemoteStorage, open_storage
 from cosa.structures import Ranks
-from cosa.training.trainer import Progress, Result, train
-from tests.cosa.runs import differences, read_journal, saved_state
+from cosa.training.trainer import Result, TrainProgress
+from tests.cosa.runs import differences, read_journal, saved_state, train
 from tests.s3 import BUCKET, SECRET, S3Server, serving
 
 STEPS = 5
@@ -61,8 +61,8 @@ class StopError(Exception):
     """Ends a run, as the loss of its machine would, but for what a handler of exceptions does."""
 
 
-def stop_after(step: int) -> Callable[[Progress], None]:
-    def report(progress: Progress) -> None:
+def stop_after(step: int) -> Callable[[TrainProgress], None]:
+    def report(progress: TrainProgress) -> None:
         if progress.step == step:
             raise StopError
 
@@ -132,7 +132,7 @@ def test_a_checkpoint_goes_up_before_its_hash_and_the_result_last(
     note = lambda here, there: (sent.append(there.removeprefix(f"{root}/")), really(here, there))  # noqa: E731
     monkeypatch.setattr(system, "put_file", note)
 
-    train(config, out=place)
+    train(config, out=url)
 
     last = [name for name in sent if "step_00000005.pt" in name]
     assert last == ["checkpoints/step_00000005.pt", "checkpoints/step_00000005.pt.sha256"]
@@ -316,7 +316,7 @@ def test_a_server_that_goes_away_costs_one_warning_and_gets_everything_later(
 ) -> None:
     """It comes back empty, as if it had lost all: what had been sent before goes up again."""
 
-    def disturb(progress: Progress) -> None:
+    def disturb(progress: TrainProgress) -> None:
         if progress.step == 1:
             server.kill()
         if progress.step == 4:

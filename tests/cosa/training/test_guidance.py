@@ -23,8 +23,7 @@ from cosa.networks.multiscale import resize
 from cosa.structures import IGNORE, Assignment, Batch, CamTargets, Ranks
 from cosa.training.step import build_state, training_step, wrap
 from cosa.training.swap import guidance, learn
-from cosa.training.trainer import train
-from tests.cosa.runs import Recorder
+from tests.cosa.runs import Recorder, train
 
 ALONE = Ranks(rank=0, world=1, device=torch.device("cpu"))
 

@@ -24,13 +24,14 @@ from cosa.data.shapes import write_shapes
 from cosa.storage import checkpoint
 from cosa.training import step, swap, trainer
 from cosa.training.optim import learning_rate_scale
-from cosa.training.trainer import NonFiniteLossError, Progress, Result, train
+from cosa.training.trainer import NonFiniteLossError, Result, TrainProgress
 from tests.cosa.runs import (
     Recorder,
     differences,
     read_journal,
     saved_state,
     step_files,
+    train,
     work,
 )
 
@@ -83,8 +84,8 @@ class StopError(Exception):
     """What interrupts a run in these tests."""
 
 
-def stop_after(last: int) -> Callable[[Progress], None]:
-    def report(progress: Progress) -> None:
+def stop_after(last: int) -> Callable[[TrainProgress], None]:
+    def report(progress: TrainProgress) -> None:
         if progress.step == last:
             raise StopError
 
@@ -213,7 +214,7 @@ def test_whoever_listens_hears_of_metrics_and_of_checkpoints_that_are_there(
 ) -> None:
     heard = []
 
-    def report(progress: Progress) -> None:
+    def report(progress: TrainProgress) -> None:
         kept = progress.checkpoint is not None and progress.checkpoint.is_file()
         heard.append((progress.step, bool(progress.metrics), kept))
         assert progress.iterations == STEPS
@@ -263,7 +264,7 @@ def test_the_tracker_is_told_of_an_end_before_the_end(
 ) -> None:
     tracker = Recorder()
 
-    def report(progress: Progress) -> None:
+    def report(progress: TrainProgress) -> None:
         raise error
 
     with pytest.raises(error):

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[3]
 CONTROL = os.environ.setdefault("STUB_CONTROL", sys.argv[1])
 
 
-def train(config, *, out, tracker, fork_from=None, stop_at=None, momenta=(), ask=None, data_tags=None):
+def train(spec, *, report, should_stop):
     """Count to the last step, a checkpoint a step; go on from the newest one as the real trainer does."""
     import json
     import os
@@ -31,21 +31,22 @@ def train(config, *, out, tracker, fork_from=None, stop_at=None, momenta=(), ask
     from cosa.storage.files import digest
     from cosa.training.stop import StoppedError
 
+    config, out, tracker = spec.config, spec.out, spec.tracking.tracker()
     control = Path(os.environ["STUB_CONTROL"])
-    assert set(data_tags) == {"cosa.data_fingerprint", "cosa.val_fingerprint"}, "the sweep saw its data"
+    assert set(spec.data_tags) == {"cosa.data_fingerprint", "cosa.val_fingerprint"}, "the sweep saw its data"
     hold = control / "hold"
     arms = tracker._tags.get("cosa.arm", "")
     checkpoints = out / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     done = [int(path.stem.removeprefix("step_")) for path in checkpoints.glob("step_*.pt")]
-    if not done and fork_from is not None:
-        assert fork_from.is_file(), "an arm must not start before its warm-up is done"
+    if not done and spec.fork_from is not None:
+        assert spec.fork_from.is_file(), "an arm must not start before its warm-up is done"
         done = [config.train.warmup]
     step = max(done, default=0)
     with (out / "starts.txt").open("a") as file:
         file.write(f"{step}\n")
     tracker.start(config, out=out, tags={"cosa.data_fingerprint": "f00"}, resume_step=step)
-    last = stop_at or config.train.iterations
+    last = spec.stop_at or config.train.iterations
     while step < last:
         step += 1
         time.sleep(0.02)
@@ -58,7 +59,7 @@ def train(config, *, out, tracker, fork_from=None, stop_at=None, momenta=(), ask
             with (out / "held.txt").open("a") as file:
                 file.write(f"{step}\n")
             while hold.exists():
-                if ask():
+                if should_stop():
                     raise StoppedError("told to stop")
                 time.sleep(0.1)
         if arms == "no-RAW" and (control / "break").exists():

@@ -22,29 +22,29 @@ WARMUP, ARM, _ = make_plan(BASE, [TABLE], [0]).trials
 
 
 def run(root, one, train):
-    trial.run(trial.make_job(one, root, TrackingSpec(), 1, {}), train)
+    trial.run(trial.make_spec(one, root, TrackingSpec(), {}), root, workers=1, train=train)
 
 
 def seen(root, one):
     calls = []
-    run(root, one, lambda config, **rest: calls.append((config, rest)))
+    run(root, one, lambda spec, **_: calls.append(spec))
     return calls[0]
 
 
 def test_a_warmup_stops_where_cotraining_would_start(tmp_path):
-    config, rest = seen(tmp_path, WARMUP)
-    assert (config, rest["stop_at"], rest["fork_from"]) == (WARMUP.config, 4, None)
+    spec = seen(tmp_path, WARMUP)
+    assert (spec.config, spec.stop_at, spec.fork_from) == (WARMUP.config, 4, None)
 
 
 def test_an_arm_forks_from_its_warmups_last_checkpoint(tmp_path):
-    config, rest = seen(tmp_path, ARM)
+    spec = seen(tmp_path, ARM)
     place = tmp_path / "trials" / WARMUP.name / "checkpoints" / "step_00000004.pt"
-    assert (config, rest["stop_at"], rest["fork_from"]) == (ARM.config, None, place)
-    assert rest["out"] == tmp_path / "trials" / ARM.name
+    assert (spec.config, spec.stop_at, spec.fork_from) == (ARM.config, None, place)
+    assert spec.out == tmp_path / "trials" / ARM.name
 
 
 def test_a_failure_leaves_its_reason_in_one_line_and_all_of_it_in_the_log(tmp_path):
-    def train(config, **rest):
+    def train(spec, **rest):
         sys.stdout.write("a last word\n")
         raise ValueError("loss must stay finite, got nan\nand more")
 
@@ -59,7 +59,7 @@ def test_a_failure_leaves_its_reason_in_one_line_and_all_of_it_in_the_log(tmp_pa
 
 
 def test_a_new_start_forgets_the_old_reason(tmp_path):
-    def broken(config, **rest):
+    def broken(spec, **rest):
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
@@ -96,8 +96,8 @@ def test_the_run_of_an_arm_names_the_run_it_was_forked_from(tmp_path):
     (warmup / "run.json").write_text('{"run_id": "abc"}')
     spec = TrackingSpec(uri=f"sqlite:///{tmp_path}/mlflow.db", tags={"cosa.kind": "trial"})
     tags = []
-    job = trial.make_job(ARM, tmp_path, spec, 1, {})
-    trial.run(job, lambda _, *, tracker, **__: tags.append(dict(tracker._tags)))
+    made = trial.make_spec(ARM, tmp_path, spec, {})
+    trial.run(made, tmp_path, workers=1, train=lambda told, **_: tags.append(told.tracking.tags))
     assert tags == [{"cosa.kind": "trial", "cosa.forked_from": "abc"}]
 
 
@@ -108,8 +108,8 @@ def test_an_error_without_words_is_named_by_its_type():
 def test_a_trial_on_a_machine_with_other_data_than_the_sweeps_fails_naming_it(tmp_path, tiny_config):
     one = make_plan(tiny_config, [TABLE], [0]).trials[0]
     seen = read_fingerprints(tiny_config.data)
-    job = trial.make_job(one, tmp_path, TrackingSpec(), 1, {**seen, "cosa.data_fingerprint": "f00"})
+    spec = trial.make_spec(one, tmp_path, TrackingSpec(), {**seen, "cosa.data_fingerprint": "f00"})
     with pytest.raises(ValueError, match="must be the same on every machine"):
-        trial.run(job)
+        trial.run(spec, tmp_path, workers=1)
     reason = folders.read_failure(tmp_path / "trials" / one.name)
     assert f"on {socket.gethostname()}: 24 images to train on; copy them there again" in reason

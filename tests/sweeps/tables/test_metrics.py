@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from cosa.config import override
 from cosa.tracking import NullTracker
-from cosa.training.trainer import train
 from sweeps.tables.metrics import METRICS, STANDARD
+from tests.cosa.runs import train
 
 
 def test_every_metric_that_a_table_may_show_is_left_by_a_run(tiny_config, tmp_path):

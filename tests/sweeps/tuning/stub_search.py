@@ -17,9 +17,7 @@ ROOT = Path(__file__).resolve().parents[3]
 CONTROL = os.environ.setdefault("STUB_CONTROL", sys.argv[1])
 
 
-def train(  # noqa: PLR0915 (Ray ships it alone: it must be one piece)
-    config, *, out, tracker, fork_from=None, stop_at=None, momenta=(), report=None, ask=None, data_tags=None
-):
+def train(spec, *, report, should_stop):  # noqa: PLR0915 (Ray ships it alone: it must be one piece)
     """Count to the last step, a checkpoint a step; evaluate, and report it, where the real trainer would."""
     import json
     import math
@@ -33,20 +31,21 @@ def train(  # noqa: PLR0915 (Ray ships it alone: it must be one piece)
     from cosa.storage.files import digest
     from cosa.training.stop import StoppedError
 
+    config, out, tracker = spec.config, spec.out, spec.tracking.tracker()
     control = Path(os.environ["STUB_CONTROL"])
-    assert set(data_tags) == {"cosa.data_fingerprint", "cosa.val_fingerprint"}, "the sweep saw its data"
+    assert set(spec.data_tags) == {"cosa.data_fingerprint", "cosa.val_fingerprint"}, "the sweep saw its data"
     hold = control / "hold"
     checkpoints = out / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     done = [int(path.stem.removeprefix("step_")) for path in checkpoints.glob("step_*.pt")]
-    if not done and fork_from is not None:
-        assert fork_from.is_file(), "a trial must not start before its warm-up is done"
+    if not done and spec.fork_from is not None:
+        assert spec.fork_from.is_file(), "a trial must not start before its warm-up is done"
         done = [config.train.warmup]
     step = max(done, default=0)
     with (out / "starts.txt").open("a") as file:
         file.write(f"{step}\n")
     tracker.start(config, out=out, tags={"cosa.data_fingerprint": "f00"}, resume_step=step)
-    last = stop_at or config.train.iterations
+    last = spec.stop_at or config.train.iterations
     metrics = {}
     try:
         while step < last:
@@ -61,13 +60,13 @@ def train(  # noqa: PLR0915 (Ray ships it alone: it must be one piece)
             hash_path(path).write_text(f"{digest(path)}  {path.name}\n")
             with (out / "journal.jsonl").open("a") as file:
                 file.write(json.dumps({"step": step, **metrics}) + "\n")
-            if evaluated and report:
+            if evaluated:
                 report(SimpleNamespace(step=step, metrics=metrics))
-            if fork_from and config.train.seed == 0 and hold.exists() and step == int(hold.read_text()):
+            if spec.fork_from and config.train.seed == 0 and hold.exists() and step == int(hold.read_text()):
                 with (out / "held.txt").open("a") as file:
                     file.write(f"{step}\n")
                 while hold.exists():
-                    if ask():
+                    if should_stop():
                         raise StoppedError("told to stop")
                     time.sleep(0.1)
     except SystemExit:
