@@ -1,57 +1,550 @@
-"""The settings of a run, and the presets that are the paper's: nothing but the standard library."""
+"""Everything one training run can be told, as frozen data with its checks.
 
-from cosa.config.settings import (
-    COTRAINING_SECTIONS,
-    MACHINE_FIELDS,
-    C2sConfig,
-    CamConfig,
-    Config,
-    CscConfig,
-    DataConfig,
-    EmaConfig,
-    EvaluationConfig,
-    Field,
-    NetworkConfig,
-    OptimConfig,
-    RawConfig,
-    S2cConfig,
-    ThresholdConfig,
-    TrainConfig,
-    difference,
-    fields,
-    flatten,
-    from_json,
-    identity,
-    nearest,
-    override,
-    to_json,
-    warmup_identity,
+A range is part of a setting's type; laws that speak of two settings stand below their section. The string
+under each field is its documentation and becomes its `--help`. Pydantic is all that is imported, so that
+`--help` and a sweep's plan cost no import of torch. A weight of 0 leaves that term out of the sum altogether.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+import json
+import math
+import re
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Pixels = Annotated[int, Field(gt=0), "be > 0 pixels"]
+OrOwn = Annotated[int, Field(ge=0), "be >= 0 (0: own)"]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0, lt=math.inf)]
+Weight = Annotated[float, Field(ge=0, lt=math.inf)]
+Scales = Annotated[
+    tuple[Annotated[float, Field(gt=0, le=4)], ...], Field(min_length=1), "hold one or more scales in (0, 4]"
+]
+"""Types with a range; a text behind it is the law as an error tells it, where the bounds alone do not."""
+
+
+def _must(name: str, law: str, got: object) -> str:
+    """The house's one form of error; what to do follows behind a semicolon."""
+    return f"{name} must {law}, got {got!r}"
+
+
+def _without_password(archive: str) -> str:
+    if "@" in archive.partition("://")[2].partition("/")[0]:
+        law = "hold no user or password, since it is kept with every run"
+        refused = _must("data.archive", law, re.sub("//[^/]*@", "//***@", archive))
+        raise ValueError(f"{refused}; give them by the environment variables of that storage")
+    return archive
+
+
+class _Section(BaseModel):
+    """Frozen settings; what breaks a law is refused in the house's form, never in pydantic's."""
+
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", str_strip_whitespace=True, use_attribute_docstrings=True
+    )
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise _refusal(type(self), values, error) from None
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed, all checks passed again."""
+        return type(self)(**{**dict(self), **changes})
+
+
+class DataConfig(_Section):
+    """Which images are read, and how the two views are cut from them."""
+
+    layout: Literal["shapes", "voc", "coco", "folder"] = "voc"
+    """Layout of the data set: PASCAL VOC 2012, MS-COCO 2014, or `folder`, images beside a labels.csv of your
+    own; `shapes` writes its own first."""
+    root: str = "data/VOCdevkit/VOC2012"
+    """Folder of the data set, as the README shows it for each layout (for `shapes`: where to write it)."""
+    archive: Annotated[str, AfterValidator(_without_password)] = ""
+    """Archive (.tar, .tar.gz or .zip; a path, or a URL such as s3://...) that each machine unpacks once into
+    `root`; empty where the data set lies there already."""
+    archive_sha256: Annotated[str, Field(pattern=r"^([0-9a-fA-F]{64})?$"), "be 64 hex digits or empty"] = ""
+    """SHA-256 that the archive must have, as `cosa-data pack` prints it; empty takes what comes."""
+    cache: str = "data/cache"
+    """Folder for what is derived from the data set once, such as COCO's masks; may be deleted."""
+    train_split: str = "train_aug"
+    """List of training images; `train_aug` without a list file is all of SegmentationClassAug less val."""
+    val_split: str = "val"
+    """List of images that evaluation reads; empty evaluates nothing, one without masks classification
+    alone."""
+    crop_size: Pixels = 448
+    """Side of the square training crop, pixels; a multiple of the patch size."""
+    scale_min: Annotated[float, Field(gt=0, le=8)] = 0.5
+    """Smallest factor of the random rescaling of both views, > 0."""
+    scale_max: Annotated[float, Field(le=8)] = 2.0
+    """Largest factor of the random rescaling of both views, >= scale_min."""
+    flip_prob: Share = 0.5
+    """Probability of the horizontal flip that both views share, in [0, 1]."""
+    blur_prob: Share = 0.5
+    """Probability of Gaussian blur, drawn for each view on its own, in [0, 1]."""
+    strong_appearance: bool = True
+    """Whether the strong view gets one appearance transformation of the paper's Table 10."""
+    loader_workers: Natural = 2
+    """Processes that read and augment images for each training process; 0 reads in the process itself."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.scale_max < self.scale_min:
+            law = f"lie in [data.scale_min, 8] = [{self.scale_min}, 8]"
+            raise ValueError(_must("data.scale_max", law, self.scale_max))
+        return self
+
+
+class NetworkConfig(_Section):
+    """The encoder (any ViT of timm) and the heads on it; ON and AN share it."""
+
+    encoder: str = "vit_base_patch16_224"
+    """Name of a timm Vision Transformer."""
+    pretrained: bool = True
+    """Start from timm's published ImageNet weights; asks the network the first time."""
+    weights: str = ""
+    """Local .safetensors or .pth file in timm's naming to start from instead of `pretrained`."""
+    patch_size: OrOwn = 0
+    """Side of a patch, pixels; 0 keeps the encoder's own."""
+    width: OrOwn = 0
+    """Channels of the encoder; 0 keeps its own."""
+    depth: OrOwn = 0
+    """Blocks of the encoder; 0 keeps its own."""
+    heads: OrOwn = 0
+    """Attention heads of the encoder; 0 keeps its own."""
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Stochastic depth rate of the online network, in [0, 1)."""
+    aux_block: Annotated[int, Field(le=-2), "be <= -2, a block before the last"] = -3
+    """Block that M-dagger is read from, counted from the end (-1 is the last block)."""
+    decoder_channels: Count = 512
+    """Channels of the LargeFOV decoder's two dilated convolutions."""
+    decoder_dilation: Count = 5
+    """Dilation of the LargeFOV decoder's two 3x3 convolutions, in patches."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.pretrained and self.weights:
+            law = "be false where network.weights names a file"
+            raise ValueError(_must("network.pretrained", law, self.pretrained))
+        return self
+
+
+class CamConfig(_Section):
+    """How AN's maps of one image are fused before they become pseudo-labels."""
+
+    scales: Scales = (1.0, 0.5, 1.5)
+    """Scales of the weak view that AN sees, each in (0, 4]."""
+    flip: bool = True
+    """Whether AN sees each scale flipped, too."""
+    stride: Count = 1
+    """Pixels of the crop per pixel of the pseudo-labels; 1 is the crop's own resolution."""
+    source: Literal["assignment", "online"] = "assignment"
+    """Network whose CPL and SPL supervise ON: `assignment` swaps assignments (SA), `online` does not."""
+
+
+class ThresholdConfig(_Section):
+    """The confidence threshold xi that splits foreground from background (Eq. 3 and 6)."""
+
+    mode: Literal["dynamic", "fixed"] = "dynamic"
+    """`dynamic` searches xi by Eq. 6 (DT), `fixed` keeps `xi`."""
+    xi: Annotated[float, Field(gt=0, lt=1)] = 0.45
+    """The fixed threshold, and where the dynamic one starts while its queue fills, in (0, 1)."""
+    queue: Count = 100
+    """Batches whose activations the two Gaussians are fitted to, >= 1."""
+    min_activation: Annotated[float, Field(lt=1)] = 0.05
+    """Activations up to this value are left out of the fit, in [0, 1); negative lets all pixels in."""
+    min_std: Annotated[float, Field(gt=0, le=0.5)] = 0.1
+    """Least standard deviation of the two Gaussians, in (0, 0.5]; keeps them off the CAMs' spikes."""
+
+
+class RawConfig(_Section):
+    """Perplexity and the reliability-based adaptive weighting of c2s (Eq. 4 and 5)."""
+
+    enabled: bool = True
+    """Weight c2s by reliability (RAW); off gives plain cross-entropy."""
+    alpha: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """lambda_alpha of Eq. 4: -log(alpha) is the smallest perplexity; in (0, 1]."""
+    beta: Positive = 1.0
+    """lambda_beta of Eq. 4: exponent of the perplexity, > 0."""
+
+
+class C2sConfig(_Section):
+    """CAM pseudo-labels supervise the segmentation (Eq. 5)."""
+
+    weight: Weight = 0.1
+    """lambda_c2s of Eq. 11, for both CAM heads, >= 0; 0 leaves the term out."""
+    aux: bool = True
+    """Whether M-dagger's CPL supervise the segmentation, too (the second c2s term of Eq. 11)."""
+
+
+class S2cConfig(_Section):
+    """Segmentation pseudo-labels guide the CAMs (GC, Eq. 7 and 8)."""
+
+    weight: Weight = 0.05
+    """lambda_s2c of Eq. 11, >= 0; 0 leaves the term out (no guided CAMs)."""
+    tau: Positive = 0.01
+    """Softmax temperature that sharpens the SPL (Eq. 7), > 0."""
+    source: Literal["spl", "gt", "noise", "none"] = "spl"
+    """What guides the CAMs (Fig. 1): the SPL, the oracle's ground-truth masks, random masks, or nothing."""
+    detach: Literal["none", "features", "classifier"] = "none"
+    """What of M = F W the guidance's gradient does not reach (Tab. 4a): F, W, or nothing is spared."""
+
+
+class CscConfig(_Section):
+    """Contrastive separation in CAMs (CSC, Eq. 9 and 10)."""
+
+    weight: Weight = 0.1
+    """lambda_csc of Eq. 11, >= 0; 0 leaves the term out."""
+    epsilon: Annotated[float, Field(gt=0)] = 1.0
+    """Largest perplexity of a pixel that is contrasted, > 0; `inf` contrasts all."""
+    tau: Positive = 0.5
+    """InfoNCE temperature on the cosine similarity of class-activation vectors, > 0."""
+    max_anchors: Annotated[int, Field(ge=2)] = 1024
+    """Most positions contrasted per image, drawn at random; bounds memory at its square."""
+
+
+class EmaConfig(_Section):
+    """How AN follows ON."""
+
+    momentum: Share = 0.9994
+    """m of AN <- m AN + (1 - m) ON after every step, in [0, 1]; 1 freezes AN."""
+
+
+class OptimConfig(_Section):
+    """AdamW with linear warm-up and polynomial decay."""
+
+    lr: Positive = 6e-5
+    """Peak learning rate of the encoder, > 0."""
+    head_lr_scale: Positive = 10.0
+    """Factor on the learning rate of the CAM heads and the decoder, > 0."""
+    weight_decay: Weight = 0.01
+    """Decoupled weight decay, >= 0; not applied to biases and norms."""
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Decay of AdamW's first moment, in [0, 1)."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Decay of AdamW's second moment, in [0, 1)."""
+    lr_warmup: Natural = 1500
+    """Iterations over which the learning rate rises linearly from 0, >= 0."""
+    power: Weight = 0.9
+    """Exponent of the polynomial decay to 0, >= 0."""
+    clip_norm: Weight = 0.0
+    """Largest norm of the whole gradient; 0 does not clip."""
+
+
+class TrainConfig(_Section):
+    """The schedule of one run and how it computes."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of initial heads, data order, augmentations and anchors, >= 0."""
+    iterations: Count = 20_000
+    """Optimiser steps in all, >= 1."""
+    warmup: Natural = 6_000
+    """Steps of classification alone before co-training starts, in [0, iterations]."""
+    batch_size: Count = 2
+    """Images per step over all workers together: the result does not depend on how many share it."""
+    accumulate: Count = 1
+    """Micro-batches each worker splits its share of a batch into, to save memory, >= 1."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16` computes the networks in bfloat16 autocast; losses and weights stay in fp32."""
+    compile: bool = False
+    """Compile the networks with torch.compile: pays off on GPUs and long runs."""
+    log_every: Count = 50
+    """Steps between two lines of progress and metrics, >= 1."""
+    checkpoint_every: Count = 1_000
+    """Steps between two whole-state checkpoints, >= 1."""
+    keep_checkpoints: Count = 2
+    """Newest checkpoints kept on disk, >= 1."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.warmup > self.iterations:
+            law = f"lie in [0, train.iterations] = [0, {self.iterations}]"
+            raise ValueError(_must("train.warmup", law, self.warmup))
+        if self.batch_size % self.accumulate:
+            law = f"divide train.batch_size = {self.batch_size}"
+            raise ValueError(_must("train.accumulate", law, self.accumulate))
+        return self
+
+
+class EvaluationConfig(_Section):
+    """How a network is judged; never changes what is trained."""
+
+    every: Count = 2_000
+    """Steps between two evaluations, >= 1; one more follows the last step."""
+    size: Pixels = 448
+    """Side of the square that images are resized to before inference, pixels; a multiple of the patch."""
+    scales: Scales = (1.0, 0.5, 1.5, 0.75, 1.25)
+    """Scales whose predictions are averaged, each in (0, 4]."""
+    flip: bool = True
+    """Whether each scale is also predicted flipped."""
+    batch_size: Count = 8
+    """Images per forward pass of the evaluation."""
+    max_images: Natural = 0
+    """Most images of the split that are evaluated, from its start; 0 takes all."""
+    xi: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Threshold at which CPL quality is reported (paper Tables 1 and 4), in (0, 1)."""
+    coexistence: tuple[str, ...] = ("bird", "train", "aeroplane", "boat")
+    """Classes that C-mIoU averages: those that suffer from coexistence."""
+    train_split: str = ""
+    """List of training images whose CPL are judged after the last step (Tab. 1, 4a); empty judges none."""
+    crf: bool = False
+    """Whether segmentation is judged after a dense CRF, too (Tab. 6); needs the extra `crf`."""
+    panel_images: Natural = 6
+    """Images shown in the picture panel of every evaluation; 0 draws none."""
+    panel_choice: Literal["random", "coexistence", "first"] = "random"
+    """Which images: drawn by `panel_seed`, of those with a class of `coexistence` alone, or the first."""
+    panel_seed: Natural = 0
+    """Seed that draws the panel's images, >= 0."""
+
+
+class Config(_Section):
+    """One training run of CoSA. The defaults are the paper's setting for PASCAL VOC 2012."""
+
+    data: DataConfig = DataConfig()
+    network: NetworkConfig = NetworkConfig()
+    cam: CamConfig = CamConfig()
+    threshold: ThresholdConfig = ThresholdConfig()
+    raw: RawConfig = RawConfig()
+    c2s: C2sConfig = C2sConfig()
+    s2c: S2cConfig = S2cConfig()
+    csc: CscConfig = CscConfig()
+    ema: EmaConfig = EmaConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @property
+    def guided(self) -> bool:
+        """Whether s2c is trained at all: it has a weight and a source."""
+        return self.s2c.weight > 0 and self.s2c.source != "none"
+
+    @property
+    def oracle(self) -> bool:
+        """Whether training sees ground-truth masks, which weak supervision must not."""
+        return self.guided and self.s2c.source == "gt"
+
+
+# Settings that say where and how often, not what: two runs that differ only here are the same run.
+MACHINE_FIELDS = frozenset(
+    {
+        "data.root",
+        "data.archive",
+        "data.archive_sha256",
+        "data.cache",
+        "data.loader_workers",
+        "train.compile",
+        "train.log_every",
+        "train.checkpoint_every",
+        "train.keep_checkpoints",
+        "evaluation.batch_size",
+        "evaluation.panel_images",
+        "evaluation.panel_choice",
+        "evaluation.panel_seed",
+    }
 )
 
-__all__ = [
-    "COTRAINING_SECTIONS",
-    "MACHINE_FIELDS",
-    "C2sConfig",
-    "CamConfig",
-    "Config",
-    "CscConfig",
-    "DataConfig",
-    "EmaConfig",
-    "EvaluationConfig",
-    "Field",
-    "NetworkConfig",
-    "OptimConfig",
-    "RawConfig",
-    "S2cConfig",
-    "ThresholdConfig",
-    "TrainConfig",
-    "difference",
-    "fields",
-    "flatten",
-    "from_json",
-    "identity",
-    "nearest",
-    "override",
-    "to_json",
-    "warmup_identity",
-]
+# Sections that act only once co-training has begun: runs that differ only here share their warm-up.
+COTRAINING_SECTIONS = frozenset({"cam", "threshold", "raw", "c2s", "s2c", "csc"})
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of a Config, as the command line and the tables see it."""
+
+    name: str
+    """Dotted name, `csc.weight`."""
+    kind: Any
+    """Its type annotation, resolved, without its range."""
+    default: Any
+    """Its value in Config()."""
+    doc: str
+    """The string under the field."""
+
+
+@functools.cache
+def fields() -> Mapping[str, Setting]:
+    """Every setting by its dotted name, in the order of the sections."""
+    found: dict[str, Setting] = {}
+    for section, settings in Config():
+        kinds = typing.get_type_hints(type(settings))
+        for item, known in type(settings).model_fields.items():
+            name, doc = f"{section}.{item}", " ".join((known.description or "").split())
+            found[name] = Setting(name, kinds[item], getattr(settings, item), doc)
+    return types.MappingProxyType(found)
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Every setting of `config` by its dotted name."""
+    return {f"{section}.{item}": value for section, settings in config for item, value in settings}
+
+
+def override(config: Config, changes: Mapping[str, Any]) -> Config:
+    """A copy of `config` with some settings changed, all checks passed again.
+
+    Args:
+        config: Where all other settings come from.
+        changes: Values by dotted name; text is parsed by the setting's type ("0.1", "true", "1.0,0.5").
+
+    Raises:
+        ValueError: An unknown name (the nearest known one is suggested) or a value against its law.
+        TypeError: A value of the wrong type.
+    """
+    by_section: dict[str, dict[str, Any]] = {}
+    for name, value in changes.items():
+        known = fields().get(name)
+        if known is None:
+            raise ValueError(_must("setting", "be one that exists", name) + nearest(name, fields()))
+        section, item = name.split(".")
+        by_section.setdefault(section, {})[item] = _read(known.kind, value)
+    return config.replace(**{s: getattr(config, s).replace(**items) for s, items in by_section.items()})
+
+
+def _read(kind: Any, value: Any) -> Any:
+    """Text as a value of the type `kind`, a list as a tuple; what does not fit stays and is refused later."""
+    if typing.get_origin(kind) is tuple:
+        parts = [p for p in value.split(",") if p.strip()] if isinstance(value, str) else value
+        element = typing.get_args(kind)[0]
+        return tuple(_read(element, part) for part in parts) if isinstance(parts, list | tuple) else value
+    if not isinstance(value, str) or kind not in {bool, int, float}:
+        return value
+    if kind is bool:
+        return _TRUTH.get(value.strip().lower(), value)
+    try:
+        number = float(value)
+    except ValueError:
+        return value
+    if kind is int:
+        return int(number) if number.is_integer() else value
+    return value if math.isnan(number) else number
+
+
+_TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` with the known name closest to `name`, or the empty string."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if not close:  # `weigth` alone: look for the setting whose last part is meant
+        by_tail = {full.rpartition(".")[2]: full for full in names}
+        close = [by_tail[tail] for tail in difflib.get_close_matches(name, by_tail, n=1, cutoff=0.6)]
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _refusal(section: type[_Section], values: Mapping[str, Any], error: ValidationError) -> Exception:
+    """What pydantic found first, as a ValueError or TypeError in the house's form."""
+    found = error.errors(include_url=False)[0]
+    if found["type"] == "value_error":  # a check of our own, told in its words
+        return typing.cast(ValueError, found["ctx"]["error"])
+    item, got = str(found["loc"][0]), found["input"]
+    name = ".".join(filter(None, (section.__name__.removesuffix("Config").lower(), item)))
+    if item not in section.model_fields:
+        return ValueError(_must("setting", "be one that exists", name) + nearest(name, fields()))
+    kind = typing.get_type_hints(section)[item]
+    if found["type"] == "literal_error":
+        choices = typing.get_args(kind)
+        return ValueError(_must(name, f"be one of {', '.join(choices)}", got) + nearest(str(got), choices))
+    if found["type"] == "tuple_type":
+        return TypeError(_must(name, f"be a list of {typing.get_args(kind)[0].__name__}", got))
+    if found["type"].endswith("_type") or str(got) == "nan":  # a float, but no number
+        kind = typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else kind
+        return TypeError(_must(name, f"be {_KIND_NAMES.get(kind) or f'a {kind.__name__}'}", got))
+    return ValueError(_must(name, _law(section.model_fields[item].metadata), values[item]))
+
+
+_KIND_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def _law(metadata: Iterable[Any]) -> str:
+    """What a type asks of its values: its own text, else its bounds, as in `lie in (0, 1]`."""
+    bounds: dict[str, Any] = {}
+    for item in metadata:
+        if isinstance(item, str):
+            return item
+        bounds |= {sign: getattr(item, sign) for sign in _SIGNS if hasattr(item, sign)}
+    one_sided = " and ".join(f"{_SIGNS[sign]} {bound}" for sign, bound in bounds.items() if bound != math.inf)
+    if math.inf in bounds.values():
+        return f"be finite and {one_sided}"
+    if len(bounds) == 1:
+        return f"be {one_sided}"
+    (low, least), (high, most) = sorted(bounds.items(), key=lambda sign: sign[0].startswith("l"))
+    return f"lie in {'(' if low == 'gt' else '['}{least}, {most}{')' if high == 'lt' else ']'}"
+
+
+_SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+
+
+def to_json(config: Config) -> str:
+    """`config` as sorted, indented JSON with dotted names; `from_json` reads it back.
+
+    Infinity is written as the text "inf": JSON has no number for it.
+    """
+    values = {k: str(v) if isinstance(v, float) and math.isinf(v) else v for k, v in flatten(config).items()}
+    return json.dumps(values, indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
+def from_json(text: str) -> Config:
+    """The Config that `to_json` wrote.
+
+    Raises:
+        ValueError: The text is no JSON object of settings, or a setting breaks its law.
+        TypeError: A setting has a value of the wrong type.
+    """
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"config must be JSON, got an error at line {error.lineno}: {error.msg}") from None
+    if not isinstance(values, dict):
+        raise TypeError(f"config must be a JSON object of dotted settings, got {type(values).__name__}")
+    return override(Config(), values)
+
+
+def identity(config: Config) -> str:
+    """Sixteen hex digits that two configs share exactly where they are the same experiment."""
+    return _digest(_portable(config))
+
+
+def warmup_identity(config: Config) -> str:
+    """Sixteen hex digits that two configs share exactly where their warm-up phases are the same.
+
+    Co-training settings and everything about evaluation stay out: the warm-up never reads them. So does the
+    EMA: ON learns without AN there, and one warm-up can carry an AN for each momentum.
+    """
+    ignored = COTRAINING_SECTIONS | {"evaluation", "ema"}
+    values = {k: v for k, v in _portable(config).items() if k.partition(".")[0] not in ignored}
+    del values["data.val_split"]
+    return _digest(values)
+
+
+def _portable(config: Config) -> dict[str, Any]:
+    """The settings that make the experiment, the same on every machine: a weights file by its name."""
+    values = {k: v for k, v in flatten(config).items() if k not in MACHINE_FIELDS}
+    if not config.guided:  # however the term was switched off, its other settings say nothing
+        values |= {name: value for name, value in flatten(Config()).items() if name.startswith("s2c.")}
+        values["s2c.weight"] = 0.0
+    values["network.weights"] = PurePath(config.network.weights).name
+    return values
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def difference(before: Config, after: Config) -> Iterator[tuple[str, Any, Any]]:
+    """Settings in which two configs differ, as (dotted name, value before, value after)."""
+    old, new = flatten(before), flatten(after)
+    return ((name, old[name], new[name]) for name in old if old[name] != new[name])

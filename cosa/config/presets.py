@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -76,12 +75,11 @@ def coco_tiny() -> Config:
     Command: cosa-train coco_tiny --data.root DIR/coco2014
     """
     tiny = voc_tiny()
-    return replace(
-        tiny,
-        data=replace(
-            tiny.data, layout="coco", root="data/coco2014", train_split="train2014", val_split="val2014"
+    return tiny.replace(
+        data=tiny.data.replace(
+            layout="coco", root="data/coco2014", train_split="train2014", val_split="val2014"
         ),
-        evaluation=replace(tiny.evaluation, max_images=300, coexistence=(), train_split="", every=400),
+        evaluation=tiny.evaluation.replace(max_images=300, coexistence=(), train_split="", every=400),
     )
 
 

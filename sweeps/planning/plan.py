@@ -6,7 +6,6 @@ which is a trial of its own that stops where co-training would start.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections import Counter
@@ -163,7 +162,7 @@ def _warmup_config(config: Config, base: Config) -> Config:
     The warm-up's evaluations read thresholds and perplexities there, too, and judge the AN of its EMA.
     """
     sections = COTRAINING_SECTIONS | {"ema"}
-    return dataclasses.replace(config, **{name: getattr(base, name) for name in sections})
+    return config.replace(**{name: getattr(base, name) for name in sections})
 
 
 def draw_tree(plan: Plan, finished: Collection[str] = (), reused: Collection[str] = ()) -> str:

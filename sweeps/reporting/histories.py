@@ -7,7 +7,6 @@ for, and nothing is kept but what was asked for.
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import math
@@ -241,8 +240,8 @@ class Recordings:
 
 def _essence(config: Config) -> str:
     """Equal of configs that train the same but for the seed; evaluation never changes what is trained."""
-    train = dataclasses.replace(config.train, seed=0)
-    return identity(dataclasses.replace(config, train=train, evaluation=EvaluationConfig()))
+    train = config.train.replace(seed=0)
+    return identity(config.replace(train=train, evaluation=EvaluationConfig()))
 
 
 @dataclass(frozen=True)

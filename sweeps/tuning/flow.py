@@ -57,7 +57,7 @@ def trial_of(record: Record, config: Config, base: Config, momenta: tuple[float,
     carried = hashlib.sha256(f"{warmup_identity(config)} {base.ema.momentum} {others}".encode()).hexdigest()
     warmup = f"warmup-seed{seed}-{carried[:8]}"
     return (
-        Trial(warmup, "warmup", dataclasses.replace(config, **own), seed, (TABLE + "/",), None, others),
+        Trial(warmup, "warmup", config.replace(**own), seed, (TABLE + "/",), None, others),
         dataclasses.replace(trial, warmup=warmup),
     )
 

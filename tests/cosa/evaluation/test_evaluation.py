@@ -187,7 +187,7 @@ def test_c_miou_averages_the_affected_classes() -> None:
 
 
 def test_c_miou_is_left_out_where_no_class_is_affected() -> None:
-    metrics = run(split(), dataclasses.replace(SETTINGS, coexistence=())).metrics
+    metrics = run(split(), SETTINGS.replace(coexistence=())).metrics
 
     assert not [name for name in metrics if "cmiou" in name]
 
@@ -233,7 +233,7 @@ def test_a_split_without_pixels_has_no_quality() -> None:
 
 
 def test_an_affected_class_that_the_data_set_lacks_is_named() -> None:
-    settings = dataclasses.replace(SETTINGS, coexistence=("boot",))
+    settings = SETTINGS.replace(coexistence=("boot",))
 
     with pytest.raises(ValueError, match=r"coexistence must name classes .* got 'boot'; did you mean 'boat'"):
         coexistence_indices(settings, CLASSES)
@@ -371,9 +371,7 @@ def test_the_crf_judges_both_protocols_beside_the_network_alone() -> None:
         evaluate(
             ColourNetwork(),
             pictured,
-            config=Config(
-                data=DataConfig(loader_workers=0), evaluation=dataclasses.replace(SETTINGS, crf=crf)
-            ),
+            config=Config(data=DataConfig(loader_workers=0), evaluation=SETTINGS.replace(crf=crf)),
             classes=CLASSES,
             xi=0.3,
             aux_xi=0.7,

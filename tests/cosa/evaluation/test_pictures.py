@@ -90,7 +90,7 @@ LABELS = torch.tensor([[float(i in {1, 4, 6}), 1.0] for i in range(8)])
 
 
 def chosen(**changes: object) -> list[int]:
-    settings = dataclasses.replace(SETTINGS, coexistence=("boat",), **changes)
+    settings = SETTINGS.replace(coexistence=("boat",), **changes)
     return panel_indices(LABELS, CLASSES, settings)
 
 
