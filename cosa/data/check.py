@@ -7,7 +7,7 @@ cache on the way, as reading the annotations alone would not tell whether they c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -120,9 +120,7 @@ def check(data: DataConfig, splits: Sequence[str], advance: Advance) -> Summary:
 
 def open_split(data: DataConfig, split: str, on_problem: OnProblem = refuse) -> SegmentationDataset:
     """A split with all that it has; masks are not verified beforehand."""
-    return open_dataset(
-        replace(data, val_split=""), split, needs=needs_of(data, split), on_problem=on_problem
-    )
+    return open_dataset(data.replace(val_split=""), split, needs=needs_of(data, split), on_problem=on_problem)
 
 
 def needs_of(data: DataConfig, split: str) -> Needs:

@@ -10,7 +10,7 @@ import functools
 import logging
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from cosa.config import Config, DataConfig
@@ -101,7 +101,7 @@ def read_fingerprints(data: DataConfig) -> dict[str, str]:
     Raises:
         OSError, ValueError: As `open_dataset` raises them.
     """
-    unread = replace(data, val_split="")
+    unread = data.replace(val_split="")
     training = open_dataset(unread, data.train_split)
     return fingerprints(training, open_dataset(unread, data.val_split) if data.val_split else None)
 

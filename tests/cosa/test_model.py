@@ -341,7 +341,7 @@ def test_a_half_written_model_is_none(copy: Path, model: Model, monkeypatch: pyt
     def full(path: Path, write: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(checkpoint, "write_atomically", full)
+    monkeypatch.setattr("cosa.storage.model_files.write_atomically", full)
 
     with pytest.raises(OSError, match="disk full"):
         save_model(copy, model.network, model.config, CLASSES, facts=FACTS)

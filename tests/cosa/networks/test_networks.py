@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -36,7 +35,7 @@ PATCHES = IMAGE // 4
 
 
 def tiny(**changes: Any) -> NetworkConfig:
-    return dataclasses.replace(TINY, **changes)
+    return TINY.replace(**changes)
 
 
 def encoder(**changes: Any) -> Encoder:
