@@ -33,9 +33,9 @@ def add_speed(parser: argparse.ArgumentParser) -> None:
 
 def run_pack(given: argparse.Namespace, data: DataConfig) -> int:
     """Write the archive and say how it is used; returns the exit code."""
+    from cosa.data.archive import pack
     from cosa.data.check import splits_of
     from cosa.data.open import open_dataset
-    from cosa.data.packing import pack
 
     root, out = Path(data.root), given.out.expanduser().absolute()
     images = {
@@ -53,8 +53,8 @@ def run_pack(given: argparse.Namespace, data: DataConfig) -> int:
 
 def run_speed(given: argparse.Namespace, data: DataConfig, split: str) -> int:
     """Measure and tell; returns the exit code."""
+    from cosa.data.check import measure
     from cosa.data.open import open_dataset
-    from cosa.data.speed import measure
 
     if not given.images:
         raise ValueError("--images must be >= 1, got 0")

@@ -1,8 +1,8 @@
-"""A data set unpacked once per node from an archive: `data.archive` becomes the folder `data.root`.
+"""A data set as one archive, unpacked once per node: `data.archive` becomes the folder `data.root`.
 
 The archive is a tar, tar.gz or zip on any storage that fsspec opens. Beside the folder lies a hidden one with
-a lock, so that of a node's many workers one unpacks and the others wait, and with what is being unpacked. It
-gets its name only when all of it is there and its hash is right: a folder called `data.root` is whole,
+a lock, so that of a node's many workers one unpacks and the others wait, with a copy of the archive, and with
+what is being unpacked. It gets its name only when all of it is there: a folder called `data.root` is whole,
 however often its makers were killed. A note inside it says where it came from.
 
 An archive is somebody else's: it may hold plain files and folders below its own root and nothing else.
@@ -10,9 +10,7 @@ An archive is somebody else's: it may hold plain files and folders below its own
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import hashlib
 import json
 import logging
 import os
@@ -22,11 +20,13 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from cosa.data.files import locked
+from cosa.storage.files import digest, one_line
 
 _log = logging.getLogger(__name__)
 
@@ -34,8 +34,8 @@ NOTE = ".staged.json"
 """File in an unpacked folder that says which archive it came from."""
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
-_CHUNK = 2**20  # bytes read at a time
 _BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 _REMEDY = "make it with cosa-data pack"
 
 
@@ -67,25 +67,39 @@ def stage(archive: str, sha256: str, root: Path) -> None:
     with locked(workshop, "data.root"):
         if _is_there(root, archive, sha256):  # another process unpacked it while we waited
             return
-        for leftover in ("unpacked", "archive.zip"):  # of one that was killed
-            _remove(workshop / leftover)
+        _clear(workshop)  # of one that was killed
+        copy, unpacked = workshop / "archive", workshop / "unpacked"
         _log.info("unpacking %s, once on this node, into %s", shown(archive), root)
         try:
-            found = _unpack(archive, sha256, workshop)
-            note = {"archive": shown(archive), "sha256": found}
-            folder = _innermost(workshop / "unpacked")
+            note = {"archive": shown(archive), "sha256": _fetch(archive, sha256, copy)}
+            unpacked.mkdir()
+            unpack = _unzip if shown(archive).lower().endswith(".zip") else _untar
+            unpack(copy, unpacked)
+            folder = _innermost(unpacked)
             (folder / NOTE).write_text(json.dumps(note) + "\n")
             folder.replace(root)
+        except _BROKEN as error:
+            raise ValueError(
+                f"data.archive must be a whole archive, got {shown(archive)} ({error}); copy it again, "
+                f"or {_REMEDY}"
+            ) from error
         except OSError as error:
-            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            if error.errno in _FULL:
                 raise OSError(
                     f"data.root must have room for the data set, got {error.strerror!r} while unpacking "
                     f"{shown(archive)} for {str(root)!r}; make room, or set --data.root to another disk"
                 ) from error
             raise
         finally:
-            for leftover in ("unpacked", "archive.zip"):
-                _remove(workshop / leftover)
+            _clear(workshop)
+
+
+def _clear(workshop: Path) -> None:
+    for path in workshop.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != "lock":
+            path.unlink()
 
 
 def shown(archive: str) -> str:
@@ -111,28 +125,36 @@ def _is_there(root: Path, archive: str, sha256: str) -> bool:
     return True
 
 
-def _unpack(archive: str, sha256: str, workshop: Path) -> str:
-    """Unpack into `workshop/unpacked`; returns the hash of the archive's bytes."""
-    name = PurePosixPath(shown(archive)).name.lower()
-    if not name.endswith(_SUFFIXES):
+def _fetch(archive: str, sha256: str, copy: Path) -> str:
+    """Copy the archive here, from wherever it lies; returns its hash, which must be the one asked for."""
+    import fsspec  # it and what it loads take a moment: only where something is to be staged
+
+    if not shown(archive).lower().endswith(_SUFFIXES):
         raise ValueError(
             f"data.archive must end in one of {', '.join(_SUFFIXES)}, got {shown(archive)!r}; {_REMEDY}"
         )
-    target = workshop / "unpacked"
-    target.mkdir()
-    with _opened(archive) as source:
-        reader = _Reader(source, archive)
-        try:
-            if name.endswith(".zip"):
-                _unzip(reader, workshop / "archive.zip", target)
-            else:
-                _untar(reader, target)
-        except _BROKEN as error:
-            raise ValueError(
-                f"data.archive must be a whole archive, got {shown(archive)} ({error}); copy it again, "
-                f"or {_REMEDY}"
-            ) from error
-        found = reader.finish()
+    try:
+        system, path = fsspec.core.url_to_fs(archive)
+        system.get_file(path, str(copy))
+        if copy.is_dir():
+            raise IsADirectoryError(archive)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise FileNotFoundError(
+            f"data.archive must name an archive, got {shown(archive)!r}, which does not exist; correct it"
+        ) from error
+    except (ImportError, ValueError, PermissionError) as error:
+        raise ValueError(
+            f"data.archive must be one that this machine can open, got {shown(archive)!r} "
+            f"({one_line(error, kind=False)})"
+        ) from error
+    except Exception as error:  # each kind of storage has errors of its own
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise
+        raise UnreachableArchiveError(
+            f"data.archive must be readable to its end, got {shown(archive)!r} "
+            f"({one_line(error, kind=False)}); try again later"
+        ) from error
+    found = digest(copy)
     if sha256 and found != sha256.lower():
         raise ValueError(
             f"data.archive must have the sha256 {sha256}, got {found} of {shown(archive)}; "
@@ -141,62 +163,8 @@ def _unpack(archive: str, sha256: str, workshop: Path) -> str:
     return found
 
 
-@contextlib.contextmanager
-def _opened(archive: str) -> Iterator[Any]:
-    """The archive as a file, from wherever it lies; each storage has a class of its own for that."""
-    import fsspec  # it and what it loads take a moment: only where something is to be staged
-
-    try:
-        opened: Any = fsspec.open(archive, "rb")
-        source = opened.open()
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise FileNotFoundError(
-            f"data.archive must name an archive, got {shown(archive)!r}, which does not exist; correct it"
-        ) from error
-    except (ImportError, ValueError, PermissionError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(
-            f"data.archive must be one that this machine can open, got {shown(archive)!r} ({reason})"
-        ) from error
-    except Exception as error:
-        raise _unreachable(archive, error) from error
-    with source:
-        yield source
-
-
-def _unreachable(archive: str, error: Exception) -> UnreachableArchiveError:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return UnreachableArchiveError(
-        f"data.archive must be readable to its end, got {shown(archive)!r} ({reason}); try again later"
-    )
-
-
-class _Reader:
-    """Reads the archive from its first byte to its last, once, and hashes what goes by."""
-
-    def __init__(self, source: Any, archive: str) -> None:
-        self._source, self._archive = source, archive
-        self._digest = hashlib.sha256()
-
-    def read(self, size: int = _CHUNK) -> bytes:
-        """The next bytes; empty at the end."""
-        try:
-            content: bytes = self._source.read(size)
-        except Exception as error:  # each kind of storage has errors of its own
-            raise _unreachable(self._archive, error) from error
-        self._digest.update(content)
-        return content
-
-    def finish(self) -> str:
-        """Read what an unpacker left over; returns the hash of it all."""
-        while self.read():
-            pass
-        return self._digest.hexdigest()
-
-
-def _untar(reader: _Reader, target: Path) -> None:
-    stream: Any = reader  # all that tarfile asks of a stream is `read`
-    with tarfile.open(fileobj=stream, mode="r|*") as archive:
+def _untar(copy: Path, target: Path) -> None:
+    with tarfile.open(copy, "r|*") as archive:
         for member in archive:
             _require_inside(member.name, plain=member.isfile() or member.isdir())
             archive.extract(member, target, filter="data")
@@ -205,11 +173,7 @@ def _untar(reader: _Reader, target: Path) -> None:
             raise tarfile.ReadError("it ends early")
 
 
-def _unzip(reader: _Reader, copy: Path, target: Path) -> None:
-    """A zip's list of members is its end, so that all of it must be here before the first is unpacked."""
-    with copy.open("wb") as file:
-        while content := reader.read():
-            file.write(content)
+def _unzip(copy: Path, target: Path) -> None:
     with zipfile.ZipFile(copy) as archive:
         for member in archive.infolist():
             kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where it was made without Unix
@@ -233,17 +197,57 @@ def _require_inside(name: str, *, plain: bool) -> None:
 
 def _innermost(folder: Path) -> Path:
     """The data set in what was unpacked: folders that hold nothing but one folder are its packing."""
-    while True:
-        held = list(folder.iterdir())
-        if not held:
-            raise ValueError(f"data.archive must hold a data set, got an empty one; {_REMEDY}")
-        if len(held) > 1 or not held[0].is_dir():
-            return folder
-        folder = held[0]
+    held = list(folder.iterdir())
+    if not held:
+        raise ValueError(f"data.archive must hold a data set, got an empty one; {_REMEDY}")
+    return _innermost(held[0]) if len(held) == 1 and held[0].is_dir() else folder
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    elif os.path.lexists(path):
-        path.unlink()
+@dataclass(frozen=True)
+class Packed:
+    """An archive that was written."""
+
+    sha256: str
+    """Of its bytes."""
+    size: int
+    """Bytes."""
+    files: int
+    """Files in it."""
+
+
+def pack(root: Path, out: Path) -> Packed:
+    """Write everything below `root` into the tar `out`, whole or not at all; links are followed.
+
+    Nothing is compressed: images are already. Names are sorted, and owners, times and modes left out: the
+    same files make the same bytes. Hidden files stay behind.
+
+    Raises:
+        ValueError: `out` is no .tar, or lies below `root`.
+        OSError: A file cannot be read, or `out` not be written.
+    """
+    if out.suffix != ".tar":
+        raise ValueError(f"--out must end in .tar, got {str(out)!r}; images are compressed already")
+    if out.absolute().is_relative_to(root.absolute()):
+        raise ValueError(f"--out must lie outside of the data set, got {str(out)!r}; choose another folder")
+    names = sorted(_names(root))
+    draft = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        with tarfile.open(draft, "w") as archive:
+            for name in names:
+                with (root / name).open("rb") as file:
+                    member = tarfile.TarInfo(name)  # of nobody, from 1970, readable by all
+                    member.size = os.fstat(file.fileno()).st_size
+                    archive.addfile(member, file)
+        draft.replace(out)
+    finally:
+        draft.unlink(missing_ok=True)
+    return Packed(digest(out), out.stat().st_size, len(names))
+
+
+def _names(root: Path) -> Iterator[str]:
+    """All files below `root` that are not hidden, named from there."""
+    for folder, folders, names in os.walk(root, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if not name.startswith("."):
+                yield Path(folder, name).relative_to(root).as_posix()

@@ -1,4 +1,4 @@
-"""A whole data set read, file by file: everything that is wrong with it, and what its splits hold.
+"""A whole data set read, file by file: all that is wrong with it, what its splits hold, how fast it comes.
 
 Unlike training, which stops at the first thing, a check goes on to the last. COCO's masks are drawn into the
 cache on the way, as reading the annotations alone would not tell whether they can be.
@@ -6,23 +6,25 @@ cache on the way, as reading the annotations alone would not tell whether they c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Int
-from torch import Tensor
+from jaxtyping import Int
 
-from cosa.config import DataConfig
+from cosa.config import Config, DataConfig, override
 from cosa.data.coco import coco_splits
 from cosa.data.dataset import Needs, SegmentationDataset, read_image, read_mask
-from cosa.data.files import OnProblem, refuse
+from cosa.data.files import OnProblem, in_processes, refuse
 from cosa.data.folder import folder_splits
+from cosa.data.loader import train_batches
 from cosa.data.open import open_dataset
-from cosa.data.processes import CHUNK, in_processes
 from cosa.data.voc import voc_splits
 from cosa.structures import IGNORE
 
@@ -130,80 +132,94 @@ def needs_of(data: DataConfig, split: str) -> Needs:
     return "images" if (data.layout, split) == ("voc", "test") else "labels"
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Some images of a data set, for one process at a time."""
-
-    images: tuple[Path, ...]
-    masks: tuple[Path, ...]
-    classes: int
-
-
-@dataclass(frozen=True)
-class _Found:
-    """What one part holds; the rows are its images."""
-
-    problems: tuple[str, ...]
-    pixels: Int[np.ndarray, "n k"]
-    """Pixels by value of the mask, the last those not counted; 0 without masks."""
-
-
 def _read_all(
-    dataset: SegmentationDataset,
-    split: str,
-    labelled: bool,
-    on_problem: OnProblem,
-    advance: Advance,
+    dataset: SegmentationDataset, split: str, labelled: bool, on_problem: OnProblem, advance: Advance
 ) -> SplitSummary:
-    count = len(dataset.classes)
-    total = np.zeros(count + 2, np.int64)
-    shown: list[Bool[np.ndarray, "n c"]] = []
-    done = 0
-    parts = list(_parts(dataset))
-    for found in in_processes(_read_part, parts) if len(dataset) > CHUNK else map(_read_part, parts):
-        for problem in found.problems:
+    count, total = len(dataset.classes), len(dataset)
+    pixels = np.zeros((total, count + 2), np.int64)
+    masks = dataset.mask_paths or (None,) * total
+    jobs = list(zip(dataset.image_paths, masks, (count,) * total, strict=True))
+    for row, (problem, found) in enumerate(in_processes(_read, jobs)):
+        if problem:
             on_problem(ValueError(problem))
-        total += found.pixels.sum(0)
-        shown.append(found.pixels[:, 1 : count + 1] > 0)
-        done += len(found.pixels)
-        advance(split, done, len(dataset))
-    unlabelled = np.concatenate(shown) & ~dataset.labels.numpy().astype(bool) if shown else np.zeros((0, 1))
+        pixels[row] = found
+        if row % _BATCH == _BATCH - 1 or row == total - 1:
+            advance(split, row + 1, total)
+    labels = dataset.labels.numpy().astype(bool)
     return SplitSummary(
         name=split,
         classes=dataset.classes,
-        images=len(dataset),
-        without_objects=int((dataset.labels.sum(1) == 0).sum()) if labelled else 0,
-        images_per_class=_whole(dataset.labels.sum(0)),
-        pixels=tuple(int(pixels) for pixels in total) if dataset.has_masks else (),
-        unlabelled_masks=int(unlabelled.any(1).sum()),
+        images=total,
+        without_objects=int((~labels.any(1)).sum()) if labelled else 0,
+        images_per_class=tuple(map(int, labels.sum(0))),
+        pixels=tuple(map(int, pixels.sum(0))) if dataset.has_masks else (),
+        unlabelled_masks=int(((pixels[:, 1:-1] > 0) & ~labels).any(1).sum()),
     )
 
 
-def _whole(values: Tensor) -> tuple[int, ...]:
-    return tuple(int(value) for value in values.to(torch.int64))
+def _read(job: tuple[Path, Path | None, int]) -> tuple[str, Int[np.ndarray, " k"]]:
+    """Decode an image and its mask.
+
+    Returns:
+        What is wrong, empty where nothing is; and the pixels of background, of each class, and not counted.
+    """
+    image, mask, classes = job
+    pixels = np.zeros(classes + 2, np.int64)
+    try:
+        read_image(image)
+        if mask:
+            counts = np.bincount(read_mask(mask, image, classes).ravel(), minlength=IGNORE + 1)
+            pixels[:] = *counts[: classes + 1], counts[IGNORE]
+    except (OSError, ValueError) as error:
+        return str(error), pixels
+    return "", pixels
 
 
-def _parts(dataset: SegmentationDataset) -> Iterator[_Part]:
-    for start in range(0, len(dataset), _BATCH):
-        rows = slice(start, start + _BATCH)
-        yield _Part(dataset.image_paths[rows], dataset.mask_paths[rows], len(dataset.classes))
+@dataclass(frozen=True)
+class Speed:
+    """How fast the images of a data set come."""
+
+    mean_bytes: float
+    """Of an image file, over the whole split."""
+    disk: float
+    """Bytes per second of the files alone, eight at a time, past the system's memory where it allows that."""
+    loader: float
+    """Images per second, read, decoded and augmented, as one training process gets them."""
 
 
-def _read_part(part: _Part) -> _Found:
-    """Decode every file of a part."""
-    problems = []
-    pixels = np.zeros((len(part.images), part.classes + 2), np.int64)
-    for row, image in enumerate(part.images):
-        try:
-            read_image(image)
-        except (OSError, ValueError) as error:
-            problems.append(str(error))
-            continue  # the mask's size could not be judged
-        if part.masks:
-            try:
-                counts = np.bincount(read_mask(part.masks[row], image, part.classes).ravel(), minlength=256)
-            except (OSError, ValueError) as error:
-                problems.append(str(error))
-            else:
-                pixels[row] = [*counts[: part.classes + 1], counts[IGNORE]]
-    return _Found(tuple(problems), pixels)
+def measure(dataset: SegmentationDataset, data: DataConfig, images: int) -> Speed:
+    """Read `images` images, drawn by a seed, from the disk alone, then from the loader.
+
+    Raises:
+        ValueError, OSError: An image cannot be read.
+    """
+    drawn = np.random.default_rng(0).permutation(len(dataset))[:images]
+    return Speed(
+        mean_bytes=float(np.mean([path.stat().st_size for path in dataset.image_paths])),
+        disk=_read_bytes([dataset.image_paths[index] for index in drawn]),
+        loader=_load(dataset, data, images),
+    )
+
+
+def _read_bytes(paths: Sequence[Path]) -> float:
+    """Bytes per second."""
+    for path in paths if hasattr(os, "posix_fadvise") else ():
+        with path.open("rb") as file:  # have the system drop what it keeps of it in memory
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    begun = time.perf_counter()
+    with ThreadPoolExecutor(8) as pool:
+        total = sum(len(content) for content in pool.map(Path.read_bytes, paths))
+    return total / (time.perf_counter() - begun)
+
+
+def _load(dataset: SegmentationDataset, data: DataConfig, images: int) -> float:
+    """Images per second, without the start of the loader's processes and what they had read ahead by then."""
+    batch, ahead = 8, 2 * data.loader_workers
+    iterations = ahead + max(1, images // batch)
+    changes = {"train.batch_size": batch, "train.iterations": iterations, "train.warmup": 0}
+    batches = train_batches(dataset, override(Config(data=data), changes), start=0)
+    for _ in itertools.islice(batches, ahead):
+        pass
+    begun = time.perf_counter()
+    done = sum(len(batch.labels) for batch in batches)
+    return done / (time.perf_counter() - begun)

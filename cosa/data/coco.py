@@ -12,7 +12,6 @@ training on labels draws none.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from array import array
 from collections.abc import Callable, Mapping
@@ -24,7 +23,8 @@ import torch
 from cosa.config import nearest
 from cosa.data.coco_masks import Region, Scene, draw_masks
 from cosa.data.dataset import Needs, SegmentationDataset
-from cosa.data.files import OnProblem, found, locked, one_hot, refuse, write_whole
+from cosa.data.files import OnProblem, found, locked, one_hot, refuse
+from cosa.storage.files import digest, write_atomically
 
 # fmt: off
 COCO_CLASSES = (
@@ -79,8 +79,8 @@ def read_coco(
         names = tuple(path.stem for path in paths)
         return SegmentationDataset(COCO_CLASSES, names, torch.zeros(len(names), len(COCO_CLASSES)), paths, ())
     path = _annotations(root, split)
-    digest = _digest(path)
-    store = cache / f"coco-{split}-{digest}-{_FORMAT}"
+    version = digest(path)[:16]
+    store = cache / f"coco-{split}-{version}-{_FORMAT}"
     parsed = functools.cache(functools.partial(read_annotations, path))
     index = _index(store, parsed)
     law = f"annotations of {split} must name images of {root / split}"
@@ -97,7 +97,7 @@ def read_coco(
         one_hot([index[name] for name in files], len(COCO_CLASSES)),
         tuple(images[name] for name in files),
         mask_paths,
-        mask_source=digest,
+        mask_source=version,
     )
 
 
@@ -131,11 +131,6 @@ def _annotations(root: Path, split: str) -> Path:
     return path
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
 def _index(store: Path, parsed: Callable[[], Mapping[str, Scene]]) -> Mapping[str, list[int]]:
     """Positions of the classes of each image, by file name in order; from the cache once it is there."""
     path = store / "index.json"
@@ -146,7 +141,7 @@ def _index(store: Path, parsed: Callable[[], Mapping[str, Scene]]) -> Mapping[st
                     name: sorted({region.label - 1 for region in scene.regions})
                     for name, scene in parsed().items()
                 }
-                write_whole(path, json.dumps(index).encode())
+                write_atomically(path, json.dumps(index))
     content: dict[str, list[int]] = json.loads(path.read_bytes())
     return content
 

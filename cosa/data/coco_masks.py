@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -23,8 +23,8 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
-from cosa.data.files import OnProblem, locked, write_whole
-from cosa.data.processes import chunks, in_processes
+from cosa.data.files import OnProblem, in_processes, locked
+from cosa.storage.files import write_atomically
 from cosa.structures import IGNORE
 
 _log = logging.getLogger(__name__)
@@ -88,28 +88,26 @@ def draw_masks(
             _log.info("drawing the masks of %d images, once, into %s", len(missing), store)
             scenes = parsed()
             jobs = [(scenes[name], images[name], masks[name]) for name in missing]
-            for failures in in_processes(_draw, chunks(jobs)):
-                for name, problem in failures:
+            for name, problem in zip(missing, in_processes(_draw, jobs), strict=True):
+                if problem:
                     on_problem(ValueError(problem))
                     del masks[name]
         if len(masks) == total:
-            write_whole(store / "complete", b"")
+            write_atomically(store / "complete", "")
     return masks
 
 
-def _draw(jobs: Sequence[tuple[Scene, Path, Path]]) -> list[tuple[str, str]]:
-    """Draw some masks; returns the image's file name and what is wrong, of each that cannot be drawn."""
-    failures = []
-    for scene, image, target in jobs:
-        try:
-            _check_size(scene, image)
-            content = BytesIO()
-            Image.fromarray(paint(scene)).save(content, "PNG")
-        except ValueError as error:
-            failures.append((image.name, str(error)))
-        else:
-            write_whole(target, content.getvalue())
-    return failures
+def _draw(job: tuple[Scene, Path, Path]) -> str:
+    """Draw a scene; returns what is wrong with it or its image, empty where it was drawn."""
+    scene, image, target = job
+    try:
+        _check_size(scene, image)
+        content = BytesIO()
+        Image.fromarray(paint(scene)).save(content, "PNG")
+    except ValueError as error:
+        return str(error)
+    write_atomically(target, content.getvalue(), sync=False)
+    return ""
 
 
 def _check_size(scene: Scene, path: Path) -> None:

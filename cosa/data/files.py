@@ -6,12 +6,15 @@ data set collects them, and reading goes on without the image.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
+import math
+import multiprocessing
 import os
+import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,11 +22,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cosa.storage.files import lock
 from cosa.structures import IGNORE
 
 _THREADS = 8  # files are read in parallel: most of the wait is the disk's, and decoding frees the GIL
+_MOST_PROCESSES = 16
+_WORTH_A_PROCESS = 256  # items of milliseconds each, for the seconds that it takes to start
+_AT_A_TIME = 32  # items that a process is handed
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 OnProblem = Callable[[Exception], None]
 """Is told each thing that is wrong with a data set. Where it returns, reading goes on without that image."""
@@ -114,9 +122,8 @@ def require_distinct(names: Sequence[str], path: Path) -> None:
         raise ValueError(f"names must be distinct, got {again!r} twice in {path}; remove one")
 
 
-@contextlib.contextmanager
-def locked(folder: Path, setting: str = "data.cache") -> Iterator[None]:
-    """Makes `folder` and holds it alone among processes; the system lets go of it when a process dies.
+def locked(folder: Path, setting: str = "data.cache") -> AbstractContextManager[object]:
+    """Make `folder` and hold it alone among processes, once others have let go of it.
 
     Args:
         folder: What to hold.
@@ -126,25 +133,41 @@ def locked(folder: Path, setting: str = "data.cache") -> Iterator[None]:
         OSError: The folder cannot be made or written.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("w")
+        return lock(folder / "lock", wait=math.inf)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise OSError(
             f"{setting} must be a folder that can be written, got {str(folder)!r} ({reason}); "
             f"set --{setting} to another"
         ) from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is never seen half-written."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+def in_processes(function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    """`function` of every item, in order, for what holds Python's lock; few items are not worth a process.
+
+    Leaving the iterator early drops what has not begun. The processes end with this one, killed or not.
+    """
+    workers = min(os.cpu_count() or 1, _MOST_PROCESSES, math.ceil(len(items) / _WORTH_A_PROCESS))
+    if workers <= 1:
+        yield from map(function, items)
+        return
+    # A fork would copy a process that may already run CUDA and threads.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_parent)
     try:
-        draft.write_bytes(content)
-        draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
+        yield from pool.map(function, items, chunksize=_AT_A_TIME)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _follow_parent() -> None:
+    """Leave Ctrl-C to the parent, and end when it ends: a pool's processes outlive a killed one otherwise."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

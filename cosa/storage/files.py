@@ -28,12 +28,15 @@ class InUseError(OSError):
     """Another process holds a lock; the message is one line that says which and what to do."""
 
 
-def write_atomically(path: Path, content: str | bytes | Callable[[Path], object]) -> None:
+def write_atomically(
+    path: Path, content: str | bytes | Callable[[Path], object], *, sync: bool = True
+) -> None:
     """Fill a temporary file beside `path`, sync it, rename it to `path`, and sync the folder.
 
     Args:
         path: The file; its folders are made.
         content: What to write, or a function that writes the file whose path it is given.
+        sync: Without, a power cut can leave an empty file: for thousands that can be made again.
 
     Raises:
         OSError: No permission or no space; `path` is as it was before, the temporary file is gone.
@@ -45,9 +48,11 @@ def write_atomically(path: Path, content: str | bytes | Callable[[Path], object]
             content(draft)
         else:
             draft.write_bytes(content.encode() if isinstance(content, str) else content)
-        _sync(draft)
+        if sync:
+            _sync(draft)
         draft.replace(path)
-        _sync(path.parent)  # or a power cut could take the new name back
+        if sync:
+            _sync(path.parent)  # or a power cut could take the new name back
     except BaseException as error:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ import pytest
 from cosa import cli
 from cosa.config import DataConfig
 from cosa.data import open_dataset
-from cosa.data.packing import pack
+from cosa.data.archive import pack
 from tests.cosa.data.voc_folder import VocFolder
 
 
@@ -81,7 +81,7 @@ def test_nothing_is_left_of_an_archive_that_was_not_finished(
     def full(*arguments: object) -> None:
         raise OSError("no space")
 
-    monkeypatch.setattr("cosa.data.packing._add", full)
+    monkeypatch.setattr(tarfile.TarFile, "addfile", full)
 
     with pytest.raises(OSError, match="no space"):
         pack(voc, tmp_path / "voc.tar")

@@ -10,46 +10,39 @@ import sys
 import psutil
 import pytest
 
-from cosa.data.processes import CHUNK, chunks, in_processes
+from cosa.data import files
+from cosa.data.files import in_processes
 
 
 def _place(item: int) -> tuple[int, int]:
-    if item == 0:
-        raise ValueError("zero")
+    if item < 0:
+        raise ValueError("below zero")
     return item, os.getpid()
 
 
-def test_chunks_keep_every_item_in_order() -> None:
-    items = list(range(2 * CHUNK + 1))
-
-    parts = chunks(items)
-
-    assert [len(part) for part in parts] == [CHUNK, CHUNK, 1]
-    assert [item for part in parts for item in part] == items
-    assert chunks([]) == []
-
-
-def test_one_item_starts_no_process() -> None:
-    assert list(in_processes(_place, [7])) == [(7, os.getpid())]
+def test_few_items_start_no_process() -> None:
+    assert list(in_processes(_place, range(9))) == [(item, os.getpid()) for item in range(9)]
 
 
 def test_one_core_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 1)
 
-    assert {pid for _, pid in in_processes(_place, [1, 2, 3])} == {os.getpid()}
+    assert {pid for _, pid in in_processes(_place, range(1000))} == {os.getpid()}
 
 
 def test_results_come_in_order_from_other_processes_until_the_first_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 2)
-    results = in_processes(_place, [3, 1, 2, 0, 5])
+    monkeypatch.setattr(files, "_WORTH_A_PROCESS", 1)
+    monkeypatch.setattr(files, "_AT_A_TIME", 1)
+    results = in_processes(_place, [3, 1, 2, -1, 5])
 
     before = [next(results) for _ in range(3)]
 
     assert [item for item, _ in before] == [3, 1, 2]
     assert os.getpid() not in {pid for _, pid in before}
-    with pytest.raises(ValueError, match="zero"):
+    with pytest.raises(ValueError, match="below zero"):
         next(results)
 
 
@@ -57,9 +50,9 @@ def test_the_processes_of_one_that_was_killed_end() -> None:
     program = """
 import os, time
 os.cpu_count = lambda: 2
-from cosa.data.processes import in_processes
+from cosa.data.files import in_processes
 if __name__ == "__main__":
-    results = in_processes(time.sleep, [0, 0, 600, 600])
+    results = in_processes(time.sleep, [0] * 300 + [600] * 64)
     next(results)
     print("begun", flush=True)
     list(results)

@@ -536,7 +536,7 @@ def test_the_shapes_layout_is_written_once_and_then_read(
         VocFolder(root).fill({"a": [1]})
         (root / "classes.txt").write_text("ball")
 
-    monkeypatch.setattr("cosa.data.shapes.write_shapes", write)
+    monkeypatch.setattr("cosa.data.open.write_shapes", write)
     data = DataConfig(layout="shapes", root=str(tmp_path / "shapes"))
 
     names = [open_dataset(data, "train").names for _ in range(2)]
