@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cosa.cli.common import FAILED, Parser, add_traceback, whole_number
+from cosa.cli.common import FAILED, Parser, add_settings, add_traceback, changed_settings, whole_number
 from cosa.cli.console import SplitBar
-from cosa.cli.packing import add_pack, add_speed, run_pack, run_speed
-from cosa.config import DataConfig, nearest
+from cosa.config import Config, DataConfig, nearest, override
 
 if TYPE_CHECKING:
     from cosa.data.check import SplitSummary
 else:
     SplitSummary = Any  # the data package imports torch; tests check annotations as the program runs
+
+RATES = (10, 100, 1000)
+"""Images per second that the table of `speed` shows."""
 
 
 def main(prog: str, arguments: Sequence[str]) -> int:
@@ -52,8 +55,6 @@ def main(prog: str, arguments: Sequence[str]) -> int:
     )
     for command in (check, show, pack, speed):
         _add_data(command)
-    add_pack(pack)
-    add_speed(speed)
     check.add_argument(
         "--split", action="append", metavar="NAME", help="check this split alone; may be repeated"
     )
@@ -63,13 +64,19 @@ def main(prog: str, arguments: Sequence[str]) -> int:
     )
     show.add_argument("--images", type=whole_number, default=12, metavar="N", help="how many (default 12)")
     show.add_argument("--seed", type=whole_number, default=0, metavar="N", help="which ones (default 0)")
+    pack.add_argument(
+        "--out", type=Path, required=True, metavar="FILE.tar", help="archive to write, outside of ROOT"
+    )
+    speed.add_argument(
+        "--split", metavar="NAME", help="which split (default one called train, else the first)"
+    )
+    speed.add_argument(
+        "--images", type=whole_number, default=256, metavar="N", help="how many to read (default 256)"
+    )
+    add_settings(speed, Config(), only=("data.loader_workers", "data.crop_size"))
     given = parser.parse_known(arguments)
-    if given.command == "pack":
-        return run_pack(given, _data(given))
-    if given.command == "speed":
-        data = _data(given)
-        return run_speed(given, data, _choose_split(given, data, "train"))
-    return _check(given) if given.command == "check" else _show(given)
+    run = {"check": _check, "show": _show, "pack": _pack, "speed": _speed}[given.command]
+    return run(given, _data(given))
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
@@ -97,10 +104,9 @@ def _data(given: argparse.Namespace) -> DataConfig:
     return DataConfig(layout=layout, root=str(root), cache=given.cache)
 
 
-def _check(given: argparse.Namespace) -> int:
+def _check(given: argparse.Namespace, data: DataConfig) -> int:
     from cosa.data.check import check, splits_of
 
-    data = _data(given)
     splits = splits_of(data)
     for split in given.split or ():
         _require_split(split, splits)
@@ -118,11 +124,10 @@ def _check(given: argparse.Namespace) -> int:
     return FAILED if count else 0
 
 
-def _show(given: argparse.Namespace) -> int:
+def _show(given: argparse.Namespace, data: DataConfig) -> int:
     from cosa.data.check import open_split
     from cosa.evaluation.gallery import draw_gallery
 
-    data = _data(given)
     split = _choose_split(given, data, "val")
     out: Path = given.out
     if out.suffix.lower() not in {".png", ".jpg"}:
@@ -132,6 +137,56 @@ def _show(given: argparse.Namespace) -> int:
     draw_gallery(dataset, given.images, given.seed).save(out)
     print(f"{out}: {min(given.images, len(dataset))} of {len(dataset)} images of {split}")
     return 0
+
+
+def _pack(given: argparse.Namespace, data: DataConfig) -> int:
+    from cosa.data.archive import pack
+    from cosa.data.check import splits_of
+    from cosa.data.open import open_dataset
+
+    root, out = Path(data.root), given.out.expanduser().absolute()
+    images = {
+        path for split in splits_of(data) for path in open_dataset(data, split, needs="images").image_paths
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    packed = pack(root, out)
+    print(f"{out}: {packed.files} files, {len(images)} images of the splits, {packed.size:,} bytes")
+    print(f"sha256 {packed.sha256}")
+    print("\nput it where all machines reach it, and name it with a folder that each of them has to itself:")
+    flags = ["--data.archive", str(out), "--data.archive_sha256", packed.sha256]
+    print(f"  {shlex.join(flags)} --data.root /FOLDER/ON/EACH/{root.name}")
+    return 0
+
+
+def _speed(given: argparse.Namespace, data: DataConfig) -> int:
+    from cosa.data.check import measure
+    from cosa.data.open import open_dataset
+
+    if not given.images:
+        raise ValueError("--images must be >= 1, got 0")
+    split = _choose_split(given, data, "train")
+    data = override(Config(data=data), changed_settings(given)).data
+    dataset = open_dataset(data, split, needs="images")
+    found = measure(dataset, data, given.images)
+    size = found.mean_bytes
+    read = min(given.images, len(dataset))
+    print(f"{data.root}, {split}: {len(dataset)} images of {size / 1e3:.0f} kB on average\n")
+    print(f"the disk alone   {_rate(found.disk)}  {found.disk / size:7.0f} images/s  ({read} files)")
+    print(
+        f"the loader       {_rate(found.loader * size)}  {found.loader:7.0f} images/s  "
+        f"({data.loader_workers} processes, crops of {data.crop_size})"
+    )
+    for rate in RATES:
+        print(f"training needs   {_rate(rate * size)}  {rate:7} images/s")
+    print(
+        "\nTraining says its images/s, over all workers, in each line of progress. Each worker has a loader\n"
+        "of its own; the disk is shared by those of a machine, a shared file system by all."
+    )
+    return 0
+
+
+def _rate(bytes_per_second: float) -> str:
+    return f"{bytes_per_second / 1e6:8.2f} MB/s"
 
 
 def _choose_split(given: argparse.Namespace, data: DataConfig, beginning: str) -> str:
@@ -155,29 +210,20 @@ def _require_split(split: str, splits: Sequence[str]) -> None:
 def table(splits: Sequence[SplitSummary]) -> str:
     """Images, and percent of pixels where there are masks, per class and split."""
     classes = splits[0].classes
-    rows = [["", *(cell for split in splits for cell in (split.name, ""))]]
-    rows += [["", *(cell for _ in splits for cell in ("images", "pixels %"))]]
-    rows += [["all", *(cell for s in splits for cell in (str(s.images), ""))]]
-    rows += [["without objects", *(cell for s in splits for cell in (str(s.without_objects), ""))]]
-    rows += [["background", *(cell for s in splits for cell in ("", _percent(s, 0)))]]
-    rows += [
-        [name, *(cell for s in splits for cell in (str(s.images_per_class[i]), _percent(s, i + 1)))]
-        for i, name in enumerate(classes)
-    ]
-    rows += [["not counted", *(cell for s in splits for cell in ("", _percent(s, -1)))]]
-    if any(s.unlabelled_masks for s in splits):
-        cells = (cell for s in splits for cell in (str(s.unlabelled_masks), ""))
-        rows += [["mask shows more than labels", *cells]]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        (
-            row[0].ljust(widths[0]) + "".join(f"  {c:>{w}}" for c, w in zip(row[1:], widths[1:], strict=True))
-        ).rstrip()
-        for row in rows
-    )
-
-
-def _percent(split: SplitSummary, place: int) -> str:
-    if not split.pixels:
-        return "-"
-    return f"{100 * split.pixels[place] / max(1, sum(split.pixels)):.2f}"
+    columns = [["", "", "all", "without objects", "background", *classes, "not counted"]]
+    for split in splits:
+        total = max(1, sum(split.pixels))
+        percents = [f"{100 * count / total:.2f}" for count in split.pixels] or ["-"] * (len(classes) + 2)
+        images = map(str, split.images_per_class)
+        columns += [
+            [split.name, "images", str(split.images), str(split.without_objects), "", *images, ""],
+            ["", "pixels %", "", "", *percents],
+        ]
+    if any(split.unlabelled_masks for split in splits):
+        cells = (cell for split in splits for cell in (str(split.unlabelled_masks), ""))
+        for column, cell in zip(columns, ("mask shows more than labels", *cells), strict=True):
+            column.append(cell)
+    widths = [max(map(len, column)) for column in columns]
+    names = [cell.ljust(widths[0]) for cell in columns[0]]
+    numbers = ([cell.rjust(w) for cell in column] for column, w in zip(columns[1:], widths[1:], strict=True))
+    return "\n".join("  ".join(row).rstrip() for row in zip(names, *numbers, strict=True))
