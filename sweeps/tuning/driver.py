@@ -1,77 +1,43 @@
-"""Free search with Optuna on Ray Tune, beyond the paper's grid: the same command line again goes on.
+"""A search from its command line to its exit code: plan, search, confirmation, report.
 
-python sweeps/search.py --preset shapes --trials 30
-python sweeps/search.py --preset voc --gpu-hours 200 --set data.root=DIR/VOCdevkit/VOC2012
-
-Around the preset it varies what `sweeps/tuning/space.py` lists. The paper's own rows come first, then TPE
-suggests. A trial is stopped at a rung of co-training where its label-free mIoU is in the worst third of those
-that were there so far. In the end the best trials and the preset are trained again with fresh seeds.
+The same command line again goes on where the last one ended, however it ended. The paper's own rows come
+first, then TPE suggests. A trial is stopped at half of co-training where its label-free mIoU is in the worst
+third of those that were there so far. In the end the best trials and the preset are trained again with fresh
+seeds. Exit codes are those of all sweeps.
 """
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from cosa.cli.console import LiveLine, print_error, print_line
 from cosa.config import Config, override
-from cosa.tracking import TrackingError
+from cosa.config.presets import short_name
+from cosa.tracking import TrackingError, mask, read_run_id
+from cosa.tracking.provenance import source_tags
+from sweeps.planning import cost
 from sweeps.planning import folder as folders
-from sweeps.running.arguments import Order, read_order
-from sweeps.running.driver import FAILED, INTERRUPTED, MISTAKE
-from sweeps.tables import Table
+from sweeps.planning.plan import Plan, Trial
+from sweeps.planning.reuse import COMMIT_TAG, Reuse, find_reusable
+from sweeps.running.driver import FAILED, INTERRUPTED, MISTAKE, data_tags_if_there, may_answer, measuring
+from sweeps.runs import client_of, explained, find_experiment
 from sweeps.tables.metrics import SEG_MIOU
-from sweeps.tuning.budget import DEFAULT_TRIALS, Budget, Ledger, Spent, read_spent
-from sweeps.tuning.confirm import Outcome, best_of, plan_confirmation
-from sweeps.tuning.preview import first_rows, first_trials, show_costs, show_plan
-from sweeps.tuning.rungs import Rungs, choose_rungs
-from sweeps.tuning.space import SPACE, Space, read_space
+from sweeps.tuning.arguments import SearchArgs, read_arguments
+from sweeps.tuning.space import rows_inside
 
 if TYPE_CHECKING:
-    from sweeps.planning.plan import Plan, Trial
+    from optuna.trial import FrozenTrial
+
+    from sweeps.running.store import Sweep
     from sweeps.running.trial import Train
-    from sweeps.tuning.record import Record
+    from sweeps.tuning.confirm import ConfirmResult
     from sweeps.tuning.study import SearchStudy
-    from sweeps.tuning.track import SearchTrack
 
-ROWS = ("3b", "5a", "5b", "5c", "5d")
-"""Tables whose rows are tried first, as far as they lie in the space."""
-SPENT = "spent.json"
-"""In the search's folder: what the search has cost."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the command line asks for."""
-
-    order: Order
-    """What it shares with other sweeps."""
-    base: Config
-    """What every trial starts from: the preset, evaluated at every rung."""
-    space: Space
-    """Resolved for the base."""
-    rungs: Rungs
-    budget: Budget
-    rows: Mapping[str, Config]
-    """The paper's rows by origin, the preset first."""
-    confirm: int
-    """Best trials that are trained again."""
-    seeds: int
-    """Fresh seeds of each."""
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports a bad command line in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Called by argparse."""
-        raise ValueError(f"{message}; see {self.prog} --help")
+KIND = "search"
+"""Under `cosa.kind` on the parent run."""
 
 
 def main(arguments: Sequence[str] | None = None, train: Train | None = None) -> int:
@@ -82,13 +48,13 @@ def main(arguments: Sequence[str] | None = None, train: Train | None = None) -> 
         train: Stands for `cosa.training.trainer.train` in a test.
     """
     try:
-        request = read_request(sys.argv[1:] if arguments is None else arguments)
-        show_plan(request)
-        if request.order.dry_run:
-            show_costs(request)
+        args = read_arguments(sys.argv[1:] if arguments is None else arguments)
+        show_plan(args)
+        if args.sweep.dry_run:
+            show_costs(args)
             return 0
-        with folders.locked(request.order.root):
-            return _run(request, train)
+        with folders.locked(args.root):
+            return _run(args, train)
     except (ValueError, TypeError, OSError, TrackingError) as error:
         if "--traceback" in sys.argv:
             raise
@@ -99,239 +65,319 @@ def main(arguments: Sequence[str] | None = None, train: Train | None = None) -> 
         return INTERRUPTED
 
 
-def read_request(arguments: Sequence[str]) -> Request:
-    """What `arguments` ask for.
-
-    Raises:
-        ValueError, TypeError: A flag or setting against its law, or a space that does not fit the preset.
-    """
-    parser = _parser()
-    if {"-h", "--help"} & set(arguments):
-        print_line(parser.format_help() + "\nand what all sweeps take:\n")
-    found, rest = parser.parse_known_args(arguments)
-    order = read_order(
-        "search", "Shared by all sweeps; --tables names rows that are tried first.", ROWS, rest
-    )
-    if len(order.plan.seeds) != 1:
-        raise ValueError(
-            f"--seeds must be 1 in a search, got {len(order.plan.seeds)}; "
-            f"--confirm-seeds are those of the best trials"
-        )
-    for flag, value in (("--confirm", found.confirm), ("--confirm-seeds", found.confirm_seeds)):
-        if value < 0:
-            raise ValueError(f"{flag} must be >= 0, got {value}")
-    given = (found.trials, found.hours, found.gpu_hours)
-    budget = Budget(*given) if any(v is not None for v in given) else Budget(trials=DEFAULT_TRIALS)
-    if not order.base.data.val_split:
-        raise ValueError("data.val_split must name a split with masks to search by, got none")
-    rungs = choose_rungs(order.base.train, order.base.evaluation.every)
-    base = override(order.base, {"evaluation.every": rungs.every})
-    space = (read_space(Path(found.space)) if found.space else SPACE).resolved(base)
-    rows = paper_rows(order.plan.tables, base)
-    seeds = found.confirm_seeds
-    return Request(order, base, space, rungs, budget, rows, found.confirm if seeds else 0, seeds)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="sweeps/search.py",
-        description="Search the settings of co-training with Optuna's TPE on Ray Tune.",
-        add_help=False,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--trials", type=int, help=f"begin so many trials (default: {DEFAULT_TRIALS}, without other limits)")
-    add("--hours", type=float, help="begin trials for so many hours, those of earlier starts counted")
-    add("--gpu-hours", type=float, help="begin trials until so many GPU-hours are used, warm-ups counted")
-    add("--space", default="", metavar="FILE", help="Python file whose SPACE is searched instead of ours")
-    add("--confirm", type=int, default=3, help="best trials to train again with fresh seeds (default: 3)")
-    add("--confirm-seeds", type=int, default=3, help="fresh seeds of each, and of the preset (default: 3)")
-    return parser
-
-
-def paper_rows(tables: Sequence[Table], base: Config) -> dict[str, Config]:
-    """The preset and the paper's rows by origin: first the preset, then of each table those nearest to it."""
-    nearest: list[tuple[int, int, str, Config]] = []
-    for place, table in enumerate(tables):
-        names = [arm.name for arm in table.arms]
-        middle = names.index(table.reference)
-        nearest += [
-            (
-                abs(names.index(arm.name) - middle),
-                place,
-                f"{table.name}/{arm.name}",
-                override(base, arm.changes),
-            )
-            for arm in table.arms
-            if arm.name != table.reference
-        ]
-    rows = {origin: config for *_, origin, config in sorted(nearest, key=lambda row: row[:3])}
-    return {"full": base, **rows}
-
-
-def _run(request: Request, train: Train | None) -> int:
+def _run(args: SearchArgs, train: Train | None) -> int:
     """Search, confirm, mend what a killed process left behind, report."""
-    from sweeps.reporting import render as report
-    from sweeps.tuning import report as search_report
-    from sweeps.tuning.study import open_study
-    from sweeps.tuning.track import SearchTrack
+    from sweeps.reporting import render
+    from sweeps.tuning import report
+    from sweeps.tuning.study import JOURNAL, open_study
 
-    order, root = request.order, request.order.root
-    study = open_study(root, request.space, request.base, request.base.train.seed)
-    study.describe(SEG_MIOU, request.rungs.steps)
-    print_line(f"outputs: {root}")
-    print_line(f"the study as it grows: optuna-dashboard {root / 'study.journal'}")
-    data_tags = _check_data(request)
-    study.enqueue(first_rows(request)[0])
-    if order.retry_failed:
+    study = open_study(args.root, args.space, args.base)
+    study.describe(SEG_MIOU, args.steps)
+    print_line(f"outputs: {args.root}")
+    print_line(f"the study as it grows: optuna-dashboard {args.root / JOURNAL}")
+    data_tags = _check_data(args)
+    study.enqueue(first_rows(args)[0])
+    if args.sweep.retry_failed:
         print_line(f"trying {study.repeat_failed()} failed trials again")
-    track = SearchTrack.open(order, request.base, study, request.space.momenta)
+    parent = _open_run(args)
     try:
-        earlier = _earlier(request, study, data_tags)
-        outcome = _train(request, study, track, earlier, data_tags, train)
-        track.mend(outcome)
-        findings = search_report.find(request, study, outcome, data_tags)
-        files = search_report.write(findings, root)
-        track.close(findings, files)
+        result = _train(args, study, parent, data_tags, train)
+        _mend(args, study, parent, result)
+        findings = report.find(args, study, result, data_tags)
+        files = report.write(findings)
+        parent.close(report.markdown(findings)[:8000], files, failed=bool(findings.failures))
     except BaseException as error:
-        track.stop("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        running = [study.runs(trial)[-1] for trial in study.trials if not trial.state.is_finished()]
+        parent.stop(args.root, running, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
-    print_line(search_report.text(findings))
-    print_line(f"report: {root / 'search.html'}")
-    print_line(f"MLflow: {report.ui_command(order.uri)}")
+    print_line(report.text(findings))
+    print_line(f"report: {args.root / report.PAGE}")
+    print_line(f"MLflow: {render.ui_command(args.sweep.uri)}")
     if findings.failures:
         print_error(f"{len(findings.failures)} failed; --retry-failed tries the search's again:")
-    for label, reason in findings.failures.items():
-        print_error(f"  {label}  {reason}")
+    for label, why in findings.failures.items():
+        print_error(f"  {label}  {why}")
     return FAILED if findings.failures else 0
 
 
-def _check_data(request: Request) -> Mapping[str, str]:
+def _check_data(args: SearchArgs) -> Mapping[str, str]:
     """Open the data before anything is started; `shapes` is written here, once. Returns its fingerprints."""
     from cosa.data.open import (
         fingerprints,  # imports torch
         open_dataset,
     )
 
-    data = request.base.data
+    data = args.base.data
     training = open_dataset(data, data.train_split)
     found = fingerprints(training, open_dataset(data, data.val_split, needs="masks"))
-    if request.base.evaluation.train_split:
-        open_dataset(data, request.base.evaluation.train_split, needs="masks")
+    if args.base.evaluation.train_split:
+        open_dataset(data, args.base.evaluation.train_split, needs="masks")
     return found
 
 
-def _earlier(request: Request, study: SearchStudy, data_tags: Mapping[str, str]) -> Mapping[str, float]:
-    """The metric of the paper's rows that finished in earlier runs, by the trials' names."""
-    from sweeps.tuning.track import find_earlier
-
-    begun = {record.origin for record in study.records()}
-    rows = [trial for origin, trial in first_trials(request).items() if origin not in begun]
-    reused = find_earlier(request.order, [] if request.order.fresh else rows, data_tags)
-    if reused.values:
-        print_line(
-            f"{len(reused.values)} of the paper's rows are taken from earlier runs (--fresh runs them again)"
-        )
-    if reused.refused:
-        print_line(reused.refused)
-    return reused.values
-
-
 def _train(
-    request: Request,
-    study: SearchStudy,
-    track: SearchTrack,
-    earlier: Mapping[str, float],
-    data_tags: Mapping[str, str],
-    train: Train | None,
-) -> Outcome:
+    args: SearchArgs, study: SearchStudy, parent: Sweep, data_tags: Mapping[str, str], train: Train | None
+) -> ConfirmResult:
     """Search until the budget is spent, then confirm; without Ray where both are done already."""
-    done = _done(request, study)
-    if done:
-        return done
+    from sweeps.tuning.confirm import ConfirmResult
+    from sweeps.tuning.study import begun, origin
+
+    rows = set(first_rows(args)[0]) - {origin(trial) for trial in study.trials}
+    earlier = {} if args.sweep.fresh else _earlier(args, rows, data_tags)
+    unfinished = args.sweep.retry_failed or any(not trial.state.is_finished() for trial in study.trials)
+    if not unfinished and not args.budget().left(begun(study.trials)):
+        result, remaining = _confirmation(args, study)
+        if not remaining:
+            return result
     from cosa.distributed.session import connected
 
-    order = request.order
-    with connected(order.request) as allotment:
-        if request.budget.gpu_hours is not None and not allotment.gpus:
+    with connected(args.sweep.request) as allotment:
+        if args.limits.gpu_hours is not None and not allotment.gpus:
             raise ValueError(
                 "--gpu-hours must have GPUs to count, got trials without; take --hours or --trials"
             )
         from sweeps.running.launch import launch
-        from sweeps.tuning.flow import Flow
-        from sweeps.tuning.launch import seek
+        from sweeps.tuning.launch import SearchLoop, search
 
-        gpus = allotment.gpus * max(1, order.request.workers)
-        ledger = Ledger(order.root / SPENT, gpus, time.monotonic)
-        flow = Flow(
-            study,
-            request.base,
-            order.root,
-            rungs=request.rungs.steps,
-            momenta=request.space.momenta,
-            budget=request.budget,
-            ledger=ledger,
-            slots=allotment.slots,
-            earlier=earlier,
-            waiting_only=order.retry_failed,
-        )
+        workers = args.sweep.request.workers
+        budget = args.budget(allotment.gpus * max(1, workers))
+        loop = SearchLoop(args, study, budget, allotment.slots, earlier)
         line = LiveLine()
-        if not flow.exhausted:
-            print_line(f"{allotment.slots} at a time, {ledger.text()} spent before")
-            seek(
-                flow,
-                order.root,
-                track.spec,
-                allotment,
-                rungs=request.rungs.steps,
-                workers=order.request.workers,
-                data_tags=data_tags,
-                retries=order.retries,
-                budget=request.budget.text(),
-                line=line,
-                train=train,
-            )
-            ledger.note(0)
-        best, plan, remaining = _confirmation(request, study)
+        if not loop.exhausted:
+            print_line(f"{allotment.slots} at a time, {budget} spent before")
+            search(loop, args, parent.spec, allotment, data_tags, line, train)
+            budget.note(0)
+        result, remaining = _confirmation(args, study)
         failures: Mapping[str, str] = {}
-        if plan and remaining:
-            print_line(f"confirming the best {len(best)} and the preset: {len(remaining)} runs")
+        if result.plan and remaining:
+            print_line(f"confirming the best {len(result.best)} and the preset: {len(remaining)} runs")
             failures = launch(
                 remaining,
-                order.root,
-                track.spec,
+                args.root,
+                parent.spec,
                 allotment,
-                workers=order.request.workers,
+                workers=workers,
                 data_tags=data_tags,
-                retries=order.retries,
-                done_before=len(plan.trials) - len(remaining),
+                retries=args.sweep.retries,
+                done_before=len(result.plan.trials) - len(remaining),
                 line=line,
                 train=train,
             ).failures
-        return Outcome(best, plan, dict(failures), ledger.text())
+    return ConfirmResult(result.best, result.plan, failures)
 
 
-def _done(request: Request, study: SearchStudy) -> Outcome | None:
-    """What was run, where nothing is left to run."""
-    path = request.order.root / SPENT
-    records, (seconds, gpu_seconds) = study.records(), read_spent(path)
-    begun = sum(record.repeats is None for record in records)
-    unfinished = any(record.state == "running" for record in records) or request.order.retry_failed
-    if unfinished or request.budget.left(Spent(begun, seconds, gpu_seconds)):
-        return None
-    best, plan, remaining = _confirmation(request, study)
-    if remaining:
-        return None
-    return Outcome(best, plan, {}, Ledger(path, gpu_seconds and 1.0, time.monotonic).text())
+def _confirmation(args: SearchArgs, study: SearchStudy) -> tuple[ConfirmResult, Sequence[Trial]]:
+    """The confirmation of the best trials, and what of it is still to run."""
+    from sweeps.tuning.confirm import ConfirmResult, best_of, plan_confirmation
 
-
-def _confirmation(
-    request: Request, study: SearchStudy
-) -> tuple[tuple[Record, ...], Plan | None, Sequence[Trial]]:
-    """The best trials, their confirmation, and what of it is still to run."""
-    best = tuple(best_of(study.records(), request.confirm))
+    best = best_of(study, args.confirm)
     if not best:
-        return (), None, ()
-    plan = plan_confirmation(best, request.base, request.seeds)
-    finished = [t.name for t in plan.trials if folders.read_result(request.order.root, t)]
-    return best, plan, plan.remaining(finished)
+        return ConfirmResult(), ()
+    plan = plan_confirmation(study, best, args.base, args.seeds)
+    done = [trial.name for trial in plan.trials if folders.read_result(args.root, trial)]
+    return ConfirmResult(best, plan), plan.remaining(done)
+
+
+# The rows that come first, and what earlier runs spare of them.
+
+
+def first_rows(args: SearchArgs) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
+    """Rows to try first, as parameters by origin, and the names of those outside the space.
+
+    Half of the trials at most, so that there is a search beyond them; a row of all components is the preset.
+    """
+    most = max(1, (args.limits.trials or len(args.rows) * 2) // 2)
+    return rows_inside(args.rows, args.space, args.base, most)
+
+
+def _earlier(args: SearchArgs, rows: set[str], data_tags: Mapping[str, str]) -> Mapping[str, float]:
+    """The metric of those of the paper's `rows` that finished in earlier runs, by their trials' names."""
+    from sweeps.tuning.study import alone
+
+    inside = {name: own for name, own in first_rows(args)[0].items() if name in rows}
+    trials = [alone(override(args.base, args.space.changes(own)), row) for row, own in inside.items()]
+    found = find_experiment(args.sweep.uri, args.sweep.experiment) if trials else None
+    if found is None:
+        return {}
+    code = {COMMIT_TAG: args.sweep.commit} if args.sweep.commit else source_tags()
+    with explained(args.sweep.uri):
+        reuse: Reuse = find_reusable(*found, trials, code, data_tags)
+        metrics = {name: found[0].get_run(run_id).data.metrics for name, run_id in reuse.runs.items()}
+    taken = {name: own[SEG_MIOU] for name, own in metrics.items() if SEG_MIOU in own}
+    if taken:
+        names = _names([trial.arms[0] for trial in trials if trial.name in taken])
+        print_line(f"taken from earlier runs: {names} (--fresh runs them again)")
+    if reuse.refused:
+        print_line(reuse.refused)
+    return taken
+
+
+# The search in MLflow: its parent run, a run nested in it for each trial, what became of each as tags.
+
+
+def _open_run(args: SearchArgs) -> Sweep:
+    """Make the parent run, or open it again.
+
+    Raises:
+        TrackingError: The store does not answer or refuses the run.
+        ValueError: The search was tracked elsewhere before.
+    """
+    from sweeps.running import store  # mlflow and all that comes with it
+
+    tags = {"cosa.preset": short_name(args.sweep.preset)}
+    if args.sweep.commit:
+        tags["mlflow.source.git.commit"] = args.sweep.commit
+    nothing = Plan(args.base, (), (args.base.train.seed,), (), 0, 0)
+    parent = store.open_sweep(args.sweep.uri, args.sweep.experiment, args.root, args.base, nothing, tags)
+    parent.tag("cosa.kind", KIND)
+    return parent
+
+
+def _mend(args: SearchArgs, study: SearchStudy, parent: Sweep, result: ConfirmResult) -> None:
+    """Bring the runs to what study and folders say; each says its number and what became of it."""
+    from sweeps.tuning.study import reason, state
+
+    parent.collect(args.root)
+    client = client_of(parent.uri)
+    failures = dict(result.failures or {})
+    for found in study.trials:
+        trial = study.runs(found)[-1]
+        content = folders.read_result(args.root, trial)
+        if state(found) == "complete" and content is not None:
+            parent.mend(args.root, trial, content)
+        if state(found) == "failed":
+            failures[trial.name] = reason(found)
+        run_id = read_run_id(folders.trial_folder(args.root, trial.name))
+        for key, value in _tags(found).items() if run_id else ():
+            client.set_tag(run_id, key, value)
+    for trial in result.plan.trials if result.plan else ():
+        content = folders.read_result(args.root, trial)
+        if content is not None:
+            parent.mend(args.root, trial, content)
+    parent.fail(args.root, failures)
+    parent.tag("cosa.search.spent", str(args.budget()))
+
+
+def _tags(found: FrozenTrial) -> dict[str, str]:
+    from sweeps.tuning.study import origin, state
+
+    tags = {
+        "cosa.search.trial": str(found.number),
+        "cosa.search.state": state(found),
+        "cosa.search.origin": origin(found) or "TPE",
+    }
+    if state(found) == "pruned" and found.last_step is not None:
+        tags["cosa.search.pruned_at"] = str(found.last_step)
+    return tags
+
+
+# What a search would do and what that costs; changes nothing.
+
+
+def show_plan(args: SearchArgs) -> None:
+    """Space, pruning steps, rows, and iterations at most."""
+    train, every = args.base.train, args.base.evaluation.every
+    print_line(f"search around {short_name(args.sweep.preset)}: {args.limits}, by {SEG_MIOU}")
+    width = max(map(len, args.space.texts()))
+    for name, text in args.space.texts().items():
+        print_line(f"  {name:<{width}}  {text}")
+    if args.steps:
+        steps = " and ".join(f"{step:,}" for step in args.steps)
+        print_line(f"stopped at {steps} of {train.iterations:,} iterations: the worst third of those so far")
+    else:
+        print_line("stopped nowhere: co-training is too short to be judged on its way")
+    if every != args.sweep.base.evaluation.every:
+        print_line(
+            f"evaluation.every is {every} instead of {args.sweep.base.evaluation.every}: trials are "
+            f"evaluated where they may be stopped"
+        )
+    inside, outside = first_rows(args)
+    print_line(f"first come {len(inside)} rows of the paper: {_names(inside)}")
+    if outside:
+        print_line(f"outside of the space: {_names(outside)}")
+    cotraining = train.iterations - train.warmup
+    if args.limits.trials:
+        most = train.warmup + args.limits.trials * cotraining
+        print_line(
+            f"at most {most:,} iterations, of which {train.warmup:,} are the one warm-up of all trials"
+        )
+    if args.confirm:
+        more = args.seeds * (train.warmup + (args.confirm + 1) * cotraining)
+        print_line(
+            f"then the best {args.confirm} and the preset with {args.seeds} fresh seeds: "
+            f"{more:,} iterations beyond the budget"
+        )
+
+
+def _names(origins: Mapping[str, Any] | Sequence[str]) -> str:
+    return ", ".join(origin.rpartition("/")[2] for origin in origins)
+
+
+def show_costs(args: SearchArgs) -> None:
+    """What was begun before, what earlier runs spare, and hours, as far as finished runs tell them."""
+    done, speed = _show_begun(args), None
+    try:
+        if may_answer(args.sweep.uri):
+            if not done and args.sweep.fresh:
+                print_line("nothing is taken from earlier runs: --fresh")
+            elif not done:
+                taken = _earlier(args, set(first_rows(args)[0]), data_tags_if_there(args.sweep))
+                done = len(taken)
+                if not taken:
+                    print_line("taken from earlier runs: no row")
+            speed = _speed(args)
+    except TrackingError as error:
+        print_error(str(error))
+    if speed is None:
+        print_line(
+            f"hours: not known, no finished run of this network, crop and batch is in "
+            f"{mask(args.sweep.uri)}; one measures them, a short one will do:\n  {measuring(args.sweep)}"
+        )
+        return
+    for line in costs(args, speed, done):
+        print_line(line)
+
+
+def _show_begun(args: SearchArgs) -> int:
+    """Trials that the study in the search's folder has begun."""
+    from sweeps.tuning.study import JOURNAL, peek
+
+    states = peek(args.root, args.space, args.base)
+    if states:
+        parts = ", ".join(f"{count} {state}" for state, count in states.items())
+        print_line(f"begun before: {states.total()} trials ({parts}), in {args.root / JOURNAL}")
+    return states.total()
+
+
+def _speed(args: SearchArgs) -> cost.Speed | None:
+    found = find_experiment(args.sweep.uri, args.sweep.experiment)
+    if found is None:
+        return None
+    with explained(args.sweep.uri):
+        return cost.measured(*found, args.base)
+
+
+def costs(args: SearchArgs, speed: cost.Speed, done: int) -> list[str]:
+    """Hours at most, since nobody knows which trials will be stopped; `done` trials need not be run."""
+    resources, whole, lines = args.sweep.request, args.limits.trials, []
+    if whole is None:
+        one = cost.price(_trials(args.base, 1)[-1:], speed, resources)
+        lines.append(f"a trial that is not stopped: {one}")
+    else:
+        search = cost.price(_trials(args.base, max(0, whole - done)), speed, resources)
+        lines.append(f"the search, if no trial is stopped: {search}")
+    if args.confirm:
+        again = _trials(args.base, args.confirm + 1) * args.seeds
+        lines.append(f"the confirmation: {cost.price(again, speed, resources)}")
+    return [*lines, cost.basis(speed)]
+
+
+def _trials(base: Config, count: int) -> list[Trial]:
+    """So many trials after their one warm-up; none without any."""
+    if not count:
+        return []
+    seed = base.train.seed
+    if not base.train.warmup:
+        return [Trial("trial", "trial", base, seed, (), None)] * count
+    warmup = Trial("warmup", "warmup", base, seed, (), None)
+    return [warmup, *[Trial("trial", "trial", base, seed, (), warmup.name)] * count]

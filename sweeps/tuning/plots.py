@@ -1,218 +1,188 @@
-"""Pictures of a search: its history, its rungs, slices through the space, parallel coordinates, importances.
+"""Pictures of a search: history, pruning steps, slices of the space, parallel coordinates, importances.
 
-Percent of the label-free mIoU throughout. A trial that was stopped has no final value; it is a cross at the
-lower edge, and its values at the rungs have a picture of their own.
+Percent of the label-free mIoU throughout. Drawn by hand: Optuna's own pictures know neither the preset nor
+trials that were stopped, and theirs of one pruning step or of eight dimensions cannot be read on a phone.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from matplotlib import cm
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.ticker import MaxNLocator
+from optuna.trial import FrozenTrial, TrialState
 
 from sweeps.reporting.plots import BLUE, GREY, ORANGE, VERMILION, Canvas, Part, label_axes, styled
-from sweeps.tuning.record import PRESET, Record
-from sweeps.tuning.space import Choice, Dimension, Momentum, Range, Space
+from sweeps.tuning.space import Choice, Dimension, Momentum
+from sweeps.tuning.study import PRESET, SearchStudy, finished, last_value, origin
 
+SLICE = "search-slice-"
+"""How the files of slices begin."""
 _METRIC = "label-free mIoU, %"
 
 
-def draw(records: Sequence[Record], space: Space, importances: Mapping[str, float], last: int) -> list[Part]:
+def draw(study: SearchStudy, importances: Mapping[str, float], last: int) -> list[Part]:
     """Every picture that the trials are enough for.
 
     Args:
-        records: Of the search.
-        space: What was varied.
+        study: The search.
         importances: By parameter; may be empty.
         last: Step of the final evaluation.
     """
-    shown = [r for r in records if math.isfinite(r.last_value)]
-    complete = [r for r in shown if r.state == "complete"]
+    shown = [trial for trial in study.trials if math.isfinite(last_value(trial))]
+    complete = finished(shown)
     if not complete:
         return []
     with styled():
         parts = [_history(shown)]
         if importances:
             parts.append(_importance(importances))
-        if any(record.decisions for record in shown):
-            parts.append(_rungs(shown, last))
+        if any(trial.intermediate_values for trial in shown):
+            parts.append(_steps(shown, last))
         if len(complete) > 1:
-            parts.append(_parallel(complete, space))
-        parts += _slices(shown, space)
-    return parts
+            parts.append(_parallel(study, complete))
+        return [*parts, *_slices(study, shown)]
 
 
-def _history(shown: Sequence[Record]) -> Part:
+def _history(shown: Sequence[FrozenTrial]) -> Part:
     canvas = Canvas()
-    axes = canvas.axes
-    complete = [r for r in shown if r.state == "complete"]
-    best = list(itertools.accumulate((100 * r.value for r in complete), max))
-    axes.step([r.number for r in complete], best, where="post", color=BLUE, label="best so far")
-    _dots(axes, [(r.number, r) for r in shown])
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    label_axes(axes, "trial", _METRIC)
+    complete = [trial for trial in shown if trial.state == TrialState.COMPLETE]
+    best = list(itertools.accumulate((100 * last_value(trial) for trial in complete), max))
+    canvas.axes.step([t.number for t in complete], best, where="post", color=BLUE, label="best so far")
+    _dots(canvas.axes, [(trial.number, trial) for trial in shown])
+    canvas.axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    label_axes(canvas.axes, "trial", _METRIC)
     canvas.legend()
     return canvas.part("search-history", "Every trial in the order of its start")
 
 
-def _dots(axes: Axes, placed: Sequence[tuple[float, Record]]) -> None:
-    """Trials by kind: the paper's rows, suggested ones, stopped ones at the lower edge, the preset on top."""
-    values = [100 * r.value for _, r in placed if r.state == "complete"]
-    low, high = min(values), max(values)
-    margin = 0.1 * (high - low) or 0.5
-    edge = low - 1.2 * margin
-    axes.set_ylim(edge - 0.5 * margin, high + margin)
-    kinds = {
-        "stopped at a rung": ([(x, r) for x, r in placed if r.state != "complete"], GREY, "x", 16),
-        "suggested": ([(x, r) for x, r in placed if r.state == "complete" and not r.origin], BLUE, "o", 20),
-        "row of the paper": (
-            [(x, r) for x, r in placed if r.state == "complete" and r.origin not in {"", PRESET}],
-            ORANGE,
-            "s",
-            18,
-        ),
-        "preset": (
-            [(x, r) for x, r in placed if r.origin == PRESET and r.state == "complete"],
-            VERMILION,
-            "D",
-            30,
-        ),
+def _dots(axes: Axes, placed: Sequence[tuple[float, FrozenTrial]]) -> None:
+    """Trials by kind; one that was stopped has no final value and is a cross at the lower edge."""
+    values = [100 * last_value(trial) for _, trial in placed if trial.state == TrialState.COMPLETE]
+    margin = 0.1 * (max(values) - min(values)) or 0.5
+    edge = min(values) - 1.2 * margin
+    axes.set_ylim(edge - 0.5 * margin, max(values) + margin)
+    looks = {
+        "stopped on its way": (GREY, "x", 16),
+        "suggested": (BLUE, "o", 20),
+        "row of the paper": (ORANGE, "s", 18),
+        "preset": (VERMILION, "D", 30),
     }
-    for label, (found, colour, marker, size) in kinds.items():
-        if found:
-            axes.scatter(
-                [x for x, _ in found],
-                [100 * r.value if r.state == "complete" else edge for _, r in found],
-                s=size,
-                color=colour,
-                marker=marker,
-                label=label,
-                zorder=3,
-                linewidths=0.9,
-            )
+    for kind, (colour, marker, size) in looks.items():
+        own = [(x, trial) for x, trial in placed if _kind(trial) == kind]
+        xs = [x for x, _ in own]
+        ys = [100 * last_value(t) if t.state == TrialState.COMPLETE else edge for _, t in own]
+        if own:
+            axes.scatter(xs, ys, s=size, color=colour, marker=marker, label=kind, zorder=3, linewidths=0.9)
+
+
+def _kind(trial: FrozenTrial) -> str:
+    if trial.state != TrialState.COMPLETE:
+        return "stopped on its way"
+    return {"": "suggested", PRESET: "preset"}.get(origin(trial), "row of the paper")
 
 
 def _importance(importances: Mapping[str, float]) -> Part:
     names = sorted(importances, key=lambda name: importances[name])
     canvas = Canvas(height=0.9 + 0.28 * len(names))
     bars = canvas.axes.barh(names, [importances[name] for name in names], color=BLUE, height=0.62)
-    canvas.axes.bar_label(bars, [f"{importances[name]:.2f}" for name in names], padding=3, fontsize=8.5)
+    canvas.axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8.5)
     canvas.axes.set_xlim(0, 1.15 * max(importances.values()) or 1)
     canvas.axes.grid(visible=False, axis="y")
     canvas.axes.set_xlabel("share of the variance explained")
     return canvas.part("search-importance", "What matters: fANOVA over finished trials")
 
 
-def _rungs(shown: Sequence[Record], last: int) -> Part:
+def _steps(shown: Sequence[FrozenTrial], last: int) -> Part:
     canvas = Canvas()
-    labels: set[str] = set()
-    for record in shown:
-        points = {decision.step: decision.value for decision in record.decisions}
-        if record.state == "complete":
-            points[last] = record.value
-        preset = record.origin == PRESET
-        label = "preset" if preset else "finished" if record.state == "complete" else "stopped"
-        colour = VERMILION if preset else BLUE if record.state == "complete" else GREY
+    ticks = {last}
+    looks = {
+        "stopped": (GREY, 0.9, 0.7, 2),
+        "finished": (BLUE, 0.9, 0.7, 3),
+        "preset": (VERMILION, 1.8, 1, 4),
+    }
+    for trial in shown:
+        points = dict(trial.intermediate_values)
+        kind = "preset" if origin(trial) == PRESET else "stopped"
+        if trial.state == TrialState.COMPLETE:
+            points[last] = last_value(trial)
+            kind = "preset" if origin(trial) == PRESET else "finished"
+        colour, width, alpha, order = looks[kind]
+        known = canvas.axes.get_legend_handles_labels()[1]
         canvas.axes.plot(
             list(points),
             [100 * value for value in points.values()],
             color=colour,
             marker="o",
-            linewidth=1.8 if preset else 0.9,
-            alpha=1 if preset else 0.7,
-            label="_" if label in labels else label,
-            zorder=4 if preset else 3 if record.state == "complete" else 2,
+            linewidth=width,
+            alpha=alpha,
+            label=f"_{kind}" if kind in known else kind,
+            zorder=order,
         )
-        labels.add(label)
-    steps = sorted({d.step for r in shown for d in r.decisions} | {last})
-    canvas.axes.set_xticks(steps)
+        ticks |= set(points)
+    canvas.axes.set_xticks(sorted(ticks))
     label_axes(canvas.axes, "iteration", _METRIC)
     canvas.legend()
-    return canvas.part("search-rungs", "At the rungs, and which went on")
+    return canvas.part("search-rungs", "On their way, and which went on")
 
 
-def _parallel(complete: Sequence[Record], space: Space) -> Part:
+def _scale(dimension: Dimension) -> tuple[Callable[[Any], float], dict[float, str]]:
+    """Where a setting's value lies between the dimension's ends, in [0, 1], and what marks such places."""
+    if isinstance(dimension, Choice):
+        marks = {i / max(1, len(dimension.values) - 1): str(v) for i, v in enumerate(dimension.values)}
+        return lambda value: list(marks)[dimension.values.index(value)], marks
+    ends = [float(dimension.parameter(end)) for end in dimension.ends()]
+    low, high = min(ends), max(ends)
+    if isinstance(dimension, Momentum) or dimension.log:
+        marks = {at: f"{low * (high / low) ** at:.3g}" for at in (0.0, 0.5, 1.0)}
+        return lambda value: math.log(dimension.parameter(value) / low, high / low), marks
+    marks = {at: f"{low + (high - low) * at:.3g}" for at in (0.0, 0.5, 1.0)}
+    return lambda value: (value - low) / (high - low), marks
+
+
+def _parallel(study: SearchStudy, complete: Sequence[FrozenTrial]) -> Part:
     """One line per finished trial over all dimensions, the best ones dark and on top."""
-    dimensions = space.dimensions
+    dimensions = study.space.dimensions
     canvas = Canvas(height=1.5 + 0.45 * len(dimensions))
-    axes = canvas.axes
-    low, high = min(r.value for r in complete), max(r.value for r in complete)
-    shade = cm.ScalarMappable(Normalize(100 * low, 100 * high), "viridis_r")
-    for record in sorted(complete, key=lambda r: r.value):
-        places = [_place(dimension, record) for dimension in dimensions]
-        xs = [place for place in places if place is not None]
-        ys = [row for row, place in enumerate(places) if place is not None]
-        height = (record.value - low) / ((high - low) or 1.0)
-        axes.plot(xs, ys, color=shade.cmap(height), linewidth=1.1, alpha=0.85, marker="o")
-    ranges = [f"{dimension.name}\n{' – '.join(_ends(dimension))}" for dimension in dimensions]
-    axes.set_yticks(range(len(dimensions)), ranges)
-    axes.set_xlim(-0.04, 1.04)
-    axes.set_xticks([0, 1], ["low end", "high end"])
-    axes.set_ylim(len(dimensions) - 0.6, -0.4)
+    scales = [_scale(dimension) for dimension in dimensions]
+    values = [100 * last_value(trial) for trial in complete]
+    shade = cm.ScalarMappable(Normalize(min(values), max(values)), "viridis_r")
+    for trial in reversed(complete):
+        changes = study.changes(trial)
+        points = [
+            (place(changes[dimension.setting]), row)
+            for row, (dimension, (place, _)) in enumerate(zip(dimensions, scales, strict=True))
+            if dimension.setting in changes
+        ]
+        colour = shade.cmap(shade.norm(100 * last_value(trial)))
+        canvas.axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.1, alpha=0.85, marker="o")
+    ends = [[*marks.values()] for _, marks in scales]
+    names = [f"{d.name}\n{low} – {high}" for d, (low, *_, high) in zip(dimensions, ends, strict=True)]
+    canvas.axes.set_yticks(range(len(dimensions)), names)
+    canvas.axes.set_xlim(-0.04, 1.04)
+    canvas.axes.set_xticks([0, 1], ["low end", "high end"])
+    canvas.axes.set_ylim(len(dimensions) - 0.6, -0.4)
     canvas.colour_bar(shade, _METRIC, below=True)
     return canvas.part("search-parallel", "Every finished trial through all dimensions")
 
 
-def _place(dimension: Dimension, record: Record) -> float | None:
-    """Where a trial stands between a dimension's ends, in [0, 1]; None where it does not have it."""
-    if dimension.setting not in record.changes:
-        return None
-    value = record.changes[dimension.setting]
-    if isinstance(dimension, Choice):
-        return dimension.values.index(value) / max(1, len(dimension.values) - 1)
-    low, high = _limits(dimension)
-    number = float(dimension.parameter(value))
-    if isinstance(dimension, Momentum) or dimension.log:
-        return math.log(number / low) / math.log(high / low)
-    return (number - low) / (high - low)
-
-
-def _limits(dimension: Range | Momentum) -> tuple[float, float]:
-    ends = [float(dimension.parameter(end)) for end in dimension.ends()]
-    return min(ends), max(ends)
-
-
-def _ends(dimension: Dimension) -> tuple[str, str]:
-    if isinstance(dimension, Choice):
-        return str(dimension.values[0]), str(dimension.values[-1])
-    low, high = _limits(dimension)
-    return f"{low:.3g}", f"{high:.3g}"
-
-
-def _slices(shown: Sequence[Record], space: Space) -> Iterator[Part]:
-    for dimension in space.dimensions:
-        own = [record for record in shown if dimension.setting in record.changes]
-        if sum(record.state == "complete" for record in own) < 2:
+def _slices(study: SearchStudy, shown: Sequence[FrozenTrial]) -> Iterator[Part]:
+    changes = {trial.number: study.changes(trial) for trial in shown}
+    for dimension in study.space.dimensions:
+        own = [trial for trial in shown if dimension.setting in changes[trial.number]]
+        if len(finished(own)) < 2:
             continue
+        place, marks = _scale(dimension)
         canvas = Canvas(height=2.2)
-        axes = canvas.axes
-        _dots(axes, [(_across(dimension, record), record) for record in own])
+        _dots(canvas.axes, [(place(changes[trial.number][dimension.setting]), trial) for trial in own])
         name = f"{dimension.name}, steps" if isinstance(dimension, Momentum) else dimension.name
-        label_axes(axes, name, _METRIC)
-        if isinstance(dimension, Choice):
-            axes.set_xticks(range(len(dimension.values)), [str(value) for value in dimension.values])
-            axes.set_xlim(-0.5, len(dimension.values) - 0.5)
-        elif isinstance(dimension, Momentum) or dimension.log:
-            axes.set_xscale("log")
-            low, high = _limits(dimension)
-            ticks = [low, math.sqrt(low * high), high]
-            axes.set_xlim(low * (low / high) ** 0.04, high * (high / low) ** 0.04)
-            axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
-            axes.minorticks_off()
-        else:
-            low, high = _limits(dimension)
-            axes.set_xlim(low - 0.04 * (high - low), high + 0.04 * (high - low))
-        yield canvas.part(f"search-slice-{dimension.name.replace('.', '-')}", dimension.name)
-
-
-def _across(dimension: Dimension, record: Record) -> float:
-    value: Any = record.changes[dimension.setting]
-    if isinstance(dimension, Choice):
-        return float(dimension.values.index(value))
-    return float(dimension.parameter(value))
+        label_axes(canvas.axes, name, _METRIC)
+        margin = 0.3 if isinstance(dimension, Choice) else 0.04
+        canvas.axes.set_xlim(-margin, 1 + margin)
+        canvas.axes.set_xticks(list(marks), list(marks.values()))
+        yield canvas.part(f"{SLICE}{dimension.name.replace('.', '-')}", dimension.name)

@@ -1,18 +1,23 @@
 """The search's memory: an Optuna study that outlives every process, and how the next trial is suggested.
 
-Only the driver writes it, one record appended to OUT/study.journal at a time. A file that is only appended to
+Only the driver writes it, one entry appended to OUT/study.journal at a time. A file that is only appended to
 survives kill -9 and network file systems, and a dashboard that reads it never locks the search out:
 
     optuna-dashboard OUT/study.journal
+
+A trial is Optuna's own FrozenTrial. Its parameters are those of the space, its intermediate values the
+metric at the pruning steps, and its user attributes say whence it came and what became of it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +26,111 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
-from cosa.config import MACHINE_FIELDS, Config, difference, from_json, override, to_json
-from sweeps.tuning.record import Record, State, failed
-from sweeps.tuning.rungs import Decision
+from cosa.config import (
+    COTRAINING_SECTIONS,
+    MACHINE_FIELDS,
+    Config,
+    difference,
+    from_json,
+    identity,
+    override,
+    to_json,
+    warmup_identity,
+)
+from sweeps.planning import folder as folders
+from sweeps.planning.plan import Trial
+from sweeps.tables.metrics import SEG_MIOU
 from sweeps.tuning.space import Space
 
 JOURNAL = "study.journal"
+TABLE = "search"
+"""Stands where other sweeps have a table's name: `search/12`."""
+PRESET = "full"
+"""Origin of the preset itself."""
+LEAST = 4
+"""Trials that must have reached a pruning step before any is stopped there."""
 
 _STUDY = "search"
-_SPACE, _BASE, _RUNGS = "space", "config", "rungs"
-_ORIGIN, _DECISIONS, _REASON, _REPEATS = "origin", "decisions", "reason", "repeats"
+_SPACE, _BASE, _STEPS = "space", "config", "rungs"  # user attributes of the study
+_ORIGIN, _PRUNED_AT, _REASON, _REPEATS = "origin", "pruned_at", "reason", "repeats"  # of a trial
 _STARTUP = 10  # trials before TPE replaces random ones; the paper's rows are among them
-_STATES: Mapping[TrialState, State] = {
-    TrialState.RUNNING: "running",
-    TrialState.COMPLETE: "complete",
-    TrialState.PRUNED: "pruned",
-    TrialState.FAIL: "failed",
-    TrialState.WAITING: "waiting",
-}
+
+
+def origin(trial: FrozenTrial) -> str:
+    """The paper's row that a trial is, `5a/s2c-x2`; empty where it was suggested."""
+    return str(trial.user_attrs.get(_ORIGIN, ""))
+
+
+def label(trial: FrozenTrial) -> str:
+    """`12`, or `0 full` for one of the paper's rows."""
+    return f"{trial.number} {origin(trial).rpartition('/')[2]}".strip()
+
+
+def state(trial: FrozenTrial) -> str:
+    """`running`, `complete`, `pruned` or `failed`."""
+    return "failed" if trial.state == TrialState.FAIL else trial.state.name.lower()
+
+
+def reason(trial: FrozenTrial) -> str:
+    """Why a trial failed."""
+    return str(trial.user_attrs.get(_REASON, ""))
+
+
+def last_value(trial: FrozenTrial) -> float:
+    """The metric at the end, else at the last pruning step that a trial reached; NaN before any."""
+    if trial.state == TrialState.COMPLETE:
+        return float(trial.values[0])
+    step = trial.last_step
+    return math.nan if step is None else trial.intermediate_values[step]
+
+
+def finished(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Trials that came to their end, the best one first."""
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    return sorted(complete, key=lambda trial: (-last_value(trial), trial.number))
+
+
+def failed(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Trials that failed and were not tried again since."""
+    repeated = {trial.user_attrs.get(_REPEATS) for trial in trials}
+    return [t for t in trials if t.state == TrialState.FAIL and t.number not in repeated]
+
+
+def begun(trials: Sequence[FrozenTrial]) -> int:
+    """Trials that count for the budget: one that is tried again counts once."""
+    return sum(_REPEATS not in trial.user_attrs for trial in trials)
+
+
+def alone(config: Config, row: str) -> Trial:
+    """The run of a config that fills `row` and trains its own warm-up."""
+    name = f"trial-seed{config.train.seed}-{identity(config)[:8]}"
+    return Trial(name, "trial", config, config.train.seed, (row,), None)
+
+
+def metric_by_step(folder: Path, steps: Container[int]) -> dict[int, float]:
+    """What a run's journal says of the metric at those of `steps` where it was evaluated."""
+    return {
+        step: float(metrics[SEG_MIOU])
+        for step, metrics in folders.read_journal(folder)
+        if step in steps and SEG_MIOU in metrics
+    }
+
+
+def in_worst_third(value: float, others: Sequence[float]) -> bool:
+    """Whether a value is in the worst third of all that came to its step so far: asynchronous halving.
+
+    Optuna's PercentilePruner compares with finished trials alone, which are the survivors of its own cuts, so
+    that it stops ever more than a third; its SuccessiveHalvingPruner keeps half at most. With a rank
+    correlation of 0.38 between the step and the end, the best of 30 is in the worse half there one time in
+    five, in the worst third one in ten.
+
+    Args:
+        value: The metric, higher being better; NaN is worse than everything.
+        others: The metric of all others that were there before it; fewer than LEAST in all stop nobody.
+    """
+    count = len(others) + 1
+    rank = 1 + sum(other > (-math.inf if math.isnan(value) else value) for other in others)
+    return count >= LEAST and rank > count - count // 3
 
 
 class SearchStudy:
@@ -57,10 +149,7 @@ class SearchStudy:
             ValueError: The study is one of another space or of other settings.
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._storage = storage
-        self._space = space
-        self._base = base
-        self._seed = seed
+        self.space, self._storage, self._base, self._seed = space, storage, base, seed
         self._study = optuna.create_study(
             storage=storage, study_name=_STUDY, direction="maximize", load_if_exists=True
         )
@@ -69,41 +158,42 @@ class SearchStudy:
             self._study.set_user_attr(_SPACE, space.texts())
             self._study.set_user_attr(_BASE, to_json(base))
 
-    def describe(self, metric: str, rungs: Sequence[int]) -> None:
+    def describe(self, metric: str, steps: Sequence[int]) -> None:
         """Say in the study what it maximises and where trials are judged, for those who open it."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self._study.set_metric_names([metric])
-        if self._study.user_attrs.get(_RUNGS) != list(rungs):
-            self._study.set_user_attr(_RUNGS, list(rungs))
+        if self._study.user_attrs.get(_STEPS) != list(steps):
+            self._study.set_user_attr(_STEPS, list(steps))
 
     def enqueue(self, rows: Mapping[str, Mapping[str, Any]]) -> None:
         """Have the trials of `rows`, parameters by origin, come first; none that the study knows again."""
         known = {trial.user_attrs.get(_ORIGIN) for trial in self._study.trials}
-        for origin, parameters in rows.items():
-            if origin not in known:
-                self._study.enqueue_trial(dict(parameters), user_attrs={_ORIGIN: origin})
+        for name, parameters in rows.items():
+            if name not in known:
+                self._study.enqueue_trial(dict(parameters), user_attrs={_ORIGIN: name})
 
     def repeat_failed(self) -> int:
         """Have trials that failed come next, from their checkpoints; returns how many wait for that."""
         known = {trial.user_attrs.get(_REPEATS) for trial in self._study.trials}
-        for record in failed(self.records()):
-            if record.number not in known:
-                attributes = {_ORIGIN: record.origin, _REPEATS: record.number}
-                self._study.enqueue_trial(dict(record.parameters), user_attrs=attributes)
+        for trial in failed(self.trials):
+            if trial.number not in known:
+                attributes = {_ORIGIN: origin(trial), _REPEATS: trial.number}
+                self._study.enqueue_trial(trial.params, user_attrs=attributes)
         return self.waiting
 
-    def ask(self) -> Record:
+    def ask(self) -> FrozenTrial:
         """Begin the next trial. What is suggested follows from the seed, its number and the trials so far."""
-        self._study.sampler = self._sampler(sum(t.state != TrialState.WAITING for t in self._study.trials))
+        self._study.sampler = self._sampler(len(self.trials))
         trial = self._study.ask()
-        self._space.suggest(trial)
-        return self.record(trial.number)
+        self.space.suggest(trial)
+        return self.trial(trial.number)
 
-    def complete(self, number: int) -> None:
+    def complete(self, number: int) -> FrozenTrial:
         """Suggest what a process that was killed in `ask` had not suggested yet."""
         self._study.sampler = self._sampler(number)
-        self._space.suggest(optuna.trial.Trial(self._study, self._id(number)))
+        self.space.suggest(optuna.trial.Trial(self._study, self._id(number)))
+        return self.trial(number)
 
     def _sampler(self, number: int) -> optuna.samplers.TPESampler:
         """A fresh one for each trial: one that lived on would repeat its first draws after every restart."""
@@ -117,18 +207,26 @@ class SearchStudy:
                 constant_liar=True,  # so that trials at the same time differ
             )
 
-    def decided(self, number: int, decision: Decision) -> None:
-        """Keep what became of a trial at a rung; one that is not kept is told to be pruned."""
-        trial = self._frozen(number)
-        if decision.step not in trial.intermediate_values:
-            self._storage.set_trial_intermediate_value(self._id(number), decision.step, decision.value)
-        decisions = [*trial.user_attrs.get(_DECISIONS, []), dataclasses.asdict(decision)]
-        self._storage.set_trial_user_attr(self._id(number), _DECISIONS, decisions)
-        if not decision.kept:
+    def report(self, number: int, step: int, value: float) -> bool:
+        """Judge a running trial at a pruning step; returns whether it goes on.
+
+        It is judged once: one that comes there again after a kill has its judgement. The preset, which all
+        others are held against, goes on in any case.
+        """
+        trial = self.trial(number)
+        if step not in trial.intermediate_values:
+            before = [t.intermediate_values[step] for t in self.trials if step in t.intermediate_values]
+            if origin(trial) != PRESET and in_worst_third(value, before):
+                self._storage.set_trial_user_attr(self._id(number), _PRUNED_AT, step)
+            self._storage.set_trial_intermediate_value(self._id(number), step, value)
+            trial = self.trial(number)
+        pruned = trial.user_attrs.get(_PRUNED_AT) == step
+        if pruned and trial.state == TrialState.RUNNING:
             self.prune(number)
+        return not pruned
 
     def prune(self, number: int) -> None:
-        """The trial has been stopped at a rung, or is one that was tried before."""
+        """The trial has been stopped on its way, or is one that was tried before."""
         self._study.tell(number, state=TrialState.PRUNED)
 
     def finish(self, number: int, value: float) -> None:
@@ -138,28 +236,54 @@ class SearchStudy:
         else:
             self.fail(number, f"metric must be finite, got {value}")
 
-    def fail(self, number: int, reason: str) -> None:
+    def fail(self, number: int, why: str) -> None:
         """The trial has failed for good."""
-        self._storage.set_trial_user_attr(self._id(number), _REASON, reason)
+        self._storage.set_trial_user_attr(self._id(number), _REASON, why)
         self._study.tell(number, state=TrialState.FAIL)
 
-    def record(self, number: int) -> Record:
+    def trial(self, number: int) -> FrozenTrial:
         """One trial."""
-        return self._record(self._frozen(number))
+        return self._storage.get_trial(self._id(number))
 
-    def records(self) -> list[Record]:
+    @property
+    def trials(self) -> list[FrozenTrial]:
         """All trials that were begun, in order."""
-        return [self._record(trial) for trial in self._study.trials if trial.state != TrialState.WAITING]
+        return [trial for trial in self._study.trials if trial.state != TrialState.WAITING]
 
     @property
     def waiting(self) -> int:
         """Rows that wait to be asked for."""
         return sum(trial.state == TrialState.WAITING for trial in self._study.trials)
 
-    def config(self, record: Record, seed: int | None = None) -> Config:
-        """What a trial trains, or would train with another seed."""
-        changes = dict(record.changes)
-        return override(self._base, changes if seed is None else {**changes, "train.seed": seed})
+    def changes(self, trial: FrozenTrial) -> dict[str, Any]:
+        """The settings that a trial changes in the preset; none before all of them are suggested."""
+        try:
+            return self.space.changes(trial.params)
+        except KeyError:  # its process was killed in `ask`
+            return {}
+
+    def config(self, trial: FrozenTrial) -> Config:
+        """What a trial trains."""
+        return override(self._base, self.changes(trial))
+
+    def runs(self, trial: FrozenTrial) -> tuple[Trial, ...]:
+        """What trains a trial, after the warm-up that it forks from, if it has one.
+
+        Every trial shares its warm-up, which carries an AN of every momentum, with those to come, so that
+        even the first one forks.
+        """
+        config, base = self.config(trial), self._base
+        run = alone(config, f"{TABLE}/{label(trial).replace(' ', '-')}")
+        if config.train.warmup == 0:
+            return (run,)
+        own = {section: getattr(base, section) for section in COTRAINING_SECTIONS | {"ema"}}
+        others = tuple(momentum for momentum in self.space.momenta if momentum != base.ema.momentum)
+        carried = f"{warmup_identity(config)} {base.ema.momentum} {others}"
+        name = f"warmup-seed{run.seed}-{hashlib.sha256(carried.encode()).hexdigest()[:8]}"
+        return (
+            Trial(name, "warmup", config.replace(**own), run.seed, (TABLE + "/",), None, others),
+            dataclasses.replace(run, warmup=name),
+        )
 
     def importances(self) -> dict[str, float]:
         """How much of the metric's variance over finished trials each parameter explains (fANOVA).
@@ -176,93 +300,62 @@ class SearchStudy:
     def _id(self, number: int) -> int:
         return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
 
-    def _frozen(self, number: int) -> FrozenTrial:
-        return self._storage.get_trial(self._id(number))
 
-    def _record(self, trial: FrozenTrial) -> Record:
-        try:
-            changes = self._space.changes(trial.params)
-        except KeyError:  # its process was killed before all was suggested
-            changes = {}
-        return Record(
-            number=trial.number,
-            state=_STATES[trial.state],
-            origin=trial.user_attrs.get(_ORIGIN, ""),
-            parameters=trial.params,
-            changes=changes,
-            value=trial.value if trial.state == TrialState.COMPLETE and trial.value is not None else math.nan,
-            decisions=tuple(Decision(**found) for found in trial.user_attrs.get(_DECISIONS, [])),
-            reason=trial.user_attrs.get(_REASON, ""),
-            repeats=trial.user_attrs.get(_REPEATS),
-        )
-
-
-def open_study(root: Path, space: Space, base: Config, seed: int) -> SearchStudy:
+def open_study(root: Path, space: Space, base: Config) -> SearchStudy:
     """The study in the search's folder `root`, which this process holds.
 
     Raises:
         ValueError: It is a study of another space or of other settings.
     """
     path = root / JOURNAL
-    _cut_torn_line(path)
+    if path.is_file():  # a process that was killed may have left half a line, which nobody can read on from
+        whole = path.read_bytes().rpartition(b"\n")
+        with path.open("r+b") as file:
+            file.truncate(len(whole[0]) + len(whole[1]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         lock = JournalFileOpenLock(str(path), grace_period=5)  # one that a killed driver left is taken over
-        return SearchStudy(JournalStorage(JournalFileBackend(str(path), lock)), space, base, seed)
+        storage = JournalStorage(JournalFileBackend(str(path), lock))
+    return SearchStudy(storage, space, base, base.train.seed)
 
 
-def peek(root: Path, space: Space, base: Config) -> list[State]:
-    """What became of the trials begun so far, while another process may hold the study; changes nothing.
+def peek(root: Path, space: Space, base: Config) -> Counter[str]:
+    """Trials begun so far by state, while another process may hold the study; changes nothing.
 
     Raises:
         ValueError: It is a study of another space or of other settings.
     """
     path = root / JOURNAL
     if not path.is_file():
-        return []
+        return Counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         storage = JournalStorage(JournalFileBackend(str(path)))
     try:
         study = optuna.load_study(study_name=_STUDY, storage=storage)
     except KeyError:  # a process was killed, or is just about to write it
-        return []
+        return Counter()
     _check_known(study.user_attrs, space, base)
-    states = [_STATES[trial.state] for trial in study.trials]
-    return [state for state in states if state != "waiting"]
-
-
-def _cut_torn_line(path: Path) -> None:
-    """A process that was killed while it wrote may have left half a line, after which nothing can be read."""
-    if not path.is_file():
-        return
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        with path.open("r+b") as file:
-            file.truncate(whole)
+    return Counter(state(trial) for trial in study.trials if trial.state != TrialState.WAITING)
 
 
 def _check_known(known: Mapping[str, Any], space: Space, base: Config) -> bool:
-    """Whether a study says what it is of; a ValueError where that is something else."""
-    whole = _SPACE in known and _BASE in known
-    if whole:
-        _check_same(known[_SPACE], space.texts(), from_json(known[_BASE]), base)
-    return whole
+    """Whether a study says what it is of.
 
-
-def _check_same(
-    old_space: Mapping[str, str], space: Mapping[str, str], old_base: Config, base: Config
-) -> None:
-    """A study is of one space around one preset: trials of another would tell it what is not so."""
+    Raises:
+        ValueError: That is another space or another preset, whose trials would tell it what is not so.
+    """
+    if not {_SPACE, _BASE} <= set(known):
+        return False
+    old, new = known[_SPACE], space.texts()
     changed = [
-        f"{name}: {old_space.get(name, 'not varied')} -> {space.get(name, 'not varied')}"
-        for name in dict.fromkeys([*old_space, *space])
-        if old_space.get(name) != space.get(name)
+        f"{name}: {old.get(name, 'not varied')} -> {new.get(name, 'not varied')}"
+        for name in dict.fromkeys([*old, *new])
+        if old.get(name) != new.get(name)
     ]
     changed += [
-        f"{name}: {json.dumps(old, default=str)} -> {json.dumps(new, default=str)}"
-        for name, old, new in difference(old_base, base)
+        f"{name}: {json.dumps(before, default=str)} -> {json.dumps(now, default=str)}"
+        for name, before, now in difference(from_json(known[_BASE]), base)
         if name not in MACHINE_FIELDS
     ]
     if changed:
@@ -270,3 +363,4 @@ def _check_same(
             f"study must be of this space and these settings, got one that differs in {'; '.join(changed)}; "
             f"give what it began with, or choose another --out"
         )
+    return True
