@@ -151,7 +151,8 @@ def _parallel(study: SearchStudy, complete: Sequence[FrozenTrial]) -> Part:
     canvas = Canvas(height=1.5 + 0.45 * len(dimensions))
     scales = [_scale(dimension) for dimension in dimensions]
     values = [100 * last_value(trial) for trial in complete]
-    shade = cm.ScalarMappable(Normalize(min(values), max(values)), "viridis_r")
+    low, high = min(values), max(values)
+    shade = cm.ScalarMappable(Normalize(low, high), "viridis_r")
     for trial in reversed(complete):
         changes = study.changes(trial)
         points = [
@@ -159,7 +160,7 @@ def _parallel(study: SearchStudy, complete: Sequence[FrozenTrial]) -> Part:
             for row, (dimension, (place, _)) in enumerate(zip(dimensions, scales, strict=True))
             if dimension.setting in changes
         ]
-        colour = shade.cmap(shade.norm(100 * last_value(trial)))
+        colour = shade.cmap((100 * last_value(trial) - low) / ((high - low) or 1.0))
         canvas.axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.1, alpha=0.85, marker="o")
     ends = [[*marks.values()] for _, marks in scales]
     names = [f"{d.name}\n{low} – {high}" for d, (low, *_, high) in zip(dimensions, ends, strict=True)]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 
+import pandas as pd
 import pytest
 
 from cosa import cli
@@ -13,9 +15,9 @@ from cosa.config import flatten, from_json, identity, override
 from cosa.config.presets import get_preset
 from sweeps.running.arguments import read_order
 from sweeps.tables.metrics import SEG_MIOU, SEG_MIOU_LABELLED
-from sweeps.tuning import report as search_report
-from sweeps.tuning.confirm import Outcome
-from sweeps.tuning.driver import _confirmation, read_request
+from sweeps.tuning import report
+from sweeps.tuning.arguments import read_arguments
+from sweeps.tuning.confirm import ConfirmResult, best_of, plan_confirmation
 from sweeps.tuning.study import open_study
 
 
@@ -27,7 +29,7 @@ class Finished:
         changes = [f"{k}={as_text(v)}" for k, v in flatten(config).items() if v != preset[k]]
         seeds = ("--confirm", "2", "--confirm-seeds", str(confirm_seeds))
         self.root = root
-        self.request = read_request(
+        self.args = read_arguments(
             [
                 "--preset",
                 "shapes",
@@ -40,10 +42,10 @@ class Finished:
                 *changes,
             ]
         )
-        self.base = self.request.base
+        self.base = self.args.base
         root.mkdir()
-        self.study = open_study(root, self.request.space, self.base, seed=0)
-        space = self.request.space
+        self.study = open_study(root, self.args.space, self.base)
+        space = self.args.space
         self.study.enqueue(
             {
                 origin: space.parameters(override(self.base, {"csc.weight": weight}), self.base)
@@ -51,10 +53,11 @@ class Finished:
             }
         )
         for _ in range(trials):
-            record = self.study.ask()
-            self.study.finish(record.number, 0.5 - abs(record.changes["csc.weight"] - 0.2))
-        self.best, self.plan, _ = _confirmation(self.request, self.study)
-        for trial in self.plan.trials if self.plan else ():
+            trial = self.study.ask()
+            self.study.finish(trial.number, 0.5 - abs(trial.params["csc.weight"] - 0.2))
+        self.best = best_of(self.study, self.args.confirm)
+        self.plan = plan_confirmation(self.study, self.best, self.base, self.args.seeds)
+        for trial in self.plan.trials:
             if trial.kind == "trial":
                 self._leave(trial)
 
@@ -68,8 +71,8 @@ class Finished:
         (folder / "result.json").write_text(json.dumps(result))
 
     def findings(self):
-        outcome = Outcome(tuple(self.best), self.plan, {}, "1 min")
-        return search_report.find(self.request, self.study, outcome, {"cosa.data_fingerprint": "f00"})
+        result = ConfirmResult(self.best, self.plan)
+        return report.find(self.args, self.study, result, {"cosa.data_fingerprint": "f00"})
 
 
 @pytest.fixture
@@ -81,10 +84,10 @@ def test_the_best_settings_are_trained_by_the_command_that_is_printed(
     finished, tmp_path, monkeypatch, capsys
 ):
     findings = finished().findings()
-    search_report.write(findings, tmp_path / "search")
+    report.write(findings)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "none")
-    printed = search_report.text(findings).splitlines()
+    printed = report.text(findings).splitlines()
     (line,) = [line.strip() for line in printed if line.strip().startswith("cosa-train ")]
 
     assert cli.train(shlex.split(line)[1:]) == 0
@@ -98,9 +101,9 @@ def test_the_best_settings_are_trained_by_the_command_that_is_printed(
 
 def test_the_best_settings_are_a_preset_of_other_sweeps(finished, tmp_path, monkeypatch):
     findings = finished().findings()
-    search_report.write(findings, tmp_path / "search")
+    report.write(findings)
     monkeypatch.chdir(tmp_path)
-    python, script, *arguments = shlex.split(findings.ablation)
+    python, script, *arguments = shlex.split(findings.commands[1])
     assert (python, script) == ("python", "sweeps/ablation.py")
 
     order = read_order("ablation", "", ("3b",), arguments)
@@ -110,15 +113,58 @@ def test_the_best_settings_are_a_preset_of_other_sweeps(finished, tmp_path, monk
 
 
 def test_with_three_fresh_seeds_the_page_shows_means_deviations_and_what_was_lost(finished):
-    page = search_report.html(finished().findings())
+    page = report.html(finished().findings())
     assert "fresh seeds, mean" in page
     assert "45.20 ± 0.10" in page
     assert ">4.80<" in page, "lost since the search"
-    assert '<td data-title="fresh seeds, n">3</td>' in page
+    assert '<td data-title="n">3</td>' in page
 
 
 def test_with_one_fresh_seed_nothing_on_the_page_speaks_of_a_deviation_over_seeds(finished):
-    page = search_report.html(finished(confirm_seeds=1).findings())
+    page = report.html(finished(confirm_seeds=1).findings())
     assert "±" not in page
     assert "one fresh seed, so no deviation can be told" in page
     assert "mean ± sample deviation" not in page
+
+
+def agreement(ends, step=6):
+    """Of trials by (value on the way, end)."""
+    on_way, end = zip(*ends, strict=True)
+    return report.agreement(pd.DataFrame({step: on_way}), pd.Series(end))
+
+
+def test_the_same_order_agrees_by_one_and_the_opposite_one_by_minus_one():
+    same = agreement([(0.1 * i, i) for i in range(10)])
+    assert (list(same.index), same.at[6, "trials"]) == ([6], 10)
+    assert same.at[6, "all"] == pytest.approx(1)
+    assert agreement([(-0.1 * i, i) for i in range(10)]).at[6, "all"] == pytest.approx(-1)
+
+
+def test_two_neighbours_that_change_places_are_worked_out_by_hand():
+    found = agreement(list(enumerate([1, 0, 2, 3, 4, 5, 6, 7, 8, 9])))
+    assert found.at[6, "all"] == pytest.approx(1 - 6 * 2 / (10 * 99))  # 1 - 6 sum d^2 / n (n^2 - 1)
+
+
+def test_hopeless_trials_can_make_all_of_the_agreement():
+    good = [((7 * i) % 10, 50 + i) for i in range(10)]
+    found = agreement([(-10 - i, i) for i in range(10)] + good)
+    assert found.at[6, "all"] > 0.6
+    assert found.at[6, "better_half"] == pytest.approx(agreement(good).at[6, "all"])
+    assert found.at[6, "better_half"] < 0.3
+
+
+def test_few_trials_say_nothing_of_agreement():
+    assert agreement([(i, i) for i in range(9)]).empty
+    assert math.isnan(agreement([(i, i) for i in range(19)]).at[6, "better_half"])
+
+
+def test_values_that_are_all_equal_agree_with_nothing():
+    assert agreement([(1, i) for i in range(10)]).at[6, "all"] == 0
+
+
+def test_a_search_of_its_own_size_shows_every_picture(finished):
+    found = finished(trials=25)
+    files = {path.name for path in report.write(found.findings())}
+    slices = {f"search-slice-{name}.svg" for name in ("csc-weight", "ema-half_life", "threshold-mode")}
+    assert {"search-history.svg", "search-importance.svg", "search-parallel.svg"} | slices <= files
+    assert (found.root / "search.html").read_text().count("<figure>") == len(files) - 3
