@@ -180,14 +180,14 @@ def study(trials: int, folder: Path) -> None:
 
     base = get_preset("shapes")
     space = SPACE.resolved(base)
-    opened = open_study(folder, space, base, 0)
+    opened = open_study(folder, space, base)
     spent = []
     for _ in range(trials):
         record, seconds = timed(opened.ask)
         spent.append(seconds)
         opened.finish(record.number, 0.5)
     last = sorted(spent[-20:])[10]
-    _, seconds = timed(lambda: open_study(folder, space, base, 0))
+    _, seconds = timed(lambda: open_study(folder, space, base))
     size = sum(path.stat().st_size for path in folder.glob("study.journal*"))
     tell(f"study of {trials}: {size / MEGABYTE:.2f} MB, opened in {seconds:.1f} s, {last:.2f} s a suggestion")
 
