@@ -102,10 +102,7 @@ def _run(args: SearchArgs, train: Train | None) -> int:
 
 def _check_data(args: SearchArgs) -> Mapping[str, str]:
     """Open the data before anything is started; `shapes` is written here, once. Returns its fingerprints."""
-    from cosa.data.open import (
-        fingerprints,  # imports torch
-        open_dataset,
-    )
+    from cosa.data.open import fingerprints, open_dataset  # imports torch
 
     data = args.base.data
     training = open_dataset(data, data.train_split)
