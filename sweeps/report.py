@@ -5,11 +5,45 @@ python sweeps/report.py --sweep ablation-shapes
 
 from __future__ import annotations
 
+import argparse
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # imports start at the house
-    from sweeps.reporting.render import main
 
+from cosa.cli.console import print_error, print_line
+from cosa.tracking import TrackingError, resolve_uri
+from sweeps.runs import find_sweep
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make the report of a sweep again; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="sweeps/report.py", description="Report a sweep from MLflow.")
+    parser.add_argument("--sweep", default="", help="name of the sweep or its run's id (default: the newest)")
+    parser.add_argument("--tracking-uri", default="", help="default: MLFLOW_TRACKING_URI or runs/mlflow.db")
+    parser.add_argument("--experiment", default="cosa", help="default: cosa")
+    parser.add_argument("--out", default="", help="folder to write to (default: runs/SWEEP)")
+    found = parser.parse_args(arguments)
+    from sweeps.reporting import render  # pandas and all that comes with it
+    from sweeps.reporting.results import read_results
+
+    try:
+        uri = resolve_uri(
+            found.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///runs/mlflow.db"
+        )
+        results = read_results(uri, find_sweep(uri, found.experiment, found.sweep))
+        files = render.write(results, Path(found.out or f"runs/{results.sweep}").absolute(), uri)
+    except (ValueError, OSError, TrackingError) as error:
+        print_error(f"report: {' '.join(str(error).split())}")
+        return 2
+    print_line(render.terminal(results))
+    print_line(f"report: {files[0]}")
+    print_line(f"MLflow: {render.ui_command(uri)}")
+    return 0
+
+
+if __name__ == "__main__":
     sys.exit(main())

@@ -36,7 +36,7 @@ PENDING_IMPORTS = {
     "cosa/pyfunc.py",
     "cosa/storage/model_files.py",
 }
-PENDING_FOLDERS = {"cosa", "sweeps/reporting"}
+PENDING_FOLDERS = {"cosa"}
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 MOST_ENTRIES = 12
 

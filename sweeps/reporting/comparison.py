@@ -9,12 +9,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sweeps.published import COCO_NAMES, VOC_NAMES, Row, read_published
-from sweeps.reporting.cells import Cell
-from sweeps.reporting.full_model import FullModel
+import pandas as pd
 
+from sweeps.published import COCO_NAMES, VOC_NAMES, Row, read_published
+from sweeps.reporting.results import FullModel
+
+ABSENT = "–"
+"""Stands where there is no number."""
 _VAL = "val/assignment/"
-_ABSENT = "–"
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,11 @@ def comparisons(full: FullModel | None) -> tuple[Comparison, ...]:
     if full is None:
         return ()
     if full.layout not in {"voc", "coco"}:
-        return (_classes_alone(full),) if full.per_class else ()
+        known = any(f"seg_iou/{name}" in full.values for name in full.classes)
+        return (_classes_alone(full),) if known else ()
     voc = [_table_1(full)] if full.layout == "voc" else []
     shared = [_table_2(full)]
-    crf = [_table_6(full)] if full.layout == "voc" and f"{_VAL}seg_miou_crf" in full.metrics else []
+    crf = [_table_6(full)] if full.layout == "voc" and f"{_VAL}seg_miou_crf" in full.values else []
     costs = [_table_7(full)] if full.layout == "voc" else []
     classes = [_table_11(full), _table_12(full)] if full.layout == "voc" else [_table_13(full)]
     return (*voc, *shared, *crf, *costs, *classes)
@@ -60,27 +63,27 @@ def comparisons(full: FullModel | None) -> tuple[Comparison, ...]:
 
 def whose(full: FullModel) -> str:
     """What ours are: `ours: preset voc (vit_base_patch16_224), 1,449 images of val, one seed`."""
-    seeds = max((len(cell.values) for cell in full.metrics.values()), default=0)
+    seeds = len(full.values)
     images = f"{full.images:,} images" if full.images is not None else "images"
     over = "one seed" if seeds == 1 else f"mean ± sample deviation over {seeds} seeds"
     return f"ours: preset {full.preset} ({full.encoder}), {images} of {full.split}, {over}"
 
 
-def percent(cell: Cell | None) -> str:
+def percent(values: pd.Series | None) -> str:
     """Fractions over seeds as percent, `76.2 ± 0.3`; a dash without any."""
-    return number(cell, scale=100)
+    return number(values, scale=100)
 
 
-def number(cell: Cell | None, *, scale: float = 1.0, digits: int = 1) -> str:
-    """Values over seeds, times `scale`; a dash without any."""
-    if cell is None or not cell.values:
-        return _ABSENT
-    text = f"{scale * cell.mean:.{digits}f}"
-    return text if math.isnan(cell.deviation) else f"{text} ± {scale * cell.deviation:.{digits}f}"
+def number(values: pd.Series | None, *, scale: float = 1.0, digits: int = 1) -> str:
+    """Mean and deviation of values over seeds, times `scale`; a dash without any."""
+    if values is None or not values.count():
+        return ABSENT
+    text = f"{scale * values.mean():.{digits}f}"
+    return text if math.isnan(values.std()) else f"{text} ± {scale * values.std():.{digits}f}"
 
 
 def _printed(row: Row, *columns: str) -> tuple[str, ...]:
-    return tuple(row[column] or _ABSENT for column in columns)
+    return tuple(row[column] or ABSENT for column in columns)
 
 
 def _method(row: Row) -> str:
@@ -91,7 +94,7 @@ def _table_1(full: FullModel) -> Comparison:
     """CPL on train and val, alone and as the ensemble of M and M-dagger."""
 
     def ours(name: str, metric: str) -> Line:
-        values = (percent(full.metrics.get(f"{split}/assignment/{metric}")) for split in ("train", "val"))
+        values = (percent(full.values.get(f"{split}/assignment/{metric}")) for split in ("train", "val"))
         return Line((name, "", *values), ours=True)
 
     lines = [Line((_method(row), *_printed(row, "backbone", "train", "val"))) for row in read_published("1")]
@@ -128,9 +131,9 @@ def _table_2(full: FullModel) -> Comparison:
         ("ours*, labelled", "seg_miou_labelled_crf"),
         ("ours*, label-free", "seg_miou_crf"),
     ):
-        cell = full.metrics.get(_VAL + metric)
-        if cell is not None:
-            values = (percent(cell) if title == column else _ABSENT for title in columns)
+        found = full.values.get(_VAL + metric)
+        if found is not None:
+            values = (percent(found) if title == column else ABSENT for title in columns)
             lines.append(Line((name, "I", "", *values), ours=True))
     return Comparison(
         title="Table 2: weakly supervised semantic segmentation",
@@ -155,11 +158,11 @@ def _table_6(full: FullModel) -> Comparison:
     cosa = lines[-1].cells
     lines[-1] = Line((*cosa[:4], speed["without"], speed["with"]))
     for name, metric in (("ours, labelled", "seg_miou_labelled"), ("ours, label-free", "seg_miou")):
-        plain, refined = full.metrics.get(_VAL + metric), full.metrics.get(f"{_VAL}{metric}_crf")
+        plain, refined = full.values.get(_VAL + metric), full.values.get(f"{_VAL}{metric}_crf")
         if plain is not None and refined is not None:
-            gain = number(refined.minus(plain), scale=100)
+            gain = number(refined - plain, scale=100)
             speeds = (
-                number(full.metrics.get(_VAL + key), digits=2)
+                number(full.values.get(_VAL + key), digits=2)
                 for key in ("images_per_second", "crf_images_per_second")
             )
             gain = gain if gain.startswith("-") else f"+{gain}"
@@ -181,15 +184,16 @@ def _table_7(full: FullModel) -> Comparison:
 
     def spent(row: Row, stage: str) -> str:
         hours, parameters = row[f"{stage}_hours"], row[f"{stage}_million_parameters"]
-        return f"{hours} h, {parameters} M" if hours else _ABSENT
+        return f"{hours} h, {parameters} M" if hours else ABSENT
 
     lines = [
         Line((row["method"], *(spent(row, stage) for stage in stages), row["voc_test_miou"]))
         for row in read_published("7")
     ]
     parameters = "" if full.parameters is None else f", {full.parameters / 1e6:.1f} M"
-    own = f"{number(full.hours)} h{parameters}" if full.hours.values else _ABSENT
-    lines.append(Line(("ours", _ABSENT, _ABSENT, _ABSENT, own, own, _ABSENT), ours=True))
+    hours = number(full.values.get("hours"))
+    own = ABSENT if hours == ABSENT else f"{hours} h{parameters}"
+    lines.append(Line(("ours", ABSENT, ABSENT, ABSENT, own, own, ABSENT), ours=True))
     return Comparison(
         title="Table 7: training time and parameters",
         protocol=(
@@ -248,13 +252,14 @@ def _by_class(
     printed = [column for column in rows[0] if column not in {"method", "reference", "venue", "mIoU"}]
     ours = (("ours, labelled", "seg_iou_labelled"), ("ours, label-free", "seg_iou")) if measured else ()
 
-    def line(name: str, column: str, own: Sequence[Cell | None]) -> Line:
-        return Line((name, *map(percent, own), *(row[column] or _ABSENT for row in rows)))
+    def line(name: str, column: str, own: Sequence[pd.Series | None]) -> Line:
+        return Line((name, *map(percent, own), *(row[column] or ABSENT for row in rows)))
 
-    by_class = [full.per_class.get(protocol, {}) for _, protocol in ours]
-    means = [full.metrics.get(_VAL + protocol.replace("iou", "miou", 1)) for _, protocol in ours]
+    means = [full.values.get(_VAL + kind.replace("iou", "miou", 1)) for _, kind in ours]
     lines = [
-        line(name := names.get(column, column), column, [classes.get(name) for classes in by_class])
+        line(
+            name := names.get(column, column), column, [full.values.get(f"{kind}/{name}") for _, kind in ours]
+        )
         for column in printed
     ]
     return Comparison(
@@ -277,10 +282,10 @@ def _classes_alone(full: FullModel) -> Comparison:
         ("CPL of M†", "aux_cpl_iou"),
     )
     lines = [
-        Line((name, *(percent(full.per_class.get(key, {}).get(name)) for _, key in protocols)))
+        Line((name, *(percent(full.values.get(f"{kind}/{name}")) for _, kind in protocols)))
         for name in full.classes
     ]
-    means = (percent(full.metrics.get(_VAL + key.replace("iou", "miou", 1))) for _, key in protocols)
+    means = (percent(full.values.get(_VAL + kind.replace("iou", "miou", 1))) for _, kind in protocols)
     return Comparison(
         title="Classes of the full model",
         protocol=f"Percent IoU; {whose(full)}",

@@ -6,26 +6,30 @@ compares an arm with the full model is drawn only in a sweep that was to train t
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from numpy.typing import NDArray
+from PIL import Image
 
 from sweeps.reporting import panel_tiles
-from sweeps.reporting.analysis_plots import (
-    LEAST_SHARE,
-    accuracy_lines,
-    boxes,
-    confidence_map,
-    confidences,
-    spread,
-)
-from sweeps.reporting.histories import Recordings, Series
+from sweeps.reporting.histories import ANALYSIS, PANELS, ArmHistories, Bins, Histories
 from sweeps.reporting.plots import (
     AUX_COLOUR,
+    BLACK,
     BLUE,
     COLOURS,
+    GREEN,
     GREY,
+    ORANGE,
+    PURPLE,
+    VERMILION,
     Canvas,
     Drawing,
     Part,
@@ -34,8 +38,10 @@ from sweeps.reporting.plots import (
     over_iterations,
     picture,
     styled,
+    thousands,
 )
-from sweeps.tables.table import without
+from sweeps.tables.metrics import METRICS, SEG_MIOU, SEG_MIOU_LABELLED
+from sweeps.tables.table import Table, without
 
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "full": {},
@@ -49,52 +55,99 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "NS": {"s2c.source": "noise"},
 }
 """Arms that figures show, by what they change."""
+_OTHERS = (ORANGE, GREEN, VERMILION, PURPLE, GREY, BLACK)
+"""Colours of the arms beside a table's reference, solid and then dashed."""
+_MOST_STEPS, _MOST_LINES = 12, 5
+"""Rows of the heat map and lines beside it; of more evaluations some are left out, evenly."""
+_LEAST_SHARE = 0.01
+"""Share of the pixels that a dot of accuracy by perplexity stands for, at least."""
+_WHISKERS = (0.05, 0.25, 0.5, 0.75, 0.95)
 
-_MOST_STEPS = 12
-"""Rows of the heat map; of more evaluations some are left out, evenly."""
-
-Arms = dict[str, Series]
-Line = tuple[str, list[dict[int, float]], str, bool]
+Arms = dict[str, ArmHistories]
+Line = tuple[str, list[pd.Series], str, bool]
 """Label, a history for each seed, colour, whether it is dashed."""
+File = Mapping[str, Any]
+"""An analysis file's content."""
 
 
-def draw_figures(recordings: Recordings) -> Iterator[Drawing]:
+def draw_figures(histories: Histories) -> Iterator[Drawing]:
     """All figures that there is data for, in the paper's order."""
     for figure in (_figure_1, _figure_3, _figure_4, _figure_6, _figure_7, _figure_8, _figure_9, _figure_10):
         with styled():
-            drawing = figure(recordings)
+            drawing = figure(histories)
         if drawing is not None and drawing.parts:
             yield drawing
 
 
-def _arms(recordings: Recordings, *names: str) -> Arms:
-    return {name: recordings.series(ARMS[name]) for name in names}
+def draw_curves(histories: Histories) -> dict[str, Drawing]:
+    """A drawing for each table of which any arm has a history, by the table's name."""
+    drawings = {table.name: _curves(histories, table) for table in histories.tables}
+    return {name: drawing for name, drawing in drawings.items() if drawing is not None}
 
 
-def _drawing(
-    recordings: Recordings, number: str, title: str, seen: str, parts: Sequence[Part], arms: Arms
-) -> Drawing:
-    """A figure with its caption: what one sees, of which data, and which of the paper's it answers to."""
-    data = f"{recordings.preset}, {recordings.base.data.val_split} split"
+def _curves(histories: Histories, table: Table) -> Drawing | None:
+    """One metric of a table's arms over iterations; None where no arm has a history.
+
+    The metric is label-free mIoU where the table shows it, else its first that is a fraction on val.
+    """
+    fractions = [key for key in table.metrics if METRICS[key].percent and key.startswith("val/")]
+    key = SEG_MIOU if SEG_MIOU in fractions or not fractions else fractions[0]
+    names = [table.reference, *(arm.name for arm in table.arms if arm.name != table.reference)]
+    lines: list[Line] = []
+    for place, name in enumerate(names):
+        arm = histories.arm(table.arm(name).changes)
+        found = arm.metric(key, after=histories.base.train.warmup - 1 if place else -1)
+        colour = _OTHERS[(place - 1) % len(_OTHERS)] if place else BLUE
+        lines.append((name, found, colour, place > len(_OTHERS)))
+    title = f"{METRICS[key].title} over iterations"
+    with styled():
+        parts = [
+            *_lines(histories, f"curves-{table.name}", title, lines, f"{METRICS[key].title}, %", height=3.1)
+        ]
+    if not parts:
+        return None
+    seeds = max(len(found) for _, found, _, _ in lines)
+    band = "one seed" if seeds == 1 else f"mean over up to {seeds} seeds, band: one sample deviation"
+    gone = [name for name, found, _, _ in lines if not found]
     return Drawing(
-        title=f"Figure {number}: {title}",
-        caption=f"{seen} Answers to the paper's Fig. {number}; ours, {data}, AN unless it says ON.",
-        note="; ".join(_missing(recordings, arms)),
+        title=title,
+        caption=f"AN on {histories.base.data.val_split}; {band}. The warm-up is {table.reference}'s.",
+        note=f"{', '.join(gone)} without a finished run" if gone else "",
         parts=tuple(parts),
     )
 
 
-def _missing(recordings: Recordings, arms: Arms) -> Iterator[str]:
-    for name, series in arms.items():
-        seeds = len(series.recordings)
-        if not series.planned:
+# ---- what figures have in common ----
+
+
+def _arms(histories: Histories, *names: str) -> Arms:
+    return {name: histories.arm(ARMS[name]) for name in names}
+
+
+def _drawing(
+    histories: Histories, number: str, title: str, seen: str, parts: Sequence[Part], arms: Arms
+) -> Drawing:
+    """A figure with its caption: what one sees, of which data, and which of the paper's it answers to."""
+    data = f"{histories.preset}, {histories.base.data.val_split} split"
+    return Drawing(
+        title=f"Figure {number}: {title}",
+        caption=f"{seen} Answers to the paper's Fig. {number}; ours, {data}, AN unless it says ON.",
+        note="; ".join(_missing(histories, arms)),
+        parts=tuple(parts),
+    )
+
+
+def _missing(histories: Histories, arms: Arms) -> Iterator[str]:
+    for name, arm in arms.items():
+        seeds = len(arm.trials)
+        if not arm.planned:
             yield f"{name} is not in this sweep"
-        elif seeds < len(recordings.seeds):
-            yield f"{name} has {seeds} of {len(recordings.seeds)} seeds"
+        elif seeds < len(histories.seeds):
+            yield f"{name} has {seeds} of {len(histories.seeds)} seeds"
 
 
 def _lines(
-    recordings: Recordings,
+    histories: Histories,
     name: str,
     title: str,
     lines: Sequence[Line],
@@ -102,168 +155,282 @@ def _lines(
     *,
     scale: float = 100,
     first: int = 0,
+    height: float = 2.8,
 ) -> Iterator[Part]:
     """One picture of lines over iterations; none where none has a history."""
-    if any(histories for _, histories, _, _ in lines):
-        canvas = Canvas()
-        for label, histories, colour, dashed in lines:
-            draw_lines(canvas.axes, label, histories, colour, dashed=dashed, scale=scale)
-        over_iterations(canvas.axes, y, recordings.base.train, first=first)
+    if any(found for _, found, _, _ in lines):
+        canvas = Canvas(height=height)
+        for label, found, colour, dashed in lines:
+            draw_lines(canvas.axes, label, found, colour, dashed=dashed, scale=scale)
+        over_iterations(canvas.axes, y, histories.base.train, first=first)
         canvas.legend()
         yield canvas.part(name, title)
 
 
-def _figure_1(recordings: Recordings) -> Drawing | None:
-    arms = _arms(recordings, "GT (oracle)", "SPL", "NO", "NS")
+def _bands(histories: Histories) -> str:
+    """How lines over iterations show several seeds."""
+    return " Lines are means over seeds, bands one sample deviation." if len(histories.seeds) > 1 else ""
+
+
+def _xi(histories: Histories) -> str:
+    return f"{histories.base.evaluation.xi:g}"
+
+
+# ---- Figure 1: guidance ----
+
+
+def _figure_1(histories: Histories) -> Drawing | None:
+    arms = _arms(histories, "GT (oracle)", "SPL", "NO", "NS")
     if not (arms["GT (oracle)"].planned or arms["NS"].planned):
         return None
 
     def lines(key: str) -> list[Line]:
         return [
-            (name, series.histories(f"val/assignment/{key}"), COLOURS[name], False)
-            for name, series in arms.items()
+            (name, arm.metric(f"val/assignment/{key}"), COLOURS[name], False) for name, arm in arms.items()
         ]
 
     parts = [
-        *_lines(recordings, "fig1a", "(a) classification", lines("cls_precision"), "precision, %"),
-        *_lines(recordings, "fig1b", "(b) CPL", lines("cpl_miou"), "CPL mIoU, %"),
+        *_lines(histories, "fig1a", "(a) classification", lines("cls_precision"), "precision, %"),
+        *_lines(histories, "fig1b", "(b) CPL", lines("cpl_miou"), "CPL mIoU, %"),
         *_panels(arms, "fig1c", "(c) CAMs", ("M",)),
     ]
     seen = (
         "Classification and CAMs where the CAMs are guided by the ground truth (GT, an oracle that weak "
         "supervision does not have), by segmentation pseudo-labels (SPL, CoSA itself), by nothing (NO), or "
         f"by random masks (NS). (a) micro-average at a probability of 0.5; (b) CPL at a threshold of "
-        f"{_xi(recordings)}. (c) {_rule(recordings)}{_bands(recordings)}"
+        f"{_xi(histories)}. (c) {_rule(histories)}{_bands(histories)}"
     )
-    return _drawing(recordings, "1", "guidance of the CAMs", seen, parts, arms)
+    return _drawing(histories, "1", "guidance of the CAMs", seen, parts, arms)
 
 
-def _bands(recordings: Recordings) -> str:
-    """How lines over iterations show several seeds."""
-    return " Lines are means over seeds, bands one sample deviation." if len(recordings.seeds) > 1 else ""
+# ---- Figure 3: accuracy by confidence and perplexity ----
 
 
-def _xi(recordings: Recordings) -> str:
-    return f"{recordings.base.evaluation.xi:g}"
-
-
-def _figure_3(recordings: Recordings) -> Drawing | None:
-    arms, warmup = _arms(recordings, "full"), recordings.base.train.warmup
-    # in the warm-up no threshold is searched, and a shared one knows its trials' settings of it not even
-    found = next((r for r in arms["full"].recordings if r.steps()[-1:] > [warmup]), None)
-    if found is None:
+def _figure_3(histories: Histories) -> Drawing | None:
+    arms, warmup = _arms(histories, "full"), histories.base.train.warmup
+    for trial in arms["full"].trials:
+        # in the warm-up no threshold is searched, and a shared one knows its trials' settings of it not even
+        steps = [step for step in trial.files(ANALYSIS) if step > warmup]
+        if steps:
+            break
+    else:
         return None
-    steps = [step for step in found.steps() if step > warmup]
-    files = [found.analysis(step) for step in spread(steps, _MOST_STEPS)]
-    parts = [confidence_map(files), accuracy_lines(files), confidences(files[-1])]
+    files = [trial.analysis(step) for step in spread(steps, _MOST_STEPS)]
+    parts = [_confidence_map(files), _accuracy_lines(files), _confidences(files[-1])]
     seen = (
         "How often CPL of M are right (a) by confidence, the largest activation of a pixel, with the "
         "training's threshold at each step (black line; bins without a pixel are blank), and (c) by "
-        f"perplexity, at least {LEAST_SHARE:.0%} of the pixels to a dot. (e) How confidences are distributed "
-        f"after the last step, split by the threshold. Since co-training began; seed {found.seed}."
+        f"perplexity, at least {_LEAST_SHARE:.0%} of the pixels to a dot. (e) How confidences are "
+        "distributed after the last step, split by the threshold. Since co-training began; seed "
+        f"{trial.seed}."
     )
-    return _drawing(recordings, "3", "accuracy of CPL by confidence and perplexity", seen, parts, arms)
+    return _drawing(histories, "3", "accuracy of CPL by confidence and perplexity", seen, parts, arms)
 
 
-def _figure_4(recordings: Recordings) -> Drawing | None:
-    arms, warmup = _arms(recordings, "full"), recordings.base.train.warmup
+def spread(steps: Sequence[int], most: int) -> list[int]:
+    """At most so many of `steps`, evenly, the first and the last among them."""
+    places = np.linspace(0, len(steps) - 1, min(len(steps), most)).round().astype(int)
+    return [steps[place] for place in places]
+
+
+def _bins(content: File, kind: str) -> Bins:
+    """A histogram of M of AN in an analysis file: of `confidence` or `perplexity`."""
+    return Bins.read(content["networks"]["assignment"]["cam"][kind])
+
+
+def accuracy_rows(files: Sequence[File]) -> NDArray[np.float64]:
+    """Accuracy in percent by analysis file and bin of confidence; NaN where a bin is empty."""
+    return np.stack([100 * _bins(content, "confidence").accuracy for content in files])
+
+
+def _confidence_map(files: Sequence[File]) -> Part:
+    """Accuracy by confidence, a row per file, with each one's threshold."""
+    canvas = Canvas()
+    axes = canvas.axes
+    axes.grid(visible=False)
+    edges = _bins(files[0], "confidence").edges
+    rows = np.arange(len(files) + 1) - 0.5
+    values = np.ma.masked_invalid(accuracy_rows(files))
+    mesh = axes.pcolormesh(
+        edges, rows, values, cmap="cividis", vmin=0, vmax=100, edgecolors="face", linewidth=0.3
+    )
+    xis = [content["xi"] for content in files]
+    for colour, width in (("white", 3.6), (BLACK, 1.5)):
+        axes.vlines(xis, rows[:-1], rows[1:], color=colour, linewidth=width)
+    axes.set_yticks(range(len(files)), [thousands(content["step"]) for content in files])
+    label_axes(axes, "confidence (line: threshold ξ)", "iteration")
+    canvas.colour_bar(mesh, "accuracy of CPL, %")
+    return canvas.part("fig3a", "(a) accuracy by confidence")
+
+
+def _accuracy_lines(files: Sequence[File]) -> Part:
+    """Accuracy by perplexity, a line for some of the files, the first and the last among them."""
+    canvas = Canvas()
+    axes = canvas.axes
+    shown = spread(range(len(files)), _MOST_LINES)
+    colours = ListedColormap(mpl.colormaps["cividis"](np.linspace(0, 0.85, len(shown))))
+    for place, index in enumerate(shown):
+        # pixels right at the threshold are few: bins of their own would show chance
+        bins = _bins(files[index], "perplexity").merged(_LEAST_SHARE)
+        label = f"{'step ' if place == 0 else ''}{thousands(files[index]['step'])}"
+        axes.plot(bins.middles, 100 * bins.accuracy, color=colours(place), label=label, marker="o")
+    label_axes(axes, "perplexity", "accuracy of CPL, %")
+    canvas.legend()
+    return canvas.part("fig3c", "(c) accuracy by perplexity")
+
+
+def _confidences(content: File) -> Part:
+    """How confidences are distributed, in one colour below the threshold and in another above it."""
+    canvas = Canvas()
+    axes = canvas.axes
+    bins, xi = _bins(content, "confidence"), content["xi"]
+    shares = 100 * bins.counts / max(bins.counts.sum(), 1)
+    for label, colour, low, high in (("background", GREY, 0.0, xi), ("foreground", BLUE, xi, 1.0)):
+        left, right = np.clip(bins.edges[:-1], low, high), np.clip(bins.edges[1:], low, high)
+        own = right > left  # a bin that the threshold cuts is drawn in both colours
+        axes.bar(
+            left[own], shares[own], (right - left)[own], align="edge", color=colour, label=label, linewidth=0
+        )
+    axes.axvline(xi, color=BLACK, linewidth=1.2, linestyle="--", label=f"threshold ξ = {xi:.2f}")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    label_axes(axes, "confidence", "share of pixels, % (log)")
+    canvas.legend()
+    return canvas.part("fig3e", f"(e) confidences after {thousands(content['step'])} iterations")
+
+
+# ---- Figures 4, 6 and 7: M and M-dagger, swapping, weighting ----
+
+
+def _figure_4(histories: Histories) -> Drawing | None:
+    arms, warmup = _arms(histories, "full"), histories.base.train.warmup
 
     def lines(key: str, after: int = -1) -> list[Line]:
         m, aux = (f"val/assignment/{head}{key}" for head in ("", "aux_"))
         return [
-            ("M", arms["full"].histories(m, after=after), COLOURS["full"], False),
-            ("M†", arms["full"].histories(aux, after=after), AUX_COLOUR, True),
+            ("M", arms["full"].metric(m, after=after), COLOURS["full"], False),
+            ("M†", arms["full"].metric(aux, after=after), AUX_COLOUR, True),
         ]
 
     sure = lines("cpl_miou_sure", after=warmup)  # by thresholds that the warm-up does not search
     parts = [
-        *_lines(recordings, "fig4a", "(a) all pixels", lines("cpl_miou"), "CPL mIoU, %"),
-        *_lines(recordings, "fig4b", "(b) low perplexity", sure, "CPL mIoU, %", first=warmup),
+        *_lines(histories, "fig4a", "(a) all pixels", lines("cpl_miou"), "CPL mIoU, %"),
+        *_lines(histories, "fig4b", "(b) low perplexity", sure, "CPL mIoU, %", first=warmup),
     ]
     seen = (
         f"CPL of M, from the last block, and of M†, from an earlier one: (a) at a threshold of "
-        f"{_xi(recordings)}; (b) at their own thresholds, on pixels with a perplexity of at most "
-        f"{recordings.base.csc.epsilon:g} alone.{_bands(recordings)}"
+        f"{_xi(histories)}; (b) at their own thresholds, on pixels with a perplexity of at most "
+        f"{histories.base.csc.epsilon:g} alone.{_bands(histories)}"
     )
-    return _drawing(recordings, "4", "M and M†", seen, parts, arms)
+    return _drawing(histories, "4", "M and M†", seen, parts, arms)
 
 
-def _figure_6(recordings: Recordings) -> Drawing | None:
-    arms = _arms(recordings, "full", "no-SA")
+def _figure_6(histories: Histories) -> Drawing | None:
+    arms = _arms(histories, "full", "no-SA")
     if not arms["no-SA"].planned:
         return None
-    warmup = recordings.base.train.warmup
+    warmup = histories.base.train.warmup
 
-    def lines(key: str, after: int) -> list[Line]:
+    def lines(key: str) -> list[Line]:
         return [
             (
                 f"{short}, {name}",
-                series.histories(f"val/{network}/{key}", after=after),
+                arm.metric(f"val/{network}/{key}", after=warmup),
                 COLOURS[name],
                 short == "ON",
             )
-            for name, series in arms.items()
+            for name, arm in arms.items()
             for short, network in (("AN", "assignment"), ("ON", "online"))
         ]
 
     parts = [
-        *_lines(
-            recordings, "fig6-spl", "SPL", lines("seg_miou_labelled", warmup), "SPL mIoU, %", first=warmup
-        ),
-        *_lines(recordings, "fig6-cpl", "CPL", lines("cpl_miou", warmup), "CPL mIoU, %", first=warmup),
+        *_lines(histories, "fig6-spl", "SPL", lines("seg_miou_labelled"), "SPL mIoU, %", first=warmup),
+        *_lines(histories, "fig6-cpl", "CPL", lines("cpl_miou"), "CPL mIoU, %", first=warmup),
     ]
     seen = (
         "Pseudo-labels of the online (ON) and the assignment network (AN), where ON learns from AN's (full) "
         f"and where it learns from its own (no-SA), since co-training began. SPL: labelled protocol; CPL at "
-        f"a threshold of {_xi(recordings)}.{_bands(recordings)}"
+        f"a threshold of {_xi(histories)}.{_bands(histories)}"
     )
-    return _drawing(recordings, "6", "swapping assignments", seen, parts, arms)
+    return _drawing(histories, "6", "swapping assignments", seen, parts, arms)
 
 
-def _figure_7(recordings: Recordings) -> Drawing | None:
-    arms = _arms(recordings, "full", "no-RAW")
+def _figure_7(histories: Histories) -> Drawing | None:
+    arms = _arms(histories, "full", "no-RAW")
     if not arms["no-RAW"].planned:
         return None
-    key, warmup = "val/assignment/cpl_perplexity", recordings.base.train.warmup
-    histories = [
-        (name, series.histories(key, after=warmup), COLOURS[name], False) for name, series in arms.items()
-    ]
+    key, warmup = "val/assignment/cpl_perplexity", histories.base.train.warmup
+    lines = [(name, arm.metric(key, after=warmup), COLOURS[name], False) for name, arm in arms.items()]
     parts = [
-        *boxes({name: [*_last_files(series)] for name, series in arms.items()}),
-        *_lines(
-            recordings, "fig7-right", "over iterations", histories, "mean perplexity", scale=1, first=warmup
-        ),
+        *_boxes({name: [*_last_files(arm)] for name, arm in arms.items()}),
+        *_lines(histories, "fig7-right", "over iterations", lines, "mean perplexity", scale=1, first=warmup),
     ]
     seen = (
         "CPL with reliability-based adaptive weighting (full) and without (no-RAW). Left: of single images "
         "after the last step, seeds together; the box holds the middle half, the whiskers 90 %, the line is "
-        f"the median. Right: mean over all pixels, since co-training began.{_bands(recordings)}"
+        f"the median. Right: mean over all pixels, since co-training began.{_bands(histories)}"
     )
-    return _drawing(recordings, "7", "reliability-based adaptive weighting", seen, parts, arms)
+    return _drawing(histories, "7", "reliability-based adaptive weighting", seen, parts, arms)
 
 
-def _last_files(series: Series) -> Iterator[dict[str, Any]]:
+def _last_files(arm: ArmHistories) -> Iterator[File]:
     """The analysis file after the last step, of every seed that has one."""
-    for recording in series.recordings:
-        if steps := recording.steps():
-            yield recording.analysis(steps[-1])
+    for trial in arm.trials:
+        if steps := [*trial.files(ANALYSIS)]:
+            yield trial.analysis(steps[-1])
 
 
-def _figure_8(recordings: Recordings) -> Drawing | None:
-    arms = _arms(recordings, "no-CSC", "full")
-    if not arms["no-CSC"].planned:
-        return None
-    parts = list(_panels(arms, "fig8", "no-CSC and full", ("M", "CPL")))
-    seen = (
-        "CAMs and the CPL made from them, without contrastive separation (no-CSC) and with it (full). "
-        + _rule(recordings)
+def _boxes(files: Mapping[str, Sequence[File]]) -> Iterator[Part]:
+    """Box plots of single images by arm: mIoU, mean perplexity, and distance to (1, 0), the perfect CPL.
+
+    Args:
+        files: By arm, one of each seed; arms without any are left out, and nothing is drawn of none.
+    """
+    images = {
+        name: [content["networks"]["assignment"]["images"] for content in found]
+        for name, found in files.items()
+        if found
+    }
+    if not images:
+        return
+    canvas = Canvas(columns=3)
+    kinds = (
+        ("iou", "CPL mIoU, %", 100),
+        ("perplexity", "mean perplexity", 1),
+        ("distance", "MAE to (1, 0)", 1),
     )
-    return _drawing(recordings, "8", "coexistence and contrastive separation", seen, parts, arms)
+    for axes, (kind, title, scale) in zip(canvas.all_axes, kinds, strict=True):
+        bins = {n: Bins.total([Bins.read(content[kind]) for content in own]) for n, own in images.items()}
+        _draw_boxes(axes, bins, scale)
+        axes.set_title(title, fontsize=9)
+    yield canvas.part("fig7-left", "over images")
 
 
-def _figure_9(recordings: Recordings) -> Drawing | None:
-    arms = _arms(recordings, "full")
-    parts = [*_threshold_lines(recordings, arms["full"]), *_threshold_sweep(recordings, arms["full"])]
+def _draw_boxes(axes: Axes, bins: Mapping[str, Bins], scale: float) -> None:
+    axes.grid(visible=False, axis="x")
+    names = ("whislo", "q1", "med", "q3", "whishi")
+    for place, (name, histogram) in enumerate(bins.items()):
+        values = [scale * histogram.quantile(share) for share in _WHISKERS]
+        axes.bxp(
+            [dict(zip(names, values, strict=True))],
+            positions=[place],
+            widths=0.6,
+            showfliers=False,
+            patch_artist=True,
+            boxprops={"facecolor": COLOURS[name], "alpha": 0.35, "edgecolor": COLOURS[name]},
+            medianprops={"color": BLACK, "linewidth": 1.6},
+            whiskerprops={"color": COLOURS[name]},
+            capprops={"color": COLOURS[name]},
+        )
+    axes.set_xticks(range(len(bins)), list(bins))
+
+
+# ---- Figure 9: thresholds ----
+
+
+def _figure_9(histories: Histories) -> Drawing | None:
+    arms = _arms(histories, "full")
+    parts = [*_threshold_lines(histories, arms["full"]), *_threshold_sweep(histories, arms["full"])]
     seen = (
         "The dynamic threshold of M and of M† during training, a line per seed"
         + (
@@ -274,80 +441,90 @@ def _figure_9(recordings: Recordings) -> Drawing | None:
         )
         + "."
     )
-    return _drawing(recordings, "9", "thresholds", seen, parts, arms)
+    return _drawing(histories, "9", "thresholds", seen, parts, arms)
 
 
-def _threshold_lines(recordings: Recordings, full: Series) -> Iterator[Part]:
-    canvas = Canvas()
+def _threshold_lines(histories: Histories, full: ArmHistories) -> Iterator[Part]:
+    canvas, train = Canvas(), histories.base.train
     heads = (("M", "train/threshold", BLUE, "-"), ("M†", "train/aux_threshold", AUX_COLOUR, "--"))
-    found = False
     for label, key, colour, dashes in heads:
-        for index, history in enumerate(full.histories(key)):
-            found = True
-            canvas.axes.plot(
-                list(history),
-                list(history.values()),
-                color=colour,
-                linestyle=dashes,
-                linewidth=1.1,
-                label=label if index == 0 else None,
-            )
-    if found:
-        train = recordings.base.train
+        for place, found in enumerate(full.metric(key)):
+            own = label if place == 0 else None
+            canvas.axes.plot(found.index, found, color=colour, linestyle=dashes, linewidth=1.1, label=own)
+    if canvas.axes.lines:
         over_iterations(canvas.axes, "threshold ξ", train, first=train.warmup)
         canvas.legend()
         yield canvas.part("fig9-left", "dynamic threshold")
 
 
-def _threshold_sweep(recordings: Recordings, full: Series) -> Iterator[Part]:
-    key = "val/assignment/seg_miou_labelled"
-    arms = recordings.fixed_thresholds()
-    fixed = {xi: values for xi, series in arms.items() if (values := series.last(key))}
+def _threshold_sweep(histories: Histories, full: ArmHistories) -> Iterator[Part]:
+    arms = histories.fixed_thresholds()
+    fixed = {xi: 100 * found for xi, arm in arms.items() if len(found := arm.last(SEG_MIOU_LABELLED))}
     if len(fixed) < 2:
         return
     canvas = Canvas()
     axes = canvas.axes
-    means = [100 * float(np.mean(values)) for values in fixed.values()]
-    deviations = [100 * float(np.std(v, ddof=1)) if len(v) > 1 else 0.0 for v in fixed.values()]
+    over_seeds = pd.DataFrame(fixed).agg(["mean", "std"]).fillna(0.0)
     axes.errorbar(
-        list(fixed), means, deviations, color=GREY, marker="o", capsize=2.5, elinewidth=1, label="fixed"
+        over_seeds.columns,
+        over_seeds.loc["mean"],
+        over_seeds.loc["std"],
+        color=GREY,
+        marker="o",
+        capsize=2.5,
+        elinewidth=1,
+        label="fixed",
     )
-    dynamic = full.last(key)
-    if dynamic:
-        mean = 100 * float(np.mean(dynamic))
+    dynamic = 100 * full.last(SEG_MIOU_LABELLED)
+    if len(dynamic):
+        mean, deviation = dynamic.mean(), dynamic.std()
         axes.axhline(mean, color=BLUE, label="dynamic")
         if len(dynamic) > 1:
-            deviation = 100 * float(np.std(dynamic, ddof=1))
             axes.axhspan(mean - deviation, mean + deviation, color=BLUE, alpha=0.16, linewidth=0)
     label_axes(axes, "fixed threshold ξ", "labelled mIoU, %")
     canvas.legend()
     yield canvas.part("fig9-right", "fixed thresholds and the dynamic one")
 
 
-def _figure_10(recordings: Recordings) -> Drawing | None:
-    arms, columns = _arms(recordings, "Base", "full"), ["M", "prediction"]
+# ---- Figures 8 and 10, and 1 (c): pictures ----
+
+
+def _figure_8(histories: Histories) -> Drawing | None:
+    arms = _arms(histories, "no-CSC", "full")
+    if not arms["no-CSC"].planned:
+        return None
+    parts = list(_panels(arms, "fig8", "no-CSC and full", ("M", "CPL")))
+    seen = (
+        "CAMs and the CPL made from them, without contrastive separation (no-CSC) and with it (full). "
+        + _rule(histories)
+    )
+    return _drawing(histories, "8", "coexistence and contrastive separation", seen, parts, arms)
+
+
+def _figure_10(histories: Histories) -> Drawing | None:
+    arms, columns = _arms(histories, "Base", "full"), ["M", "prediction"]
     if not arms["Base"].planned:
-        arms, columns = _arms(recordings, "full"), ["M", "CPL", "SPL", "prediction"]
+        arms, columns = _arms(histories, "full"), ["M", "CPL", "SPL", "prediction"]
     parts = list(_panels(arms, "fig10", " and ".join(arms), columns))
-    seen = "CAMs (M), what is made of them, and the label-free prediction. " + _rule(recordings)
-    return _drawing(recordings, "10", "qualitative comparison", seen, parts, arms)
+    seen = "CAMs (M), what is made of them, and the label-free prediction. " + _rule(histories)
+    return _drawing(histories, "10", "qualitative comparison", seen, parts, arms)
 
 
 def _panels(arms: Arms, name: str, title: str, columns: Sequence[str]) -> Iterator[Part]:
     """The same images as several arms see them, each arm at its last step and first finished seed."""
-    panels = {
-        arm: panel
-        for arm, series in arms.items()
-        if series.recordings and (panel := series.recordings[0].panel()) is not None
-    }
+    panels = {}
+    for arm, found in arms.items():
+        if found.trials and (steps := [*found.trials[0].files(PANELS)]):
+            content = io.BytesIO(found.trials[0].read(PANELS, steps[-1]))
+            panels[arm] = Image.open(content).convert("RGB")
     image = panel_tiles.compose(panels, columns)
     if image is not None:
         yield picture(image, name, title)
 
 
-def _rule(recordings: Recordings) -> str:
+def _rule(histories: Histories) -> str:
     """Which images a panel shows, and that nobody picked them."""
-    settings = recordings.base.evaluation
+    settings = histories.base.evaluation
     rules = {
         "random": f"drawn at random with seed {settings.panel_seed}",
         "coexistence": (

@@ -7,10 +7,8 @@ for, and nothing is kept but what was asked for.
 
 from __future__ import annotations
 
-import io
 import json
 import math
-import statistics
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,18 +16,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from cosa.config import Config, EvaluationConfig, identity, override
 from sweeps.runs import FORK_TAG, base_of
+from sweeps.tables.table import from_dict
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
-    from PIL.Image import Image
 
-ANALYSIS = "analysis"
-PANELS = "panels"
+ANALYSIS, PANELS = "analysis", "panels"
+"""Folders of a run's artifacts, a file for each evaluation."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,13 @@ class Bins:
         """Of each bin, a fraction; NaN where it is empty."""
         empty = self.counts == 0
         return np.where(empty, np.nan, self.correct / np.where(empty, 1, self.counts))
+
+    @property
+    def middles(self) -> NDArray[np.float64]:
+        """Of each bin; of an open last one its lower edge, all that is known."""
+        closed = np.where(np.isinf(self.edges), np.roll(self.edges, 1), self.edges)
+        middles: NDArray[np.float64] = (closed[1:] + closed[:-1]) / 2
+        return middles
 
     def merged(self, share: float) -> Bins:
         """Neighbours put together from the left until each bin holds at least `share` of the count.
@@ -103,77 +109,65 @@ class Bins:
 
 
 @dataclass(frozen=True)
-class Recording:
+class TrialHistory:
     """One finished trial."""
 
     seed: int
-    config: Config
-    """Its settings; those that only say where and how often may be its sweep's."""
     client: MlflowClient
     run_ids: tuple[str, ...]
     """Its run, after that of its shared warm-up if it has one."""
 
-    def history(self, key: str, *, after: int = -1) -> dict[int, float]:
-        """A metric by the step it was taken at, of steps beyond `after`; rising."""
-        found = [
-            (int(point.step), float(point.value))
+    def metric(self, key: str, *, after: int = -1) -> pd.Series:
+        """A metric by the step it was taken at, of steps beyond `after`; rising, of equal steps the last."""
+        found = {
+            int(point.step): float(point.value)
             for run_id in self.run_ids
             for point in self.client.get_metric_history(run_id, key)
-        ]
-        return {step: value for step, value in sorted(found) if step > after}
+            if point.step > after
+        }
+        return pd.Series(found, dtype=float).sort_index()
 
-    def steps(self) -> list[int]:
-        """Steps that have an analysis file, rising."""
-        return sorted(self._files(ANALYSIS))
-
-    def analysis(self, step: int) -> dict[str, Any]:
-        """The analysis file of one of `steps`."""
-        run_id, path = self._files(ANALYSIS)[step]
-        content: dict[str, Any] = json.loads(self._download(run_id, path))
-        return content
-
-    def panel(self) -> Image | None:
-        """The picture panel of the last evaluation, if there is one."""
-        from PIL import Image
-
-        files = self._files(PANELS)
-        if not files:
-            return None
-        return Image.open(io.BytesIO(self._download(*files[max(files)]))).convert("RGB")
-
-    def _files(self, folder: str) -> dict[int, tuple[str, str]]:
-        """By step the run and the path of the artifacts `step_00000400.*`; the trial's own win."""
-        return {
+    def files(self, folder: str) -> dict[int, tuple[str, str]]:
+        """By step, rising, the run and the path of the artifacts `step_00000400.*`; the trial's own win."""
+        found = {
             int(Path(item.path).stem.removeprefix("step_")): (run_id, item.path)
             for run_id in self.run_ids
             for item in self.client.list_artifacts(run_id, folder)
         }
+        return dict(sorted(found.items()))
 
-    def _download(self, run_id: str, path: str) -> bytes:
-        with tempfile.TemporaryDirectory() as folder:
-            return Path(self.client.download_artifacts(run_id, path, folder)).read_bytes()
+    def read(self, folder: str, step: int) -> bytes:
+        """One of `files`."""
+        with tempfile.TemporaryDirectory() as local:
+            run_id, path = self.files(folder)[step]
+            return Path(self.client.download_artifacts(run_id, path, local)).read_bytes()
+
+    def analysis(self, step: int) -> dict[str, Any]:
+        """The analysis file of a step, what an evaluation counted."""
+        content: dict[str, Any] = json.loads(self.read(ANALYSIS, step))
+        return content
 
 
 @dataclass(frozen=True)
-class Series:
+class ArmHistories:
     """What a sweep has of one arm."""
 
     planned: bool
     """Whether the sweep was to train it at all."""
-    recordings: tuple[Recording, ...]
+    trials: tuple[TrialHistory, ...]
     """Its finished trials, a seed each, rising."""
 
-    def histories(self, key: str, *, after: int = -1) -> list[dict[int, float]]:
+    def metric(self, key: str, *, after: int = -1) -> list[pd.Series]:
         """A metric's history of every seed that has it."""
-        found = (recording.history(key, after=after) for recording in self.recordings)
-        return [history for history in found if history]
+        found = (trial.metric(key, after=after) for trial in self.trials)
+        return [history for history in found if len(history)]
 
-    def last(self, key: str) -> list[float]:
+    def last(self, key: str) -> pd.Series:
         """A metric's last value of every seed that has it."""
-        return [history[max(history)] for history in self.histories(key)]
+        return pd.Series([history.iloc[-1] for history in self.metric(key)], dtype=float)
 
 
-class Recordings:
+class Histories:
     """The trials of one sweep, by what their arms change."""
 
     def __init__(
@@ -193,13 +187,10 @@ class Recordings:
         self.base = base_of(plan)
         self.preset = preset
         self.seeds: tuple[int, ...] = tuple(plan["seeds"])
-        self._found: dict[str, dict[int, Recording]] = {}
-        self._configs: dict[str, Config] = {}
-        changes = {
-            f"{table['name']}/{arm['name']}": arm["changes"]
-            for table in plan["tables"]
-            for arm in table["arms"]
-        }
+        self.tables = [from_dict(table) for table in plan["tables"]]
+        self._found: dict[str, dict[int, TrialHistory]] = {}
+        self._thresholds: set[float] = set()
+        changes = {f"{table.name}/{arm.name}": arm.changes for table in self.tables for arm in table.arms}
         finished: dict[tuple[str, str], str] = {}
         forked_from: dict[str, str] = {}
         for run in runs:
@@ -214,7 +205,7 @@ class Recordings:
                 continue
             config = override(self.base, changes[trial["arms"][0]])
             arm = self._found.setdefault(_essence(config), {})
-            self._configs.setdefault(_essence(config), config)
+            self._thresholds.add(config.threshold.xi)
             run_id = finished.get(("trial", trial["identity"]))
             if run_id is None:
                 continue
@@ -223,45 +214,22 @@ class Recordings:
             warmup_id = own if own in forked_from else planned
             judged = config.ema.momentum == self.base.ema.momentum  # a warm-up is judged by this AN alone
             run_ids = (warmup_id, run_id) if warmup_id and judged else (run_id,)
-            arm.setdefault(trial["seed"], Recording(trial["seed"], config, client, run_ids))
+            arm.setdefault(trial["seed"], TrialHistory(trial["seed"], client, run_ids))
 
-    def series(self, changes: Mapping[str, Any]) -> Series:
+    def arm(self, changes: Mapping[str, Any]) -> ArmHistories:
         """What there is of the arm that changes these settings, evaluation's aside."""
         essence = _essence(override(self.base, changes))
         found = self._found.get(essence, {})
-        return Series(essence in self._found, tuple(found[seed] for seed in sorted(found)))
+        return ArmHistories(essence in self._found, tuple(found[seed] for seed in sorted(found)))
 
-    def fixed_thresholds(self) -> dict[float, Series]:
+    def fixed_thresholds(self) -> dict[float, ArmHistories]:
         """Arms that change nothing but the threshold to a fixed one, by its value, rising."""
-        values = sorted({config.threshold.xi for config in self._configs.values()})
-        arms = {xi: self.series({"threshold.mode": "fixed", "threshold.xi": xi}) for xi in values}
-        return {xi: series for xi, series in arms.items() if series.planned}
+        arms = {
+            xi: self.arm({"threshold.mode": "fixed", "threshold.xi": xi}) for xi in sorted(self._thresholds)
+        }
+        return {xi: arm for xi, arm in arms.items() if arm.planned}
 
 
 def _essence(config: Config) -> str:
-    """Equal of configs that train the same but for the seed; evaluation never changes what is trained."""
-    train = config.train.replace(seed=0)
-    return identity(config.replace(train=train, evaluation=EvaluationConfig()))
-
-
-@dataclass(frozen=True)
-class Mean:
-    """A metric over steps, over seeds."""
-
-    steps: list[int]
-    """Those that every seed has."""
-    values: list[float]
-    deviations: list[float] | None
-    """Sample standard deviation; None of a single seed."""
-
-
-def over_seeds(histories: Sequence[Mapping[int, float]]) -> Mean:
-    """Mean and deviation at the steps that all of one or more histories have."""
-    steps = sorted(set(histories[0]).intersection(*histories[1:]))
-    columns = [[history[step] for history in histories] for step in steps]
-    several = len(histories) > 1
-    return Mean(
-        steps,
-        [statistics.fmean(column) for column in columns],
-        [statistics.stdev(column) for column in columns] if several else None,
-    )
+    """Identity of a config without its seed and evaluation settings."""
+    return identity(config.replace(train=config.train.replace(seed=0), evaluation=EvaluationConfig()))

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import base64
 import io
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from html import escape
 
 import matplotlib as mpl
+import pandas as pd
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -24,7 +24,6 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from PIL import Image
 
 from cosa.config import TrainConfig
-from sweeps.reporting.histories import over_seeds
 
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, GREY, BLACK = (
     "#0072b2",
@@ -96,12 +95,9 @@ class Part:
     @property
     def inline(self) -> str:
         """As it stands in a page that needs no other file."""
-        if self.file.endswith(".png"):
-            encoded = base64.b64encode(self.data).decode()
-            return f'<img src="data:image/png;base64,{encoded}" alt="{escape(self.title)}">'
-        svg = self.data.decode()
-        svg = svg[svg.index("<svg") :]
-        return re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg)  # HTML knows them, and asks nobody
+        kind = "png" if self.wide else "svg+xml"
+        data = base64.b64encode(self.data).decode()
+        return f'<img class="{kind[:3]}" src="data:image/{kind};base64,{data}" alt="{escape(self.title)}">'
 
 
 @dataclass(frozen=True)
@@ -148,14 +144,12 @@ class Canvas:
         bar.outline.set_visible(False)
 
     def part(self, name: str, title: str) -> Part:
-        """The picture as SVG: the same bytes from the same data, its ids all beginning with `name`."""
-        text = io.StringIO()
+        """The picture as SVG: the same bytes from the same data."""
+        svg = io.BytesIO()
         with mpl.rc_context({"svg.hashsalt": name}):
             nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-            self._figure.savefig(text, format="svg", metadata=nothing)
-        svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text.getvalue())
-        labelled = f'<svg role="img" aria-label="{escape(title)}" '
-        return Part(f"{name}.svg", title, svg.replace("<svg ", labelled, 1).encode())
+            self._figure.savefig(svg, format="svg", metadata=nothing)
+        return Part(f"{name}.svg", title, svg.getvalue())
 
 
 def picture(image: Image.Image, name: str, title: str) -> Part:
@@ -168,23 +162,25 @@ def picture(image: Image.Image, name: str, title: str) -> Part:
 def draw_lines(
     axes: Axes,
     label: str,
-    histories: Sequence[Mapping[int, float]],
+    histories: Sequence[pd.Series],
     colour: str,
     *,
     scale: float = 100,
     dashed: bool = False,
 ) -> None:
-    """The mean over seeds with a band of one sample deviation; one seed has no band, none draws nothing."""
+    """The mean over seeds with a band of one sample deviation, at the steps that all seeds have.
+
+    One seed has no band, none draws nothing.
+    """
     if not histories:
         return
-    mean = over_seeds(histories)
-    values = [scale * value for value in mean.values]
-    marker = "o" if len(mean.steps) <= 30 else ""
-    axes.plot(mean.steps, values, label=label, color=colour, linestyle="--" if dashed else "-", marker=marker)
-    if mean.deviations is not None:
-        low = [v - scale * d for v, d in zip(values, mean.deviations, strict=True)]
-        high = [v + scale * d for v, d in zip(values, mean.deviations, strict=True)]
-        axes.fill_between(mean.steps, low, high, color=colour, alpha=0.16, linewidth=0)
+    by_seed = scale * pd.concat(histories, axis="columns", join="inner")
+    mean, deviation = by_seed.mean(axis="columns"), by_seed.std(axis="columns")
+    marker = "o" if len(mean) <= 30 else ""
+    axes.plot(mean.index, mean, label=label, color=colour, linestyle="--" if dashed else "-", marker=marker)
+    if len(histories) > 1:
+        band = (mean - deviation, mean + deviation)
+        axes.fill_between(mean.index, *band, color=colour, alpha=0.16, linewidth=0)
 
 
 def label_axes(axes: Axes, x: str, y: str) -> None:

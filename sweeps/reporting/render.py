@@ -1,52 +1,193 @@
-"""The report of a sweep, from MLflow alone: the paper's tables with ours beside the published values.
+"""A sweep's report in five forms: text for the terminal, Markdown, CSV, LaTeX, and one HTML page.
 
-    python sweeps/report.py --sweep ablation-shapes
-
-One set of numbers, five forms: plain text for the terminal, Markdown, CSV, LaTeX, and one HTML page that
-needs no other file. Ours are percent with the mean and the sample standard deviation over seeds; each leads
+All show one set of numbers. Ours are percent with the mean and the sample deviation over seeds; each leads
 to its runs where a server shows them. A row whose training saw ground-truth masks is called an oracle in each
 form, and never the best.
 """
 
 from __future__ import annotations
 
-import argparse
-import base64
-import csv
-import io
+import itertools
+import json
 import math
-import os
-from collections.abc import Sequence
+import urllib.parse
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cosa.cli.console import print_error, print_line
-from cosa.tracking import TrackingError, resolve_uri, ui_hint
-from sweeps.reporting.cells import LEAST_PAIRS
-from sweeps.reporting.comparison import comparisons
-from sweeps.reporting.grid import (
-    ABSENT,
-    DIFFERENCES,
-    Column,
-    Grid,
-    grid,
-    name_of,
-    percent,
-    setting,
-    shown,
-    titles,
-)
-from sweeps.reporting.latex import latex
-from sweeps.reporting.links import Links, trial_filter
-from sweeps.reporting.results import FilledTable, Results, Row, read_results, shown_and_online
-from sweeps.runs import find_sweep
+import jinja2
+import pandas as pd
+
+from cosa.tracking import mask, ui_hint
+from sweeps.reporting.comparison import ABSENT, comparisons
+from sweeps.reporting.results import LEAST_PAIRS, FilledTable, Results, Row, shown_and_online
 from sweeps.tables.metrics import METRICS, SEG_MIOU
 
+DIFFERENCES = 2
+"""Metrics of a table, its first ones, whose difference to the reference arm has a column of its own."""
+_ORACLE = (
+    "oracle: its training saw ground-truth masks; it bounds the others and is no result of weak supervision"
+)
+_NOTE_LENGTH = 8000
+"""Characters that MLflow keeps of a tag, such as the one that heads a run's page."""
 
-def terminal(results: Results) -> str:
-    """The tables as aligned plain text."""
-    parts = [_plain(grid(table, len(results.seeds))) for table in results.tables]
-    return "\n\n".join([*parts, _legend(results)])
+
+# ---- numbers as text ----
+
+
+def number(key: str, value: float, *, signed: bool = False) -> str:
+    """A value in its metric's unit, percent with one decimal or two plain ones; a dash for NaN."""
+    if math.isnan(value):
+        return ABSENT
+    sign = "+" if signed else ""
+    if not METRICS[key].percent:
+        return f"{value:{sign}.2f}".replace("-", "−")
+    text = f"{100 * value:{sign}.1f}"
+    return "0.0" if float(text) == 0 else text.replace("-", "−")
+
+
+def spread(key: str, mean: float, deviation: float) -> str:
+    """Mean and deviation over seeds, `37.3 ± 1.2`; the mean alone of one seed."""
+    return number(key, mean) + ("" if math.isnan(deviation) else f" ± {number(key, deviation)}")
+
+
+def tested(key: str, found: pd.Series, seeds: int) -> str:
+    """A difference with the p-value of a paired test over seeds: `−1.2 (p 0.04)`.
+
+    Args:
+        key: The metric.
+        found: Its statistics, a line of `FilledTable.numbers`.
+        seeds: Those of the sweep; of fewer pairs their number is told, and that it is too small for a test.
+    """
+    text, pairs, p = number(key, found["difference"], signed=True), int(found["pairs"]), found["p"]
+    if seeds < LEAST_PAIRS or not pairs:
+        return text
+    if pairs < LEAST_PAIRS:
+        return f"{text} (n = {pairs}, too small)"
+    told = "p < 0.001" if p < 0.001 else f"p {p:.2g}" if p < 0.1 else f"p {p:.1f}"
+    return f"{text} ({told}{f', n = {pairs}' if pairs < seeds else ''})"
+
+
+def _printed(value: float | None, *, signed: bool = False) -> str:
+    """A published value in percent, as printed."""
+    return ABSENT if value is None else f"{value:{'+' if signed else ''}.2f}".replace("-", "−")
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, float):
+        return "∞" if math.isinf(value) else f"{value:.6g}"
+    return str(value)
+
+
+# ---- a table as text, cell by cell ----
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a printed table."""
+
+    title: str
+    group: str
+    """`ours`, `published`, or empty."""
+    kind: str
+    """`arm`, `mark`, `setting`, `value` or `difference`: how it is set."""
+    first: bool = False
+    """Whether its group begins with it."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A filled table as text: what all forms but the CSV show alike."""
+
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, ...], ...]
+    marked: tuple[str, ...]
+    """For each row its components and settings in words, for pages too narrow for their columns."""
+    remarks: tuple[str, ...]
+    """What a reader must know about the table, a line each."""
+    notes: tuple[str, ...]
+    """Why values are missing, a line each."""
+
+
+def grid(filled: FilledTable, seeds: int) -> Grid:
+    """`filled` as text; an arm that lacks some of its `seeds` says how many it has."""
+    table = filled.table
+    to_reference = f"Δ {table.reference}"
+    columns = [Column("", "", "arm"), *(Column(name, "", "mark") for name in table.components)]
+    columns += [Column(name, "", "setting") for name in table.settings]
+    for place, title in enumerate(titles(filled).values()):
+        columns.append(Column(title, "ours", "value", first=place == 0))
+        if place < DIFFERENCES:
+            columns.append(Column(to_reference, "ours", "difference"))
+    for place, name in enumerate(table.columns):
+        columns.append(Column(name, "published", "value", first=place == 0))
+        columns.append(Column(to_reference, "published", "difference"))
+    return Grid(
+        title=table.heading,
+        columns=tuple(columns),
+        rows=tuple(tuple(_cells(filled, row, seeds)) for row in filled.rows),
+        marked=tuple(_marked(filled, row) for row in filled.rows),
+        remarks=tuple(_remarks(filled)),
+        notes=tuple(f"{row.arm.name}, {gap}" for row in filled.rows for gap in row.gaps),
+    )
+
+
+def titles(filled: FilledTable) -> dict[str, str]:
+    """The titles of the table's metrics by key; `val` is said where training images are shown, too."""
+    keys = filled.table.metrics
+    both = any(key.startswith("train/") for key in keys)
+    return {key: ("val " if both and key.startswith("val/") else "") + METRICS[key].title for key in keys}
+
+
+def _name(row: Row) -> str:
+    """The row's name, with a word where it is an oracle."""
+    return f"{row.arm.name} (oracle)" if row.oracle else row.arm.name
+
+
+def _cells(filled: FilledTable, row: Row, seeds: int) -> Iterator[str]:
+    table, own = filled.table, filled.seeds(row)
+    reference = table.arm(table.reference)
+    yield _name(row) + (f" (n = {own})" if 0 < own < seeds else "")
+    yield from ("✓" if row.arm.has(name) else "" for name in table.components)
+    yield from (_setting(row.settings[name]) for name in table.settings)
+    for place, key in enumerate(table.metrics):
+        found = filled.of(row, key)
+        yield spread(key, found["mean"], found["std"])
+        if place < DIFFERENCES:
+            yield "" if row.arm == reference else tested(key, found, seeds)
+    for name in table.columns:
+        value, against = row.arm.paper.get(name), reference.paper.get(name)
+        gap = None if value is None or against is None else value - against
+        yield _printed(value)
+        yield "" if row.arm == reference else _printed(gap, signed=True)
+
+
+def _marked(filled: FilledTable, row: Row) -> str:
+    table = filled.table
+    names = [name for name in table.components if row.arm.has(name)]
+    if table.components and not names:
+        names = ["no component"]
+    return ", ".join([*names, *(f"{name} {_setting(row.settings[name])}" for name in table.settings)])
+
+
+def _remarks(filled: FilledTable) -> Iterator[str]:
+    table = filled.table
+    if table.columns:
+        held = {name: titles(filled)[key] for name, key in table.columns.items()}
+        yield f"published: {table.protocol}" if table.protocol else "published: as printed"
+        if len(set(held.values())) > 1:
+            yield "to be compared: " + "; ".join(f"{name} with our {title}" for name, title in held.items())
+    if table.note:
+        yield table.note.removesuffix(".")
+    if any(row.oracle for row in filled.rows):
+        yield _ORACLE
+    if best := filled.best:
+        key = table.metrics[0]
+        found = filled.of(best, key)
+        value = spread(key, found["mean"], found["std"])
+        yield f"highest {titles(filled)[key]} of ours: {best.arm.name}, {value}"
 
 
 def _legend(results: Results) -> str:
@@ -59,12 +200,87 @@ def _legend(results: Results) -> str:
     return f"Percent; ours on {results.preset}, AN, {over}; {test}"
 
 
+# ---- where a number leads: the MLflow run that it is from, or several compared ----
+
+
+@dataclass(frozen=True)
+class Links:
+    """Addresses of a store's runs; all are empty where no server shows the store."""
+
+    uri: str = ""
+    experiment_id: str = ""
+
+    def runs(self, ids: Iterable[str]) -> str:
+        """The page of one run, or of several compared."""
+        match list(ids):
+            case []:
+                return ""
+            case [run_id]:
+                return self._page(f"experiments/{self.experiment_id}/runs/{run_id}")
+            case several:
+                lists = {"runs": several, "experiments": [self.experiment_id]}
+                texts = {name: json.dumps(found, separators=(",", ":")) for name, found in lists.items()}
+                return self._page(f"compare-runs?{urllib.parse.urlencode(texts)}")
+
+    def arms(self, sweep: str) -> str:
+        """The chart view of a sweep's trials, best first.
+
+        Sorted by a metric, MLflow lists trials side by side instead of folding them under their sweep.
+        """
+        view = {
+            "workflowType": "machine_learning",
+            "searchFilter": trial_filter(sweep),
+            "orderByKey": f"metrics.`{SEG_MIOU}`",
+            "orderByAsc": "false",
+            "compareRunsMode": "CHART",
+        }
+        query = urllib.parse.urlencode(view, quote_via=urllib.parse.quote)
+        return self._page(f"experiments/{self.experiment_id}/runs?{query}")
+
+    def _page(self, path: str) -> str:
+        if not self.uri.startswith(("http://", "https://")):
+            return ""
+        return f"{mask(self.uri).replace('***@', '').rstrip('/')}/#/{path}"
+
+
+def trial_filter(sweep: str) -> str:
+    """What finds the trials of a sweep, and nothing else, in MLflow's search."""
+    quote = '"' if "'" in sweep else "'"  # it is the name of the user's folder
+    return f"tags.cosa.sweep = {quote}{sweep}{quote} and tags.cosa.kind = 'trial'"
+
+
+def ui_command(uri: str) -> str:
+    """The one command, or the address, that shows the runs."""
+    hint = ui_hint(uri)
+    return hint if hint.startswith("http") else f"{hint} --host 127.0.0.1"
+
+
+# ---- text for the terminal ----
+
+
+def terminal(results: Results) -> str:
+    """The tables as aligned plain text."""
+    parts = [_plain(grid(table, len(results.seeds))) for table in results.tables]
+    return "\n\n".join([*parts, _legend(results)])
+
+
 def _plain(table: Grid) -> str:
-    heads = [_two_lines(column.title) for column in table.columns]
-    cells = [[head[0] for head in heads], [head[1] for head in heads], *table.rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(table.columns))]
-    groups = _group_line(table.columns, widths)
-    lines = ["  ".join(_aligned(row, table.columns, widths)).rstrip() for row in cells]
+    align = {"arm": str.ljust, "mark": str.center, "setting": str.center}
+    heads = zip(*(_two_lines(column.title) for column in table.columns), strict=True)
+    cells = [*heads, *table.rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    groups = ""
+    for group, own in itertools.groupby(zip(table.columns, widths, strict=True), lambda pair: pair[0].group):
+        spans = [width for _, width in own]
+        span = sum(spans) + 2 * (len(spans) - 1)
+        groups += ("  " if groups else "") + (f" {group} ".center(span, "─") if group else " " * span)
+    lines = [
+        "  ".join(
+            align.get(column.kind, str.rjust)(text, width)
+            for text, column, width in zip(row, table.columns, widths, strict=True)
+        ).rstrip()
+        for row in cells
+    ]
     return "\n".join(
         [table.title, groups, *lines[:2], "─" * len(groups), *lines[2:], *table.remarks, *table.notes]
     )
@@ -76,28 +292,7 @@ def _two_lines(title: str) -> tuple[str, str]:
     return (first, second) if space and len(title) > 6 else ("", title)
 
 
-def _aligned(row: Sequence[str], columns: Sequence[Column], widths: Sequence[int]) -> list[str]:
-    align = {"arm": str.ljust, "mark": str.center, "setting": str.center}
-    return [
-        align.get(column.kind, str.rjust)(text, width)
-        for text, column, width in zip(row, columns, widths, strict=True)
-    ]
-
-
-def _group_line(columns: Sequence[Column], widths: Sequence[int]) -> str:
-    """`ours` and `published` centred over their columns."""
-    line = ""
-    for group in dict.fromkeys(column.group for column in columns):
-        own = [width for column, width in zip(columns, widths, strict=True) if column.group == group]
-        span = sum(own) + 2 * (len(own) - 1)
-        line += ("  " if line else "") + (f" {group} ".center(span, "─") if group else " " * span)
-    return line
-
-
-_NOTE_LENGTH = 8000
-"""Characters that MLflow keeps of a tag, such as the one that heads a run's page."""
-
-_RULES = {"arm": ":--", "mark": ":-:", "setting": ":-:"}
+# ---- Markdown ----
 
 
 def markdown(results: Results, uri: str = "") -> str:
@@ -131,63 +326,22 @@ def _markdown_tables(results: Results, links: Links) -> list[str]:
     parts = []
     for filled in results.tables:
         table = grid(filled, len(results.seeds))
-        titles = [f"{c.title}, {c.group}" if c.group == "published" else c.title for c in table.columns]
-        rules = [_RULES.get(c.kind, "--:") for c in table.columns]
-        rows = [
-            [
-                f"[{text}]({address})" if text and (address := links.address(list(runs.values()))) else text
-                for text, runs in zip(row, sources, strict=True)
-            ]
-            for row, sources in zip(table.rows, table.sources, strict=True)
-        ]
-        lines = ["| " + " | ".join(row) + " |" for row in (titles, rules, *rows)]
+        heads = [f"{c.title}, {c.group}" if c.group == "published" else c.title for c in table.columns]
+        rules = [{"arm": ":--", "mark": ":-:", "setting": ":-:"}.get(c.kind, "--:") for c in table.columns]
+        rows = []
+        for row, texts in zip(filled.rows, table.rows, strict=True):
+            address = links.runs(row.runs.values())
+            ours = (column.group == "ours" for column in table.columns)
+            cells = zip(texts, ours, strict=True)
+            rows.append([f"[{text}]({address})" if text and own and address else text for text, own in cells])
         notes = [f"- {note}" for note in (*table.remarks, *table.notes)]
-        parts.append("\n".join([f"### {table.title}", "", *lines, *([""] if notes else []), *notes]))
+        lines = [f"### {table.title}", "", *_markdown_rows([heads, rules, *rows])]
+        parts.append("\n".join([*lines, *([""] if notes else []), *notes]))
     return parts
 
 
-def as_csv(results: Results) -> str:
-    """Every row of every table with all its numbers, in percent with four decimals."""
-    text = io.StringIO()
-    rows = [_record(filled, row) for filled in results.tables for row in filled.rows]
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def _record(filled: FilledTable, row: Row) -> dict[str, str]:
-    table = filled.table
-    reference = row.arm.name == table.reference
-    record = {"table": table.name, "arm": row.arm.name}
-    record |= {"oracle": str(int(row.oracle)), "best": str(int(row is filled.best))}
-    record |= {name: str(int(mark)) for name, mark in zip(table.components, row.marks, strict=True)}
-    record |= {name: _plain_setting(v) for name, v in zip(table.settings, row.values, strict=True)}
-    for key in shown_and_online(table):
-        name = key.removeprefix("val/").removeprefix("assignment/").replace("/", "_")
-        scale = 100 if METRICS[key].percent else 1
-        cell, gap = row.cells[key], row.differences[key]
-        record |= {
-            f"{name}_n": str(len(cell.values)),
-            f"{name}_mean": _number(cell.mean, scale),
-            f"{name}_deviation": _number(cell.deviation, scale),
-            f"{name}_minus_{table.reference}": _number(gap.mean, scale),
-            f"{name}_minus_{table.reference}_deviation": _number(gap.deviation, scale),
-            f"{name}_minus_{table.reference}_n": str(len(gap.values)),
-            f"{name}_minus_{table.reference}_p": "" if reference else _number(gap.p_value, 1),
-        }
-    record |= {f"published_{name}": f"{value:.2f}" for name, value in row.published.items()}
-    runs = " ".join(f"{seed}:{run_id}" for seed, run_id in sorted(row.runs.items()))
-    return record | {"missing": "; ".join(row.gaps), "runs": runs}
-
-
-def _plain_setting(value: Any) -> str:
-    return setting(value).replace("∞", "inf")
-
-
-def _number(value: float, scale: float) -> str:
-    return "" if math.isnan(value) else f"{scale * value:.4f}"
+def _markdown_rows(rows: Iterable[Sequence[str]]) -> list[str]:
+    return ["| " + " | ".join(row) + " |" for row in rows]
 
 
 def comparison_markdown(results: Results) -> str:
@@ -195,7 +349,7 @@ def comparison_markdown(results: Results) -> str:
     parts = []
     for table in comparisons(results.full):
         rules = [":--", *["--:"] * (len(table.columns) - 1)]
-        head = [
+        heads = [
             f"**{title}**" if place in table.our_columns else title
             for place, title in enumerate(table.columns)
         ]
@@ -203,25 +357,143 @@ def comparison_markdown(results: Results) -> str:
             [f"**{cell}**" if cell and (line.ours or line.heading) else cell for cell in line.cells]
             for line in table.lines
         ]
-        lines = ["| " + " | ".join(row) + " |" for row in (head, rules, *rows)]
-        notes = [f"- {note}" for note in table.notes]
-        parts.append("\n".join([f"### {table.title}", "", table.protocol, "", *lines, "", *notes]).rstrip())
+        lines = [f"### {table.title}", "", table.protocol, "", *_markdown_rows([heads, rules, *rows]), ""]
+        parts.append("\n".join([*lines, *(f"- {note}" for note in table.notes)]).rstrip())
     return "\n\n".join(parts) + "\n"
+
+
+# ---- CSV ----
+
+
+def as_csv(results: Results) -> str:
+    """Every row of every table with all its numbers, in percent with four decimals."""
+    records = [_record(filled, row) for filled in results.tables for row in filled.rows]
+    return _csv(pd.DataFrame(records))
+
+
+def _csv(frame: pd.DataFrame) -> str:
+    return str(frame.to_csv(index=False, lineterminator="\n"))
+
+
+def _record(filled: FilledTable, row: Row) -> dict[str, str]:
+    table = filled.table
+    record = {"table": table.name, "arm": row.arm.name}
+    record |= {"oracle": str(int(row.oracle)), "best": str(int(row is filled.best))}
+    record |= {name: str(int(row.arm.has(name))) for name in table.components}
+    record |= {name: _setting(row.settings[name]).replace("∞", "inf") for name in table.settings}
+    for key in shown_and_online(table):
+        found, scale = filled.of(row, key), 100 if METRICS[key].percent else 1
+        own = key.removeprefix("val/").removeprefix("assignment/").replace("/", "_")
+        gap = f"{own}_minus_{table.reference}"
+        record |= {
+            f"{own}_n": f"{found['count']:.0f}",
+            f"{own}_mean": _decimals(scale * found["mean"]),
+            f"{own}_deviation": _decimals(scale * found["std"]),
+            gap: _decimals(scale * found["difference"]),
+            f"{gap}_deviation": _decimals(scale * found["difference_std"]),
+            f"{gap}_n": f"{found['pairs']:.0f}",
+            f"{gap}_p": "" if row.arm.name == table.reference else _decimals(found["p"]),
+        }
+    record |= {f"published_{name}": f"{value:.2f}" for name, value in row.arm.paper.items()}
+    runs = " ".join(f"{seed}:{run_id}" for seed, run_id in sorted(row.runs.items()))
+    return record | {"missing": "; ".join(row.gaps), "runs": runs}
+
+
+def _decimals(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.4f}"
 
 
 def comparison_csv(results: Results) -> str:
     """A line for each number of the same: table, row, column, whose it is, and the text of its cell."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("table", "row", "column", "source", "value"))
-    for table in comparisons(results.full):
-        for line in table.lines:
-            for place, (title, cell) in enumerate(zip(table.columns, line.cells, strict=True)):
-                if place and cell not in {"", ABSENT}:
-                    source = "ours" if line.ours or place in table.our_columns else "published"
-                    writer.writerow((table.title, line.cells[0], title, source, cell))
-    return text.getvalue()
+    cells = [
+        (
+            table.title,
+            line.cells[0],
+            title,
+            "ours" if line.ours or place in table.our_columns else "published",
+            cell,
+        )
+        for table in comparisons(results.full)
+        for line in table.lines
+        for place, (title, cell) in enumerate(zip(table.columns, line.cells, strict=True))
+        if place and cell not in {"", ABSENT}
+    ]
+    return _csv(pd.DataFrame(cells, columns=["table", "row", "column", "source", "value"]))
 
+
+# ---- LaTeX with booktabs, to be \input as it is: every character is plain ASCII ----
+
+_ESCAPED = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": "$<$",
+    ">": "$>$",
+    "±": r"$\pm$",
+    "−": "$-$",
+    "–": "--",
+    "Δ": r"$\Delta$",
+    "✓": r"$\checkmark$",
+    "∞": r"$\infty$",
+    "ξ": r"$\xi$",
+    "τ": r"$\tau$",
+    "ε": r"$\epsilon$",
+    "†": r"$^\dagger$",
+    "×": r"$\times$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+}
+_LATEX_HEAD = """% Made from MLflow by sweeps/report.py. In the preamble:
+% \\usepackage{booktabs,amssymb}
+"""
+
+
+def escape(text: str) -> str:
+    """`text` as LaTeX prints it; what it has no sign for becomes a question mark."""
+    found = "".join(_ESCAPED.get(character, character) for character in text)
+    return found.encode("ascii", "replace").decode()
+
+
+def latex(results: Results) -> str:
+    """All tables, one float each."""
+    tables = (grid(filled, len(results.seeds)) for filled in results.tables)
+    return "\n".join([_LATEX_HEAD, *(_float(table, _legend(results)) for table in tables)])
+
+
+def _float(table: Grid, legend: str) -> str:
+    name = table.title.partition(":")[0].lower().replace(". ", "-").replace(" ", "-")
+    notes = ". ".join(note[:1].upper() + note[1:] for note in (legend, *table.remarks, *table.notes))
+    alignment = "".join({"arm": "l", "mark": "c", "setting": "c"}.get(c.kind, "r") for c in table.columns)
+    groups, rules, place = [], [], 1
+    for group, own in itertools.groupby(table.columns, key=lambda column: column.group):
+        width = len(list(own))
+        groups.append(rf"\multicolumn{{{width}}}{{c}}{{{group}}}" if group else " &" * (width - 1))
+        if group:
+            rules.append(rf"\cmidrule(lr){{{place}-{place + width - 1}}}")
+        place += width
+    return "\n".join(
+        [
+            r"\begin{table*}",
+            r"\centering\footnotesize\setlength{\tabcolsep}{4pt}",
+            rf"\caption{{{escape(table.title)}. {escape(notes)}.}}",
+            rf"\label{{tab:{name}}}",
+            rf"\begin{{tabular}}{{{alignment}}}",
+            r"\toprule",
+            " & ".join(groups) + r" \\",
+            " ".join(rules),
+            " & ".join(escape(column.title) for column in table.columns) + r" \\",
+            r"\midrule",
+            *(" & ".join(map(escape, row)) + r" \\" for row in table.rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table*}",
+            "",
+        ]
+    )
+
+
+# ---- the page ----
 
 _LEFT, _RIGHT, _LINE, _TOP = 118, 12, 24, 8  # pixels around and between the lines of a chart
 _CHART_WIDTH = 440
@@ -232,77 +504,38 @@ def chart(filled: FilledTable, key: str) -> dict[str, Any] | None:
 
     None where no arm has a value.
     """
-    values = [value for row in filled.rows for value in row.cells[key].values.values()]
-    if not values:
+    values = filled.values[filled.values["metric"] == key]
+    if values.empty:
         return None
-    low, high = min(values), max(values)
+    low, high = values["value"].min(), values["value"].max()
     step = next(s for s in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if (high - low) / s <= 6)
     first, last = math.floor(low / step), max(math.ceil(high / step), math.floor(low / step) + 1)
 
     def x(value: float) -> float:
         place = (value / step - first) / (last - first)
-        return round(_LEFT + place * (_CHART_WIDTH - _LEFT - _RIGHT), 1)
+        return float(round(_LEFT + place * (_CHART_WIDTH - _LEFT - _RIGHT), 1))
 
     lines = []
     for index, row in enumerate(filled.rows):
-        cell = row.cells[key]
-        mean = x(cell.mean) if cell.values else None
-        y = _TOP + index * _LINE + _LINE // 2
-        dots = [x(value) for value in cell.values.values()]
-        runs = [{seed: row.runs[seed]} if seed in row.runs else {} for seed in cell.values]
-        lines.append({"name": name_of(row), "y": y, "dots": dots, "runs": runs, "mean": mean})
+        own = values[values["arm"] == row.arm.name]
+        dots = [
+            (x(v), {seed: run}) for v, seed, run in zip(own["value"], own["seed"], own["run_id"], strict=True)
+        ]
+        mean = x(own["value"].mean()) if dots else None
+        lines.append({"name": _name(row), "y": _TOP + index * _LINE + _LINE // 2, "dots": dots, "mean": mean})
     bottom = _TOP + len(lines) * _LINE
-    ticks = [(x(i * step), percent(i * step).removesuffix(".0")) for i in range(first, last + 1)]
+    ticks = [(x(i * step), number(key, i * step).removesuffix(".0")) for i in range(first, last + 1)]
     size = {"width": _CHART_WIDTH, "height": bottom + 24, "bottom": bottom, "left": _LEFT}
     return {**size, "lines": lines, "ticks": ticks, "half": _LINE // 2 - 5}
 
 
-def html(results: Results, mlflow_command: str, uri: str = "") -> str:
-    """The page, complete in itself; numbers lead to the runs of a server at `uri`."""
-    import jinja2
-
-    links = Links(uri, results.experiment_id)
-
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    tables = [
-        {
-            "grid": grid(filled, len(results.seeds)),
-            "curves": results.curves.get(filled.table.name),
-            "reference": filled.table.reference,
-            "reference_line": [row.arm.name for row in filled.rows].index(filled.table.reference),
-            "oracles": [row.oracle for row in filled.rows],
-            "charts": [
-                (titles(filled)[key], drawn) for key in _charted(filled) if (drawn := chart(filled, key))
-            ],
-        }
-        for filled in results.tables
-    ]
-    keys = dict.fromkeys(key for filled in results.tables for key in filled.table.metrics)
-    panels = [(panel.title, base64.b64encode(panel.png).decode()) for panel in results.panels]
-    return environment.get_template("report.html.j2").render(
-        results=results,
-        tables=tables,
-        legend=_legend(results),
-        lead=lead(results),
-        metrics=[METRICS[key] for key in keys],
-        comparisons=comparisons(results.full),
-        beside_paper=results.full is not None and results.full.layout in {"voc", "coco"},
-        panels=panels,
-        full_source=links.source(results.full.runs) if results.full else None,
-        source=links.source,
-        arms_address=links.arms(results.sweep),
-        trial_filter=trial_filter(results.sweep),
-        mlflow_command=mlflow_command,
-    )
-
-
-def _charted(filled: FilledTable) -> list[str]:
-    """The metrics that are drawn: label-free segmentation and C-mIoU, else the table's first two."""
+def _charted(filled: FilledTable) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Charts by title of label-free segmentation and C-mIoU, else of the table's first two metrics."""
     keys = [key for key in filled.table.metrics if METRICS[key].percent]
-    return [key for key in keys if key in {SEG_MIOU, "val/assignment/cpl_cmiou"}] or keys[:DIFFERENCES]
+    chosen = [key for key in keys if key in {SEG_MIOU, "val/assignment/cpl_cmiou"}]
+    for key in chosen or keys[:DIFFERENCES]:
+        if drawn := chart(filled, key):
+            yield titles(filled)[key], drawn
 
 
 def lead(results: Results) -> str:
@@ -312,13 +545,64 @@ def lead(results: Results) -> str:
     filled = results.tables[0]
     rows = {row.arm.name: row for row in filled.rows}
     reference = rows.pop(filled.table.reference)
-    first = next(iter(rows.values()), reference)
+    both = [reference, next(iter(rows.values()), reference)]
     key = SEG_MIOU if SEG_MIOU in filled.table.metrics else filled.table.metrics[0]
-    if math.isnan(reference.cells[key].mean) or math.isnan(first.cells[key].mean):
+    found = [filled.of(row, key) for row in both]
+    if any(math.isnan(one["mean"]) for one in found):
         return "Not all of it is trained yet."
     unit = " %" if METRICS[key].percent else ""
-    both = ", ".join(f"{name_of(row)} {shown(key, row.cells[key])}{unit}" for row in (reference, first))
-    return f"{titles(filled)[key]}: {both}"
+    texts = [
+        f"{_name(row)} {spread(key, one['mean'], one['std'])}{unit}"
+        for row, one in zip(both, found, strict=True)
+    ]
+    return f"{titles(filled)[key]}: {', '.join(texts)}"
+
+
+def html(results: Results, mlflow_command: str, uri: str = "") -> str:
+    """The page, complete in itself; numbers lead to the runs of a server at `uri`."""
+    links = Links(uri, results.experiment_id)
+
+    def source(runs: Mapping[int, str]) -> dict[str, str]:
+        """Where a number leads that was made from `runs`, ids by seed, and the same in words."""
+        text = ", ".join(f"seed {seed}: run {run_id}" for seed, run_id in sorted(runs.items()))
+        return {"address": links.runs(runs.values()), "text": text}
+
+    keys = dict.fromkeys(key for filled in results.tables for key in filled.table.metrics)
+    return render_page(
+        Path(__file__).with_name("report.html.j2"),
+        results=results,
+        tables=[
+            {
+                "grid": grid(filled, len(results.seeds)),
+                "rows": filled.rows,
+                "curves": results.curves.get(filled.table.name),
+                "reference": filled.table.reference,
+                "charts": list(_charted(filled)),
+            }
+            for filled in results.tables
+        ],
+        legend=_legend(results),
+        lead=lead(results),
+        metrics=[METRICS[key] for key in keys],
+        comparisons=comparisons(results.full),
+        beside_paper=results.full is not None and results.full.layout in {"voc", "coco"},
+        source=source,
+        arms_address=links.arms(results.sweep),
+        trial_filter=trial_filter(results.sweep),
+        mlflow_command=mlflow_command,
+    )
+
+
+def render_page(template: Path, **values: Any) -> str:
+    """A Jinja template of ours as an HTML page; a name that it lacks is an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(template.parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template(template.name).render(values)
 
 
 def write(results: Results, folder: Path, uri: str) -> list[Path]:
@@ -329,12 +613,11 @@ def write(results: Results, folder: Path, uri: str) -> list[Path]:
         folder: Where to; made if needed.
         uri: Tracking URI of the runs.
     """
-    grids = [grid(filled, len(results.seeds)) for filled in results.tables]
     files = {
         "report.html": html(results, ui_command(uri), uri),
         "tables.md": markdown(results, uri),
         "tables.csv": as_csv(results),
-        "tables.tex": latex(grids, _legend(results)),
+        "tables.tex": latex(results),
         "tables.txt": terminal(results) + "\n",
     }
     if comparisons(results.full):
@@ -342,39 +625,14 @@ def write(results: Results, folder: Path, uri: str) -> list[Path]:
             "comparison.md": comparison_markdown(results),
             "comparison.csv": comparison_csv(results),
         }
-    contents = {name: text.encode() for name, text in files.items()}
     drawings = [*results.curves.values(), *results.figures]
-    contents |= {f"figures/{part.file}": part.data for drawing in drawings for part in drawing.parts}
-    (folder / "figures" if drawings else folder).mkdir(parents=True, exist_ok=True)
+    pictures = {f"figures/{part.file}": part.data for drawing in drawings for part in drawing.parts}
+    return write_files(folder, {name: text.encode() for name, text in files.items()} | pictures)
+
+
+def write_files(folder: Path, contents: Mapping[str, bytes]) -> list[Path]:
+    """Write files by their names in `folder`; folders are made as needed."""
     for name, content in contents.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     return [folder / name for name in contents]
-
-
-def ui_command(uri: str) -> str:
-    """The one command, or the address, that shows the runs."""
-    hint = ui_hint(uri)
-    return hint if hint.startswith("http") else f"{hint} --host 127.0.0.1"
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """`python sweeps/report.py`: make the report of a sweep again."""
-    parser = argparse.ArgumentParser(prog="sweeps/report.py", description="Report a sweep from MLflow.")
-    parser.add_argument("--sweep", default="", help="name of the sweep or its run's id (default: the newest)")
-    parser.add_argument("--tracking-uri", default="", help="default: MLFLOW_TRACKING_URI or runs/mlflow.db")
-    parser.add_argument("--experiment", default="cosa", help="default: cosa")
-    parser.add_argument("--out", default="", help="folder to write to (default: runs/SWEEP)")
-    found = parser.parse_args(arguments)
-    try:
-        uri = resolve_uri(
-            found.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///runs/mlflow.db"
-        )
-        results = read_results(uri, find_sweep(uri, found.experiment, found.sweep))
-        files = write(results, Path(found.out or f"runs/{results.sweep}").absolute(), uri)
-    except (ValueError, OSError, TrackingError) as error:
-        print_error(f"report: {' '.join(str(error).split())}")
-        return 2
-    print_line(terminal(results))
-    print_line(f"report: {files[0]}")
-    print_line(f"MLflow: {ui_command(uri)}")
-    return 0

@@ -13,7 +13,6 @@ from typing import Any
 from cosa.cli.console import LiveLine, duration
 from sweeps.planning import folder as folders
 from sweeps.planning.plan import Trial
-from sweeps.reporting.grid import percent
 from sweeps.running.schedule import Schedule, seconds_left
 from sweeps.tables.metrics import METRICS, SEG_MIOU
 
@@ -33,7 +32,7 @@ class Best:
     score: float
 
     def __str__(self) -> str:
-        return f"best {self.label}: {METRICS[SEG_MIOU].title} {percent(self.score)}"
+        return f"best {self.label}: {METRICS[SEG_MIOU].title} {100 * self.score:.1f}"
 
 
 def best_of(trials: Iterable[Trial], results: Mapping[str, Mapping[str, Any]]) -> Best | None:

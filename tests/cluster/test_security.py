@@ -12,7 +12,7 @@ import pytest
 from cosa.config import Config
 from cosa.distributed.session import Request, _keep_quiet, _worker_environment
 from cosa.tracking import MlflowTracker, TrackingSpec, ui_hint
-from sweeps.reporting.links import trial_filter
+from sweeps.reporting.render import trial_filter
 from sweeps.running.arguments import read_order
 from sweeps.running.driver import main
 from sweeps.tables import Arm, Table

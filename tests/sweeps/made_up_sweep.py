@@ -15,7 +15,7 @@ from cosa.config import Config, TrainConfig, override
 from cosa.evaluation.pictures import PanelRow, draw_panels
 from sweeps.planning import plan as planning
 from sweeps.planning.plan import make_plan
-from sweeps.reporting.histories import Recordings
+from sweeps.reporting.histories import Histories
 
 BASE = override(
     Config(train=TrainConfig(iterations=2000, warmup=400)), {"evaluation.coexistence": ("boat", "train")}
@@ -26,7 +26,7 @@ PERPLEXITY = [round(i / 5, 1) for i in range(26)]
 
 
 class Store:
-    """What recordings ask of MLflow's client, answered from memory; it notes what was downloaded."""
+    """What histories ask of MLflow's client, answered from memory; it notes what was downloaded."""
 
     def __init__(self):
         self.metrics = {}
@@ -141,7 +141,7 @@ def analysis_file(step, **settings):
 
 
 def made_up(tables, seeds=(0, 1), *, missing=(), running=()):
-    """Store and recordings of a sweep: the arms `missing` have no run, that of those `running` is open."""
+    """Store and histories of a sweep: the arms `missing` have no run, that of those `running` is open."""
     plan = make_plan(BASE, tables, seeds)
     store = Store()
     runs = []
@@ -160,7 +160,7 @@ def made_up(tables, seeds=(0, 1), *, missing=(), running=()):
                 data=SimpleNamespace(tags=tags),
             )
         )
-    return store, Recordings(store, json.loads(planning.to_json(plan)), runs, "made-up")
+    return store, Histories(store, json.loads(planning.to_json(plan)), runs, "made-up")
 
 
 def fill(store, run_id, trial, steps):

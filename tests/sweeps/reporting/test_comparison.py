@@ -8,18 +8,31 @@ import io
 import json
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
 from cosa.config import Config, identity, override, to_json
 from cosa.data.voc import VOC_CLASSES
-from sweeps.reporting import render as report
-from sweeps.reporting.cells import Cell
+from sweeps.reporting import render
 from sweeps.reporting.comparison import comparisons
-from sweeps.reporting.full_model import FullModel, read_full_model
-from sweeps.reporting.results import Results
+from sweeps.reporting.results import FullModel, Results, read_full_model
 
 VAL = "val/assignment/"
 CLASSES = ("background", *VOC_CLASSES)
+
+
+VALUES = pd.DataFrame(
+    {
+        "train/assignment/cpl_miou": [0.781],
+        f"{VAL}cpl_miou": [0.76],
+        f"{VAL}ensemble_cpl_miou": [0.771],
+        f"{VAL}seg_miou_labelled": [0.75],
+        f"{VAL}seg_miou": [0.731],
+        **{f"seg_iou/{name}": [0.5] for name in CLASSES},
+        **{f"seg_iou_labelled/{name}": [0.6] for name in CLASSES if name != "tvmonitor"},
+        "hours": [8.25],
+    }
+)
 
 
 def full_model(**changes):
@@ -31,19 +44,8 @@ def full_model(**changes):
         split="val",
         train_split="train",
         images=1449,
-        metrics={
-            "train/assignment/cpl_miou": Cell({0: 0.781}),
-            f"{VAL}cpl_miou": Cell({0: 0.76}),
-            f"{VAL}ensemble_cpl_miou": Cell({0: 0.771}),
-            f"{VAL}seg_miou_labelled": Cell({0: 0.75, 1: 0.77}),
-            f"{VAL}seg_miou": Cell({0: 0.731}),
-        },
-        per_class={
-            "seg_iou": {name: Cell({0: 0.5}) for name in CLASSES},
-            "seg_iou_labelled": {name: Cell({0: 0.6}) for name in CLASSES if name != "tvmonitor"},
-        },
+        values=pd.concat([VALUES, pd.DataFrame({f"{VAL}seg_miou_labelled": [0.77]}, index=[1])]),
         classes=CLASSES,
-        hours=Cell({0: 8.25}),
         parameters=91_600_000,
     )
     return dataclasses.replace(model, **changes)
@@ -107,24 +109,26 @@ def test_table_2_puts_coco_under_coco():
     assert ours(table(2, layout="coco"))[0][3:] == ("–", "–", "76.0 ± 1.4")
 
 
-WITH_CRF = full_model().metrics | {
-    f"{VAL}seg_miou_crf": Cell({0: 0.729}),
-    f"{VAL}images_per_second": Cell({0: 4.0}),
-    f"{VAL}crf_images_per_second": Cell({0: 1.75}),
-}
+WITH_CRF = VALUES.assign(
+    **{
+        f"{VAL}seg_miou_crf": 0.729,
+        f"{VAL}images_per_second": 4.0,
+        f"{VAL}crf_images_per_second": 1.75,
+    }
+)
 
 
 def test_table_6_stands_where_a_crf_was_evaluated():
-    assert ours(table(6, metrics=WITH_CRF)) == [("ours, label-free", "73.1", "72.9", "−0.2", "4.00", "1.75")]
+    assert ours(table(6, values=WITH_CRF)) == [("ours, label-free", "73.1", "72.9", "−0.2", "4.00", "1.75")]
 
 
 def test_table_2_has_a_row_for_the_crf():
-    assert ours(table(2, metrics=WITH_CRF))[-1] == ("ours*, label-free", "I", "", "72.9", "–", "–")
+    assert ours(table(2, values=WITH_CRF))[-1] == ("ours*, label-free", "I", "", "72.9", "–", "–")
 
 
 def test_table_7_has_our_hours_and_parameters():
     assert ours(table(7))[0][4:] == ("8.2 h, 91.6 M", "8.2 h, 91.6 M", "–")
-    assert ours(table(7, parameters=None, hours=Cell({})))[0][4:] == ("–", "–", "–")
+    assert ours(table(7, values=VALUES.drop(columns="hours")))[0][4:] == ("–", "–", "–")
 
 
 def test_table_11_has_our_classes_under_the_papers():
@@ -158,13 +162,12 @@ def results():
         seeds=(0, 1),
         tables=(),
         full=full_model(),
-        panels=(),
         provenance={"trials": "", "training": ""},
     )
 
 
 def test_the_csv_says_whose_each_number_is(results):
-    rows = list(csv.DictReader(io.StringIO(report.comparison_csv(results))))
+    rows = list(csv.DictReader(io.StringIO(render.comparison_csv(results))))
     assert {row["source"] for row in rows if row["row"].startswith("ours")} == {"ours"}
     found = {
         row["column"]: row["source"] for row in rows if row["row"] == "aeroplane" and "val" in row["table"]
@@ -173,14 +176,14 @@ def test_the_csv_says_whose_each_number_is(results):
 
 
 def test_markdown_sets_ours_apart(results):
-    text = report.comparison_markdown(results)
+    text = render.comparison_markdown(results)
     assert "| **ours** | **** |" not in text
     assert "| **ours** |  | **78.1** | **76.0** |" in text
     assert "| CoSA | ViT-B | 78.5 | 76.4 |" in text
 
 
 def test_the_page_marks_ours_and_nothing_else(results):
-    page = report.html(results, "")
+    page = render.html(results, "")
     assert "<h2>Beside the paper</h2>" in page
     assert '<th scope="row" class="ours">ours•</th>' in page
     assert '<td class="ours">78.1</td>' in page
@@ -245,10 +248,10 @@ def test_the_full_model_is_the_presets_own_run_with_its_warmups_hours():
         }
     )
     found = read_full_model(store, "voc", plan, runs)
-    assert (found.hours.mean, found.images, found.parameters) == (2.0, 7, 100)
+    assert (found.values["hours"].to_dict(), found.images, found.parameters) == ({0: 2.0}, 7, 100)
     assert found.classes == ("background", "cat")
-    assert found.per_class["seg_iou"]["cat"].values == {0: 0.5}
-    assert found.metrics[f"{VAL}seg_miou"].mean == 0.7
+    assert found.values["seg_iou/cat"].to_dict() == {0: 0.5}
+    assert found.values[f"{VAL}seg_miou"].to_dict() == {0: 0.7}
 
 
 def test_a_full_model_that_is_not_finished_is_none():

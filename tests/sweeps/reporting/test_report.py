@@ -7,17 +7,16 @@ import io
 import math
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
+import scipy.stats
 
 from cosa.config import Config, TrainConfig
 from sweeps.planning import plan as planning
 from sweeps.planning.plan import make_plan
-from sweeps.reporting import grid
-from sweeps.reporting import render as report
-from sweeps.reporting.cells import Cell
-from sweeps.reporting.latex import escape, latex
-from sweeps.reporting.links import Links
-from sweeps.reporting.results import Panel, Results, fill
+from sweeps.reporting import render
+from sweeps.reporting.render import Links
+from sweeps.reporting.results import Results, fill, p_value
 from sweeps.tables import Arm, Table
 from sweeps.tables.metrics import STANDARD
 
@@ -76,7 +75,6 @@ def results(filled):
         seeds=(0, 1),
         tables=(filled,),
         full=None,
-        panels=(Panel("full, seed 0", b"\x89PNG"),),
         provenance={"trials": "4 of 6 finished", "training": "1 hour", "commit": "abc & def"},
     )
 
@@ -85,34 +83,52 @@ def row(filled, name):
     return next(row for row in filled.rows if row.arm.name == name)
 
 
-def test_a_cell_is_the_mean_and_sample_deviation_over_seeds(filled):
-    cell = row(filled, "none").cells[SEG_MIOU]
-    assert cell.mean == pytest.approx(0.35)
-    assert cell.deviation == pytest.approx(0.1 / math.sqrt(2))
+def numbers(filled, name, key=SEG_MIOU):
+    return filled.of(row(filled, name), key)
+
+
+def test_values_are_tidy_a_line_for_each_number_of_a_run(filled):
+    first = filled.values.iloc[0]
+    assert first.to_dict() == {
+        "table": "9z",
+        "arm": "none",
+        "seed": 0,
+        "metric": SEG_MIOU_LABELLED,
+        "value": 0.5,
+        "run_id": "0a1b2c",
+    }
+    assert len(filled.values) == 4 * len(STANDARD)
+
+
+def test_a_number_is_the_mean_and_sample_deviation_over_seeds(filled):
+    found = numbers(filled, "none")
+    assert (found["count"], found["mean"]) == (2, pytest.approx(0.35))
+    assert found["std"] == pytest.approx(0.1 / math.sqrt(2))
 
 
 def test_one_seed_has_a_mean_and_no_deviation():
-    cell = Cell({0: 0.3})
-    assert (cell.mean, math.isnan(cell.deviation)) == (0.3, True)
-    assert grid.spread(cell) == "30.0"
+    runs = {trial_of("full", 0).identity: run_of(seg_miou=0.3)}
+    found = numbers(fill(TABLE, plan_content(), runs, {}), "full")
+    assert (found["mean"], math.isnan(found["std"])) == (0.3, True)
+    assert render.spread(SEG_MIOU, found["mean"], found["std"]) == "30.0"
 
 
-def test_no_seed_has_neither():
-    assert grid.spread(Cell({})) == "–"
+def test_no_seed_has_neither(filled):
+    found = numbers(filled, "no-CSC")
+    assert (found["count"], found["pairs"]) == (0, 0)
+    assert render.spread(SEG_MIOU, found["mean"], found["std"]) == "–"
 
 
 def test_differences_are_taken_seed_by_seed(filled):
-    difference = row(filled, "none").differences[SEG_MIOU]
-    assert difference.values == pytest.approx({0: -0.20, 1: -0.12})
+    found = numbers(filled, "none")
+    assert (found["pairs"], found["difference"]) == (2, pytest.approx(-0.16))
+    assert found["difference_std"] == pytest.approx(0.08 / math.sqrt(2))
 
 
 def test_differences_use_only_seeds_that_both_have():
-    assert Cell({0: 0.5, 1: 0.9}).minus(Cell({0: 0.25, 2: 0.1})).values == {0: 0.25}
-
-
-def test_published_differences_are_to_the_same_arm_and_never_invented(filled):
-    assert row(filled, "none").published_differences == {"VOC": -16.25, "COCO": -11.0}
-    assert row(filled, "no-CSC").published_differences == {"VOC": -5.75}
+    filled = over_three_seeds(none={0: 0.5, 1: 0.9}, full={0: 0.25, 2: 0.1})
+    found = numbers(filled, "none")
+    assert (found["count"], found["pairs"], found["difference"]) == (2, 1, 0.25)
 
 
 def test_every_gap_says_which_seed_and_why(filled):
@@ -135,11 +151,11 @@ def test_every_gap_says_which_seed_and_why(filled):
 def test_an_unfinished_run_is_a_gap_and_never_a_number(run, gap):
     found = row(fill(TABLE, plan_content(), {trial_of("full", 0).identity: run}, {}), "full")
     assert found.gaps[0] == gap
-    assert found.seeds == 0
+    assert not found.runs
 
 
 def test_a_row_prints_ours_and_the_published_values(filled):
-    table = grid.grid(filled, seeds=2)
+    table = render.grid(filled, seeds=2)
     assert [column.title for column in table.columns] == [
         *("", "GC", "CSC", "labelled mIoU", "Δ full", "label-free mIoU", "Δ full", "CPL mIoU", "CPL C-mIoU"),
         *("VOC", "Δ full", "COCO", "Δ full"),
@@ -154,12 +170,12 @@ def test_a_row_prints_ours_and_the_published_values(filled):
 
 def test_an_arm_with_fewer_seeds_says_so():
     runs = {trial_of("full", 1).identity: run_of()}
-    table = grid.grid(fill(TABLE, plan_content(), runs, {}), seeds=2)
+    table = render.grid(fill(TABLE, plan_content(), runs, {}), seeds=2)
     assert table.rows[2][0] == "full (n = 1)"
 
 
 def test_the_terminals_columns_line_up(results):
-    lines = report.terminal(results).splitlines()
+    lines = render.terminal(results).splitlines()
     none, no_csc, full = (
         next(line for line in lines if line.startswith(name)) for name in ("none", "no-", "full")
     )
@@ -168,20 +184,20 @@ def test_the_terminals_columns_line_up(results):
 
 
 def test_markdown_is_a_table_that_every_reader_knows(results):
-    lines = report.markdown(results).splitlines()
+    lines = render.markdown(results).splitlines()
     start = lines.index("### Table 9z: A small one") + 2
     assert {line.count("|") for line in lines[start : start + 5]} == {14}
-    assert "http" not in report.markdown(results)
+    assert "http" not in render.markdown(results)
     assert "- no-CSC, seed 1: not run yet" in lines
 
 
 def test_the_head_of_the_page_in_mlflow_holds_what_fits_and_says_where_the_rest_is(results):
     import dataclasses
 
-    assert report.headline(results).startswith(report.markdown(results).partition("\n\nPercent")[0])
-    assert "`tags.cosa.sweep = 'small' and tags.cosa.kind = 'trial'`" in report.headline(results)
+    assert render.headline(results).startswith(render.markdown(results).partition("\n\nPercent")[0])
+    assert "`tags.cosa.sweep = 'small' and tags.cosa.kind = 'trial'`" in render.headline(results)
     many = dataclasses.replace(results, tables=results.tables * 40)
-    text = report.headline(many)
+    text = render.headline(many)
     assert 7000 < len(text) <= 8000  # what MLflow keeps of a tag
     assert text.count("### Table 9z") < 40
     assert "Further tables are in the artifact report/tables.md." in text
@@ -189,7 +205,7 @@ def test_the_head_of_the_page_in_mlflow_holds_what_fits_and_says_where_the_rest_
 
 
 def test_csv_holds_every_number(results):
-    rows = list(csv.DictReader(io.StringIO(report.as_csv(results))))
+    rows = list(csv.DictReader(io.StringIO(render.as_csv(results))))
     none = rows[0]
     assert (none["table"], none["arm"], none["GC"], none["CSC"]) == ("9z", "none", "0", "0")
     assert (none["seg_miou_n"], none["seg_miou_mean"], none["seg_miou_minus_full"]) == (
@@ -203,11 +219,10 @@ def test_csv_holds_every_number(results):
 
 
 def test_the_page_holds_rows_gaps_pictures_and_provenance(results):
-    page = report.html(results, "mlflow ui --backend-store-uri sqlite:////somewhere/mlflow.db")
+    page = render.html(results, "mlflow ui --backend-store-uri sqlite:////somewhere/mlflow.db")
     for text in (
         "35.0 ± 7.1",
         "no-CSC, seed 1: not run yet",
-        "data:image/png;base64,iVBORw==",
         "abc &amp; def",
         "mlflow ui --backend-store-uri sqlite:////somewhere/mlflow.db",
     ):
@@ -215,7 +230,7 @@ def test_the_page_holds_rows_gaps_pictures_and_provenance(results):
 
 
 def test_the_page_needs_no_other_file(results):
-    page = report.html(results, "")
+    page = render.html(results, "")
     assert "<script" not in page
     assert "<link" not in page
     assert "http" not in page
@@ -226,11 +241,10 @@ SERVER = "https://user:secret@mlflow.example:5000/"
 
 def test_a_number_leads_to_its_run_and_one_over_seeds_to_their_comparison():
     links = Links(SERVER, "7")
-    assert links.source({0: "abc"}).address == "https://mlflow.example:5000/#/experiments/7/runs/abc"
-    both = links.source({1: "def", 0: "abc"})
-    assert both.text == "seed 0: run abc, seed 1: run def"
-    assert both.address.startswith("https://mlflow.example:5000/#/compare-runs?runs=%5B%22def%22%2C%22abc%22")
-    assert links.source({}) is None
+    assert links.runs(["abc"]) == "https://mlflow.example:5000/#/experiments/7/runs/abc"
+    both = links.runs(["def", "abc"])
+    assert both.startswith("https://mlflow.example:5000/#/compare-runs?runs=%5B%22def%22%2C%22abc%22")
+    assert links.runs([]) == ""
 
 
 def test_a_server_shows_all_trials_of_a_sweep_side_by_side():
@@ -242,23 +256,22 @@ def test_a_server_shows_all_trials_of_a_sweep_side_by_side():
     assert Links("sqlite:////mlflow.db", "7").arms("small") == ""
 
 
-def test_a_store_without_a_server_has_ids_and_no_addresses():
-    source = Links("sqlite:////somewhere/mlflow.db", "7").source({0: "abc"})
-    assert (source.address, source.text) == ("", "seed 0: run abc")
+def test_a_store_without_a_server_has_no_addresses():
+    assert Links("sqlite:////somewhere/mlflow.db", "7").runs(["abc"]) == ""
 
 
 def test_every_form_with_a_server_leads_to_the_runs_and_keeps_its_password(results):
-    for text in (report.html(results, "", SERVER), report.markdown(results, SERVER)):
+    for text in (render.html(results, "", SERVER), render.markdown(results, SERVER)):
         assert text.count("https://mlflow.example:5000/#/compare-runs?") >= 8  # two arms, four metrics
         assert "secret" not in text
 
 
 def test_the_page_of_a_store_in_a_file_shows_the_runs_ids(results):
-    assert 'title="seed 0: run 0a1b2c, seed 1: run 0a1b2c">35.0 ± 7.1</span>' in report.html(results, "")
+    assert 'title="seed 0: run 0a1b2c, seed 1: run 0a1b2c">35.0 ± 7.1</span>' in render.html(results, "")
 
 
 def test_the_csv_names_the_runs(results):
-    rows = list(csv.DictReader(io.StringIO(report.as_csv(results))))
+    rows = list(csv.DictReader(io.StringIO(render.as_csv(results))))
     assert [row["runs"] for row in rows] == ["0:0a1b2c 1:0a1b2c", "", "0:0a1b2c 1:0a1b2c"]
 
 
@@ -278,36 +291,37 @@ def over_three_seeds(**values):
 def test_a_difference_over_three_seeds_carries_its_p_value():
     filled = over_three_seeds(none={0: 0.40, 1: 0.41, 2: 0.45}, full={0: 0.50, 1: 0.52, 2: 0.54})
     # differences -0.10, -0.11, -0.09: t = -0.1 / (0.01 / sqrt 3) = -17.32, df 2
-    assert grid.grid(filled, seeds=3).rows[0][6] == "−10.0 (p 0.0033)"
-    assert row(filled, "none").differences[SEG_MIOU].p_value == pytest.approx(0.003317, rel=1e-3)
+    assert render.grid(filled, seeds=3).rows[0][6] == "−10.0 (p 0.0033)"
+    assert numbers(filled, "none")["p"] == pytest.approx(0.003317, rel=1e-3)
 
 
 def test_too_few_common_seeds_are_told_where_others_have_enough():
     filled = over_three_seeds(none={0: 0.40, 1: 0.41}, full={0: 0.50, 1: 0.52, 2: 0.54})
-    table = grid.grid(filled, seeds=3)
+    table = render.grid(filled, seeds=3)
     assert (table.rows[0][0], table.rows[0][6]) == ("none (n = 2)", "−10.5 (n = 2, too small)")
 
 
 def test_with_fewer_than_three_seeds_the_legend_says_why_there_is_no_test(results):
-    assert "no p-values: n too small, a paired test wants 3 seeds or more" in report.terminal(results)
-    assert "(p" not in report.terminal(results)
+    assert "no p-values: n too small, a paired test wants 3 seeds or more" in render.terminal(results)
+    assert "(p" not in render.terminal(results)
 
 
 @pytest.mark.parametrize(("values", "p"), [((0.1, 0.1, 0.1), 0.0), ((0.0, 0.0, 0.0), 1.0)])
 def test_differences_without_any_deviation_have_a_p_value_too(values, p):
-    assert Cell(dict(enumerate(values))).p_value == p
+    assert p_value(pd.Series(values)) == p
 
 
-def test_the_p_value_agrees_with_the_one_of_scipy():
-    from scipy.stats import ttest_rel
+def test_too_few_differences_have_no_p_value():
+    assert math.isnan(p_value(pd.Series([0.1, 0.2, math.nan])))
 
-    ours, theirs = (0.3, 0.5, 0.45, 0.2), (0.32, 0.61, 0.44, 0.3)
-    differences = Cell(dict(enumerate(ours))).minus(Cell(dict(enumerate(theirs))))
-    assert differences.p_value == pytest.approx(ttest_rel(ours, theirs).pvalue)
+
+def test_the_p_value_is_that_of_a_paired_t_test():
+    ours, theirs = pd.Series([0.3, 0.5, 0.45, 0.2]), pd.Series([0.32, 0.61, 0.44, 0.3])
+    assert p_value(ours - theirs) == pytest.approx(scipy.stats.ttest_rel(ours, theirs).pvalue)
 
 
 def test_latex_has_balanced_rows_and_environments_in_plain_ascii(results):
-    text = latex([grid.grid(table, 2) for table in results.tables], "Percent ±")
+    text = render.latex(results)
     assert text.isascii()
     assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
     for name in ("table*", "tabular"):
@@ -321,7 +335,7 @@ def test_latex_has_balanced_rows_and_environments_in_plain_ascii(results):
 
 
 def test_latex_rules_ours_and_the_published_columns_apart(results):
-    text = latex([grid.grid(table, 2) for table in results.tables], "")
+    text = render.latex(results)
     assert r" & & & \multicolumn{6}{c}{ours} & \multicolumn{4}{c}{published} \\" in text
     assert r"\cmidrule(lr){4-9} \cmidrule(lr){10-13}" in text
 
@@ -336,33 +350,34 @@ def test_latex_rules_ours_and_the_published_columns_apart(results):
     ],
 )
 def test_latex_escapes_what_it_would_misread(text, escaped):
-    assert escape(text) == escaped
+    assert render.escape(text) == escaped
 
 
 def test_a_chart_spans_all_values_and_keeps_arms_without_any(filled):
-    chart = report.chart(filled, SEG_MIOU)
+    chart = render.chart(filled, SEG_MIOU)
     none, no_csc, full = chart["lines"]
     assert no_csc["mean"] is None
-    assert min(none["dots"]) < full["mean"]
-    places = [*none["dots"], *full["dots"]]
+    assert min(none["dots"])[0] < full["mean"]
+    assert none["dots"][0][1] == {0: "0a1b2c"}
+    places = [x for x, _ in (*none["dots"], *full["dots"])]
     ticks = [x for x, _ in chart["ticks"]]
     assert min(ticks) <= min(places)
     assert max(places) <= max(ticks)
 
 
 def test_a_chart_of_nothing_is_not_drawn():
-    assert report.chart(fill(TABLE, plan_content(), {}, {}), SEG_MIOU) is None
+    assert render.chart(fill(TABLE, plan_content(), {}, {}), SEG_MIOU) is None
 
 
 @pytest.mark.parametrize(
     ("value", "text"), [(0.1234, "+12.3"), (-0.1234, "−12.3"), (-0.0001, "0.0"), (math.nan, "–")]
 )
 def test_signed_percent_has_one_decimal_and_no_negative_zero(value, text):
-    assert grid.percent(value, signed=True) == text
+    assert render.number(SEG_MIOU, value, signed=True) == text
 
 
 def test_all_five_forms_are_written(results, tmp_path):
-    files = report.write(results, tmp_path / "out", "sqlite:////somewhere/mlflow.db")
+    files = render.write(results, tmp_path / "out", "sqlite:////somewhere/mlflow.db")
     assert [path.name for path in files] == [
         *("report.html", "tables.md", "tables.csv", "tables.tex", "tables.txt")
     ]
@@ -406,7 +421,6 @@ def oracle_results(filled):
         seeds=(0,),
         tables=(filled,),
         full=None,
-        panels=(),
         provenance={"trials": "", "training": ""},
     )
 
@@ -421,7 +435,7 @@ def test_a_run_tagged_as_oracle_is_one_whatever_its_arm_says(filled):
     assert [row.oracle for row in found.rows] == [True, False, False]
 
 
-@pytest.mark.parametrize("form", [report.terminal, report.markdown, lambda results: report.html(results, "")])
+@pytest.mark.parametrize("form", [render.terminal, render.markdown, lambda results: render.html(results, "")])
 def test_every_readable_form_names_the_oracle_and_says_what_it_is(with_oracle, form):
     text = form(oracle_results(with_oracle))
     assert "GT (oracle)" in text
@@ -431,7 +445,7 @@ def test_every_readable_form_names_the_oracle_and_says_what_it_is(with_oracle, f
 
 
 def test_the_csv_has_a_column_for_oracles_and_the_best(with_oracle):
-    rows = list(csv.DictReader(io.StringIO(report.as_csv(oracle_results(with_oracle)))))
+    rows = list(csv.DictReader(io.StringIO(render.as_csv(oracle_results(with_oracle)))))
     assert [(row["arm"], row["oracle"], row["best"]) for row in rows] == [
         ("GT", "1", "0"),
         ("NO", "0", "1"),
@@ -466,7 +480,7 @@ def test_one_row_alone_is_not_called_best():
 
 
 def test_a_table_shows_its_own_metrics_and_what_each_row_was_trained_with(with_oracle):
-    table = grid.grid(with_oracle, seeds=1)
+    table = render.grid(with_oracle, seeds=1)
     assert [column.title for column in table.columns] == [
         *("", "s2c.source", "train CPL mIoU", "Δ full", "val CPL perplexity", "Δ full", "train", "Δ full")
     ]

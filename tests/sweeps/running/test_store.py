@@ -276,7 +276,8 @@ def test_results_are_read_back_with_the_reasons_of_what_failed(uri, root):
     sweep.fail(root, {FAILING.name: "OutOfMemoryError: too large"})
     found = results.read_results(uri, sweep.run_id)
     rows = {row.arm.name: row for row in found.tables[0].rows}
-    assert rows["full"].cells["val/assignment/seg_miou"].values == {0: 0.5}
+    filled = found.tables[0]
+    assert filled.of(rows["full"], "val/assignment/seg_miou")["mean"] == 0.5
     assert rows["no-CSC"].gaps == ("seed 0: failed (OutOfMemoryError: too large)",)
     assert found.provenance["data"] == "fingerprint f00"
     assert found.provenance["trials"].startswith("1 of 2 finished")
@@ -287,7 +288,7 @@ def test_a_trial_outside_of_the_plan_does_not_count(uri, root):
     changed = make_plan(override(BASE, {"c2s.weight": 0.2}), [TABLE], [0]).trials[1]
     train(sweep, root, changed)
     rows = results.read_results(uri, sweep.run_id).tables[0].rows
-    assert [row.seeds for row in rows if row.arm.name == "full"] == [0]
+    assert [dict(row.runs) for row in rows if row.arm.name == "full"] == [{}]
 
 
 def test_a_sweep_is_found_by_name_and_a_wrong_name_by_its_nearest(uri, root):
