@@ -4,13 +4,15 @@
     model = load_model("runs/voc/model")
     classes = model.predict("image.jpg")
 
-How it is saved, and what else `load_model` takes, is told in model_files.py.
+How it is saved, and what else `load_model` takes, is told in `cosa.storage.model_files`.
 """
 
 from __future__ import annotations
 
+import re
+import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +27,16 @@ from cosa.equations.cam import to_activation
 from cosa.equations.pseudo_labels import keep_labelled
 from cosa.networks.multiscale import multiscale, resize
 from cosa.networks.network import CosaNetwork, build_network
-from cosa.storage.model_files import Facts, NetworkName, StoredModel, resolve_model, save_model
+from cosa.storage.model_files import (
+    Facts,
+    NetworkName,
+    StoredModel,
+    read_model,
+    read_model_folder,
+    save_model,
+)
 from cosa.structures import FusedOutput, Ranks
+from cosa.tracking import download_model
 
 __all__ = [
     "Facts",
@@ -42,6 +52,7 @@ __all__ = [
 Picture = str | Path | Image.Image | np.ndarray
 """An image as a file, a Pillow image, or uint8 RGB (h w 3); a file's EXIF orientation is ignored."""
 
+_RUN_ID = re.compile(r"[0-9a-f]{32}")
 _MAX_ELEMENTS = 2**26  # numbers held at a time where class maps of a huge image are compared
 
 
@@ -57,6 +68,28 @@ def load_model(
     Takes and raises what `resolve_model` does; `device` overrides where it computes.
     """
     return build_model(resolve_model(source, network=network, tracking_uri=tracking_uri), device=device)
+
+
+def resolve_model(
+    source: str | Path, *, network: NetworkName = "assignment", tracking_uri: str = ""
+) -> StoredModel:
+    """The network that a run's folder, a checkpoint, a model's folder or an MLflow run id holds.
+
+    Takes and raises what `cosa.storage.model_files.read_model` does, and:
+
+    Args:
+        source: Also the id of a run in the MLflow store `tracking_uri`.
+        network: `online` is kept in checkpoints alone.
+        tracking_uri: MLflow store that knows the run id.
+
+    Raises:
+        TrackingError: The store does not answer or does not have the run.
+    """
+    if not tracking_uri or not _RUN_ID.fullmatch(str(source)) or Path(source).exists():
+        return read_model(source, network=network)
+    with tempfile.TemporaryDirectory() as place:
+        found = read_model_folder(download_model(tracking_uri, str(source), Path(place)), network)
+    return replace(found, folder=None)
 
 
 def build_model(stored: StoredModel, *, device: torch.device | None = None) -> Model:

@@ -106,7 +106,7 @@ def add_source(parser: argparse.ArgumentParser) -> None:
 
 def find_model(given: argparse.Namespace, network: NetworkName) -> StoredModel:
     """What `add_source` lets the user name."""
-    from cosa.storage.model_files import resolve_model
+    from cosa.model import resolve_model
 
     uri = given.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///runs/mlflow.db"
     return resolve_model(given.source, network=network, tracking_uri=uri)

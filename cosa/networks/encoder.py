@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from cosa.config import NetworkConfig, nearest
 from cosa.networks import _torchvision  # noqa: F401  (before timm: see its docstring)
+from cosa.storage.model_files import read_tensors
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -167,32 +167,3 @@ def load_weights(vit: VisionTransformer, path: Path) -> None:
             "set network.encoder to the architecture the file was made for"
         )
     vit.load_state_dict(state)
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of a .pth file without unpickling any object.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file holds no tensors by name, or more than tensors.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"weights file must exist, got {str(path)!r}")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 (each reader has a dozen ways to say "not such a file")
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(
-            f"weights file must hold nothing but tensors, got {str(path)!r} ({reason}); "
-            "convert it to .safetensors"
-        ) from None
-    for key in ("state_dict", "model"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
-        raise ValueError(f"weights file must hold tensors by name, got {str(path)!r}")
-    return found

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from cosa.config import Config, from_json, warmup_identity
 from cosa.storage.files import digest, write_atomically
 
 FORMAT = 2
@@ -155,3 +156,39 @@ def newest(folder: Path, warn: Callable[[str], None]) -> State | None:
 def existing(folder: Path) -> list[Path]:
     """Checkpoints in `folder`, oldest first."""
     return sorted(path for path in folder.glob("step_*.pt") if _NAME.fullmatch(path.name))
+
+
+def load_warmup(path: Path, config: Config) -> tuple[State, float | None]:
+    """The state of a shared warm-up, checked to be the one that `config` would train itself.
+
+    A run forked from it is bit for bit the run trained from its beginning, as the warm-up reads nothing of
+    co-training. With the state comes the momentum of the follower that is to be AN; None where it is the
+    warm-up's own.
+
+    Raises:
+        ValueError: It is another warm-up, not at its end, or carries no AN of that momentum.
+        FileNotFoundError: There is no such checkpoint.
+    """
+    saved = load(path)
+    trained = from_json(saved["config"])
+    if warmup_identity(trained) != warmup_identity(config) or saved["step"] != config.train.warmup:
+        raise ValueError(
+            f"fork_from must be this run's own warm-up after {config.train.warmup} steps, got {str(path)!r} "
+            f"after {saved['step']} steps of warm-up {warmup_identity(trained)} instead of "
+            f"{warmup_identity(config)}"
+        )
+    momentum = config.ema.momentum
+    if momentum == trained.ema.momentum:
+        return saved, None
+    require_momenta(path, saved, [momentum])
+    return saved, momentum
+
+
+def require_momenta(where: Path, saved: State, wanted: Sequence[float]) -> None:
+    """Refuse a checkpoint that lacks an AN of one of the momenta `wanted`."""
+    missing = [momentum for momentum in wanted if repr(momentum) not in saved["followers"]]
+    if missing:
+        raise ValueError(
+            f"warm-up must carry an AN of momentum {missing[0]!r}, got only "
+            f"{', '.join(saved['followers']) or 'its own'} in {str(where)!r}; train it in a new folder"
+        )

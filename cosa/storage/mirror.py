@@ -31,7 +31,6 @@ from cosa.structures import Ranks
 _log = logging.getLogger(__name__)
 
 _RESULT = "result.json"
-_ORDER = ("checkpoints", "journal.jsonl", "run.json", "tracking", "config.json")  # in which things go up
 _LOCK = ".storage.lock"  # held against this machine's other processes of the run
 _NOT_MIRRORED = "ray"  # notes of one attempt on one cluster
 _PAUSES = (2.0, 10.0, 30.0)  # seconds between tries to reach storage before training starts
@@ -46,81 +45,21 @@ class StorageError(RuntimeError):
     """Storage does not answer or takes no more; the message is one line that says what lies where."""
 
 
-@dataclass(frozen=True)
-class LocalStorage:
-    """A folder that training writes itself: there is nothing to move."""
-
-    folder: Path
-    """The run's folder."""
-    url: str = ""
-    """Nowhere else."""
-
-    def pull(self) -> None:
-        """Everything is here."""
-
-    def agree(self, saved: checkpoint.State | None, ranks: Ranks) -> checkpoint.State | None:  # noqa: ARG002
-        """All ranks have read the same folder."""
-        return saved
-
-    def push(self, *, keep: int) -> None:
-        """Everything is where it belongs."""
-
-    def close(self, *, keep: int) -> None:
-        """Everything is where it belongs."""
-
-
 @dataclass
-class RemoteStorage:
-    """A run kept at a URL, and the folder that it is worked on in; of a run's processes one alone pushes."""
+class Storage:
+    """A run's folder on this machine and, where it has a URL, its mirror; of a run's processes one pushes."""
 
-    url: str
-    """Where the run is kept."""
     folder: Path
-    """The working folder on this machine."""
+    """The folder that training writes."""
+    url: str = ""
+    """Where the run is kept; empty where that is the folder itself, and nothing is to be moved."""
     _sent: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Size and time of change, by name, of what lies there just as it lies here."""
-    _torn: set[str] = field(default_factory=set)
-    """Checkpoints that were seen to be torn there."""
     _failure: str = ""
     """Why the last push failed; empty where it did not."""
 
-    @functools.cached_property
-    def _there(self) -> tuple[Any, str]:
-        """The file system behind the URL, and the run's path in it."""
-        protocol = self.url.partition("://")[0]
-        try:
-            import fsspec  # it and what it loads take a moment: only for those who use it
-
-            options = _OPTIONS.get(protocol, {})
-            system, root = fsspec.core.url_to_fs(self.url, use_listings_cache=False, **options)
-        except (ImportError, ValueError) as error:
-            raise ValueError(
-                f"out must be a folder, or a URL that this machine can open, got {self.url!r} "
-                f"({one_line(error)}); s3:// needs the extra cosa-wsss[s3]"
-            ) from None
-        if protocol in _OPTIONS:
-            system.retries = 1  # on top of those of the options
-        return system, str(root).rstrip("/")
-
-    def _list(self) -> dict[str, int]:
-        """Sizes by name of what lies at the URL.
-
-        Raises:
-            ValueError: There is no such bucket, or it is not for us.
-        """
-        system, root = self._there
-        try:
-            found = system.find(root, detail=True)
-        except (FileNotFoundError, PermissionError) as error:
-            raise ValueError(
-                f"out must lie on storage that exists and is open to you, got {self.url!r} "
-                f"({one_line(error)}); make the bucket, or set the keys in the environment"
-            ) from None
-        names = {path.removeprefix(f"{root}/"): int(facts["size"]) for path, facts in found.items()}
-        return {name: size for name, size in names.items() if _is_mirrored(name)}
-
     def pull(self) -> None:
-        """Bring what the working folder lacks; of a machine's processes one does, and the others find it.
+        """Bring what the folder lacks; of a machine's processes one does, and the others find it.
 
         Where the newest whole checkpoint lies at the URL, all else that lies there takes the place of what is
         here; where it lies here, only what is missing comes.
@@ -128,12 +67,15 @@ class RemoteStorage:
         Raises:
             ValueError: There is no such storage, or it is not for us.
             StorageError: It could not be reached, so that nobody knows whether there is a run to go on with.
-            OSError: The working folder cannot be written.
+            OSError: The folder cannot be written.
         """
+        if not self.url:
+            return
         with lock(self.folder / _LOCK, wait=math.inf):
             for pause in (*_PAUSES, None):
                 try:
                     self._pull()
+                    return
                 except ValueError:
                     raise
                 except Exception as error:
@@ -146,61 +88,43 @@ class RemoteStorage:
                             f"{str(self.folder)!r}"
                         ) from None
                     time.sleep(pause)
-                else:
-                    return
 
     def _pull(self) -> None:
         there = self._list()
-        draft = self._fetch_newest(there)
-        for name in there:
-            path = self.folder / name
-            if not _is_checkpoint(name) and (draft or not path.is_file()):
-                write_atomically(path, self._read(name))
-                self._sent[name] = _stamp(path)
-        if draft:  # last: until it has its name, a pull that was cut short is done again
-            self._install(draft)
-
-    def _fetch_newest(self, there: Mapping[str, int]) -> Path | None:
-        """A copy, not yet named so, of the newest whole checkpoint at the URL; None where ours is as new."""
         ours = next((p.name for p in reversed(self._checkpoints()) if checkpoint.is_whole(p)), "")
-        for name in sorted(filter(_is_state, there), reverse=True):
-            if PurePosixPath(name).name <= ours:
-                return None
-            draft = self._fetch(name, there)
-            if draft:
-                return draft
-        return None
+        newer = (name for name in sorted(there, reverse=True) if _is_state(name) and Path(name).name > ours)
+        newest = next((name for name in newer if self._bring_checkpoint(name, there)), "")
+        for name in there:
+            if not name.startswith("checkpoints/") and (newest or not (self.folder / name).is_file()):
+                self._bring(name)
+        if newest:  # last: until it is whole here, a pull that was cut short is done again
+            self._bring(f"{newest}.sha256")
 
-    def _fetch(self, name: str, there: Mapping[str, int]) -> Path | None:
-        """A copy, not yet named so, of a checkpoint at the URL; None where that is torn, with a warning."""
-        system, root = self._there
+    def _bring_checkpoint(self, name: str, there: Mapping[str, int]) -> bool:
+        """Bring a checkpoint, not yet its hash; False where it is torn there, with a warning."""
         path = self.folder / name
+        checkpoint.hash_path(path).unlink(missing_ok=True)  # of one that is torn here
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.part")
         if f"{name}.sha256" in there:
-            expected = self._read(f"{name}.sha256")
-            system.get_file(f"{root}/{name}", str(draft))
-            if digest(draft).encode() == expected[:64]:
-                write_atomically(checkpoint.hash_path(path), expected)
-                return draft
-            draft.unlink()
-        self._torn.add(name)
+            self._files.get_file(name, str(path))
+            self._sent[name] = _stamp(path)
+            if digest(path).encode() == self._files.cat_file(f"{name}.sha256")[:64]:
+                return True
+            path.unlink()
+            del self._sent[name]
         _log.warning("skipped a checkpoint: %s/%s is torn, not what its hash says", self.url, name)
-        return None
+        return False
 
-    def _install(self, draft: Path) -> None:
-        """Give a fetched checkpoint its name."""
-        path = draft.with_name(draft.name.removeprefix(".").removesuffix(".part"))
-        write_atomically(path, draft.replace)
-        for file in (path, checkpoint.hash_path(path)):
-            self._sent[file.relative_to(self.folder).as_posix()] = _stamp(file)
+    def _bring(self, name: str) -> None:
+        write_atomically(self.folder / name, self._files.cat_file(name))
+        self._sent[name] = _stamp(self.folder / name)
 
     def agree(self, saved: checkpoint.State | None, ranks: Ranks) -> checkpoint.State | None:
         """The newest state that every rank can have, instead of the one that this rank has.
 
         They differ where a machine has a checkpoint that never went up and that another one therefore lacks.
         """
-        if ranks.world == 1:
+        if not self.url or ranks.world == 1:
             return saved
         own = saved["step"] if saved else 0
         steps = torch.zeros(ranks.world, dtype=torch.int64, device=ranks.device)
@@ -215,14 +139,15 @@ class RemoteStorage:
                 if newer > path:
                     checkpoint.hash_path(newer).unlink(missing_ok=True)
                     newer.unlink(missing_ok=True)
-            if step and not checkpoint.is_whole(path):
-                draft = self._fetch(path.relative_to(self.folder).as_posix(), self._list())
-                if draft:
-                    self._install(draft)
+            name = path.relative_to(self.folder).as_posix()
+            if step and not checkpoint.is_whole(path) and self._bring_checkpoint(name, self._list()):
+                self._bring(f"{name}.sha256")
         return checkpoint.load(path) if step else None
 
     def push(self, *, keep: int) -> None:
-        """Send what is new, and leave the newest `keep` whole checkpoints there; a failure is a warning."""
+        """Send what is new; of older checkpoints the newest `keep` stay there. A failure is a warning."""
+        if not self.url:
+            return
         try:
             self._push(keep)
         except Exception as error:  # noqa: BLE001 (each kind of storage has errors of its own)
@@ -239,41 +164,29 @@ class RemoteStorage:
             self._failure = ""
 
     def _push(self, keep: int) -> None:
-        system, root = self._there
         there, here = self._list(), self._here()
         if _RESULT in there and _RESULT not in here:  # the run was finished, and goes on
-            system.rm_file(f"{root}/{_RESULT}")
+            self._files.rm_file(_RESULT)
         for name in sorted(here, key=_turn):
-            if self._lies_there(name, here[name], there):
-                continue
-            try:
-                system.put_file(str(self.folder / name), f"{root}/{name}")
-            except FileNotFoundError:
-                if (self.folder / name).exists():
-                    raise
-                continue  # it was removed in the meantime
-            self._sent[name] = here[name]
-            self._torn.discard(name)
-            there[name] = here[name][0]
-        newest = max(filter(_is_state, here), default="")
-        whole = [
-            name
-            for name in sorted(filter(_is_state, there))
-            if name <= newest and f"{name}.sha256" in there and name not in self._torn
-        ]
-        if len(whole) > keep:
-            for name in filter(_is_state, there):
-                if name < whole[-keep]:
-                    for old in {f"{name}.sha256", name} & there.keys():
-                        system.rm_file(f"{root}/{old}")
+            if not self._lies_there(name, here[name], there):
+                try:
+                    self._files.put_file(str(self.folder / name), name)
+                    self._sent[name] = here[name]
+                except FileNotFoundError:
+                    if (self.folder / name).exists():  # else it was removed in the meantime
+                        raise
+        kept = sorted(filter(_is_state, here))[-keep:]
+        for name in there:
+            if len(kept) == keep and name < kept[0] and _is_state(name.removesuffix(".sha256")):
+                self._files.rm_file(name)
 
     def _lies_there(self, name: str, stamp: tuple[int, int], there: Mapping[str, int]) -> bool:
         """Whether a file lies at the URL just as it lies here; a checkpoint is known by its hash."""
         if there.get(name) != stamp[0]:
             return False
-        if self._sent.get(name) != stamp and _is_state(name) and f"{name}.sha256" in there:
-            path = checkpoint.hash_path(self.folder / name)
-            if path.is_file() and path.read_bytes() == self._read(f"{name}.sha256"):
+        if name not in self._sent and _is_state(name) and f"{name}.sha256" in there:
+            ours = checkpoint.hash_path(self.folder / name).read_bytes()
+            if ours == self._files.cat_file(f"{name}.sha256"):
                 self._sent[name] = stamp
         return self._sent.get(name) == stamp
 
@@ -291,26 +204,51 @@ class RemoteStorage:
                 f"did not go up and lie whole in {str(self.folder)!r}: the same command sends them"
             )
 
-    def _read(self, name: str) -> bytes:
-        system, root = self._there
-        content: bytes = system.cat_file(f"{root}/{name}")
-        return content
+    @functools.cached_property
+    def _files(self) -> Any:
+        """What lies at the URL, as a file system of its own."""
+        protocol = self.url.partition("://")[0]
+        try:
+            import fsspec  # it and what it loads take a moment: only for those who use it
 
-    def _checkpoints(self) -> list[Path]:
-        return checkpoint.existing(self.folder / "checkpoints")
+            options = _OPTIONS.get(protocol, {})
+            system, root = fsspec.core.url_to_fs(self.url, use_listings_cache=False, **options)
+        except (ImportError, ValueError) as error:
+            raise ValueError(
+                f"out must be a folder, or a URL that this machine can open, got {self.url!r} "
+                f"({one_line(error)}); s3:// needs the extra cosa-wsss[s3]"
+            ) from None
+        if protocol in _OPTIONS:
+            system.retries = 1  # on top of those of the options
+        return fsspec.filesystem("dir", path=root, fs=system)
+
+    def _list(self) -> dict[str, int]:
+        """Sizes by name of what lies at the URL.
+
+        Raises:
+            ValueError: There is no such bucket, or it is not for us.
+        """
+        try:
+            found = self._files.find("", detail=True)
+        except (FileNotFoundError, PermissionError) as error:
+            raise ValueError(
+                f"out must lie on storage that exists and is open to you, got {self.url!r} "
+                f"({one_line(error)}); make the bucket, or set the keys in the environment"
+            ) from None
+        return {name: int(facts["size"]) for name, facts in found.items() if _is_mirrored(name)}
 
     def _here(self) -> dict[str, tuple[int, int]]:
-        """What there is to send, by name, with its size and time of change."""
+        """What there is to send, by name, with size and time of change; no checkpoint without its hash."""
         found = {}
         for path in self.folder.rglob("*"):
             name = path.relative_to(self.folder).as_posix()
             with contextlib.suppress(FileNotFoundError):  # it may go while we look
                 if _is_mirrored(name) and path.is_file():
                     found[name] = _stamp(path)
-        return found
+        return {name: found[name] for name in found if not _is_state(name) or f"{name}.sha256" in found}
 
-
-Storage = LocalStorage | RemoteStorage
+    def _checkpoints(self) -> list[Path]:
+        return checkpoint.existing(self.folder / "checkpoints")
 
 
 def open_storage(out: Path | str, work_folder: str = "") -> Storage:
@@ -329,9 +267,9 @@ def open_storage(out: Path | str, work_folder: str = "") -> Storage:
     if not separator:
         if isinstance(out, Path) and re.match(r"[a-z0-9]{2,}:/", str(out)):
             raise ValueError(f"out must be text where it is a URL, got a Path, {str(out)!r}")
-        return LocalStorage(Path(out).expanduser().absolute())
+        return Storage(Path(out).expanduser().absolute())
     if protocol in {"file", "local"}:
-        return LocalStorage(Path(f"/{rest.lstrip('/')}"))
+        return Storage(Path(f"/{rest.lstrip('/')}"))
     parts = rest.rstrip("/").split("/")
     if any(mark in rest for mark in "@?#"):
         raise ValueError(
@@ -343,7 +281,7 @@ def open_storage(out: Path | str, work_folder: str = "") -> Storage:
             f"out must name a folder in a bucket, as s3://bucket/runs/name does, got {str(out)!r}"
         )
     folder = Path(work_folder or Path("runs", protocol, *parts)).absolute()
-    return RemoteStorage(f"{protocol}://{'/'.join(parts)}", folder)
+    return Storage(folder, f"{protocol}://{'/'.join(parts)}")
 
 
 def _is_mirrored(name: str) -> bool:
@@ -352,18 +290,13 @@ def _is_mirrored(name: str) -> bool:
     return bool(parts) and parts[0] not in {"/", _NOT_MIRRORED} and not any(p.startswith(".") for p in parts)
 
 
-def _is_checkpoint(name: str) -> bool:
-    return name.startswith("checkpoints/")
-
-
 def _is_state(name: str) -> bool:
     return re.fullmatch(r"checkpoints/step_\d{8}\.pt", name) is not None
 
 
-def _turn(name: str) -> tuple[int, str]:
+def _turn(name: str) -> tuple[bool, bool, str]:
     """The place of a file among what goes up; a checkpoint's name is less than that of its hash."""
-    first = PurePosixPath(name).parts[0]
-    return (_ORDER.index(first) if first in _ORDER else len(_ORDER) + (name == _RESULT), name)
+    return (not name.startswith("checkpoints/"), name == _RESULT, name)
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""A trained network as files: written, and found again by whatever names it.
+"""A trained network as files: written, and found again by whatever holds it.
 
 A model's folder holds model.safetensors (the weights), config.json (the run's settings) and model.json
 (classes, sizes, scales, metrics, where it came from). Nothing is ever unpickled.
@@ -8,29 +8,25 @@ from __future__ import annotations
 
 import json
 import math
-import re
-import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
+import torch
+from safetensors.torch import load_file
 from safetensors.torch import save as safetensors
 from torch import Tensor
 
 import cosa
 from cosa.config import Config, from_json, to_json
-from cosa.networks.encoder import read_tensors
-from cosa.networks.network import CosaNetwork
 from cosa.storage import checkpoint
 from cosa.storage.files import write_atomically
-from cosa.tracking import download_model
 
 NetworkName = Literal["assignment", "online"]
 
 _FORMAT = 1
 _FILES = ("model.safetensors", "config.json", "model.json")
-_RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +65,20 @@ class StoredModel:
     """The run's folder, the model's where it lies in no run, None for one from MLflow."""
 
 
+@runtime_checkable
+class Network(Protocol):
+    """What can be saved."""
+
+    @property
+    def patch_size(self) -> int:
+        """Side of its patches, pixels."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its tensors by name."""
+
+
 def save_model(
-    folder: Path, network: CosaNetwork, config: Config, classes: tuple[str, ...], *, facts: Facts
+    folder: Path, network: Network, config: Config, classes: tuple[str, ...], *, facts: Facts
 ) -> list[Path]:
     """Write a network as a model's folder; model.json comes last and marks it as whole.
 
@@ -80,38 +88,23 @@ def save_model(
     Raises:
         OSError: The folder cannot be written.
     """
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    return _save(folder, weights, config, classes, facts, network.patch_size)
-
-
-def _save(
-    folder: Path,
-    weights: dict[str, Tensor],
-    config: Config,
-    classes: tuple[str, ...],
-    facts: Facts,
-    patch_size: int,
-) -> list[Path]:
-    known = asdict(facts)
-    known["metrics"] = {k: v if math.isfinite(v) else None for k, v in facts.metrics.items()}
     about = {
         "format": _FORMAT,
         "cosa": cosa.__version__,
         "classes": classes,
-        "patch_size": patch_size,
+        "patch_size": network.patch_size,
         "evaluation": {
             "size": config.evaluation.size,
             "scales": config.evaluation.scales,
             "flip": config.evaluation.flip,
         },
         "oracle": config.oracle,
-        **known,
+        **asdict(facts),
+        "metrics": {k: v if math.isfinite(v) else None for k, v in facts.metrics.items()},
     }
-    content = (
-        safetensors(weights),
-        to_json(config).encode(),
-        (json.dumps(about, indent=2, allow_nan=False) + "\n").encode(),
-    )
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    facts_text = json.dumps(about, indent=2, allow_nan=False) + "\n"
+    content: tuple[str | bytes, ...] = (safetensors(weights), to_json(config), facts_text)
     paths = [folder / name for name in _FILES]
     paths[-1].unlink(missing_ok=True)
     for path, data in zip(paths, content, strict=True):
@@ -119,32 +112,27 @@ def _save(
     return paths
 
 
-def resolve_model(
-    source: str | Path, *, network: NetworkName = "assignment", tracking_uri: str = ""
-) -> StoredModel:
-    """The network that a run's folder, a checkpoint, a model's folder or an MLflow run id holds.
+def read_model(source: str | Path, *, network: NetworkName = "assignment") -> StoredModel:
+    """The network that a run's folder, a checkpoint or a model's folder holds.
 
     Args:
         source: Any of these. A run's folder stands for its final AN, else for its newest checkpoint.
         network: `online` is kept in checkpoints alone.
-        tracking_uri: MLflow store that knows the run id.
 
     Raises:
         FileNotFoundError: `source` is none of these, or a file is missing.
         ValueError: A file is damaged, or does not hold that network.
-        TrackingError: The store does not answer or does not have the run.
     """
     path = Path(source).expanduser().absolute()
+    if path.suffix == ".safetensors" and (path.parent / "model.json").is_file():
+        path = path.parent
     if path.is_file():
-        return _from_checkpoint(path, network)
+        in_run = path.parent.name == "checkpoints"
+        return _from_state(checkpoint.load(path), network, path.parent.parent if in_run else path.parent)
     if (path / "model.json").is_file():
-        return _from_model_folder(path, network)
+        return read_model_folder(path, network)
     if path.is_dir():
         return _from_run_folder(path, network)
-    if _RUN_ID.fullmatch(str(source)) and tracking_uri:
-        with tempfile.TemporaryDirectory() as place:
-            found = _from_model_folder(download_model(tracking_uri, str(source), Path(place)), network)
-        return replace(found, folder=None)
     raise FileNotFoundError(
         f"model must be a run's folder, a checkpoint, a model's folder or an MLflow run id of 32 hex digits, "
         f"got {str(source)!r}; there is no such file or folder"
@@ -155,7 +143,7 @@ def _from_run_folder(folder: Path, network: NetworkName) -> StoredModel:
     """The final AN of a finished run, else the newest readable checkpoint."""
     finished = (folder / "result.json").is_file() and (folder / "model" / "model.json").is_file()
     if finished and network == "assignment":
-        return _from_model_folder(folder / "model", network)
+        return read_model_folder(folder / "model", network)
     skipped: list[str] = []
     saved = checkpoint.newest(folder / "checkpoints", skipped.append)
     if saved is None:
@@ -165,13 +153,6 @@ def _from_run_folder(folder: Path, network: NetworkName) -> StoredModel:
             f"checkpoint and no model.json but {holds}" + "".join(f"; {line}" for line in skipped)
         )
     return _from_state(saved, network, folder)
-
-
-def _from_checkpoint(path: Path, network: NetworkName) -> StoredModel:
-    if path.suffix == ".safetensors" and (path.parent / "model.json").is_file():
-        return _from_model_folder(path.parent, network)
-    in_run = path.parent.name == "checkpoints"
-    return _from_state(checkpoint.load(path), network, path.parent.parent if in_run else path.parent)
 
 
 def _from_state(saved: checkpoint.State, network: NetworkName, folder: Path) -> StoredModel:
@@ -190,7 +171,8 @@ def _from_state(saved: checkpoint.State, network: NetworkName, folder: Path) -> 
     )
 
 
-def _from_model_folder(folder: Path, network: NetworkName) -> StoredModel:
+def read_model_folder(folder: Path, network: NetworkName = "assignment") -> StoredModel:
+    """As `read_model`, of a model's folder."""
     missing = [name for name in _FILES if not (folder / name).is_file()]
     if missing:
         raise FileNotFoundError(
@@ -226,3 +208,30 @@ def _read_about(path: Path) -> tuple[tuple[str, ...], Facts]:
             f"model.json must be one that cosa wrote in format {_FORMAT}, got {str(path)!r} ({error}); "
             "export the model again"
         ) from None
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of a .pth file without unpickling any object.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file holds no tensors by name, or more than tensors.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"weights file must exist, got {str(path)!r}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 (each reader has a dozen ways to say "not such a file")
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"weights file must hold nothing but tensors, got {str(path)!r} ({reason}); "
+            "convert it to .safetensors"
+        ) from None
+    for key in ("state_dict", "model"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+        raise ValueError(f"weights file must hold tensors by name, got {str(path)!r}")
+    return found

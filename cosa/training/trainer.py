@@ -1,14 +1,6 @@
 """One training run: `train(RunSpec(...))`. Speaks torch.distributed; knows no Ray, no MLflow, no CLI.
 
-What a run leaves in its folder `out`:
-
-    config.json              the settings
-    checkpoints/             whole states, the newest few; the run resumes from the newest readable one
-    journal.jsonl            every metric with its step, one JSON object a line
-    panels/                  a picture panel per evaluation
-    analysis/                counts behind the paper's analysis figures, per evaluation
-    model/                   the final AN, as `cosa.model.load_model` reads it
-    result.json              written last: its presence means that the run is finished
+What a run leaves in its folder is listed in `cosa.storage.run_folder`.
 """
 
 from __future__ import annotations
@@ -38,7 +30,6 @@ from cosa.storage.files import append_line, cut_lines, write_atomically
 from cosa.storage.mirror import Storage, open_storage
 from cosa.storage.model_files import Facts, save_model
 from cosa.storage.run_folder import is_finished, require_same_run
-from cosa.storage.warmup import load_warmup, require_momenta
 from cosa.structures import Batch, Ranks
 from cosa.tracking import NullTracker, Tracker, TrackingSpec
 from cosa.training.clock import Clock
@@ -213,10 +204,10 @@ class _Run:
         saved = checkpoint.newest(self.out / "checkpoints", log.warning)
         saved = self.storage.agree(saved, self.ranks)
         if saved is not None:
-            require_momenta(self.out, saved, [*state.followers])
+            checkpoint.require_momenta(self.out, saved, [*state.followers])
             state.resume(saved)
         elif fork_from is not None:
-            saved, momentum = load_warmup(fork_from, self.config)
+            saved, momentum = checkpoint.load_warmup(fork_from, self.config)
             state.fork(saved, momentum)
         if state.step > self.target:
             raise ValueError(

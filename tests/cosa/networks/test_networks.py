@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 
 from cosa.config import NetworkConfig
 from cosa.networks import encoder as encoder_module
-from cosa.networks.encoder import Encoder, build_encoder, read_tensors
+from cosa.networks.encoder import Encoder, build_encoder
 from cosa.networks.heads import CamHead, LargeFov
 from cosa.networks.network import CosaNetwork, build_network
+from cosa.storage.model_files import read_tensors
 
 TINY = NetworkConfig(
     encoder="vit_tiny_patch16_224",

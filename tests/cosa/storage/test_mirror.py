@@ -17,7 +17,7 @@ from cosa.cli import common
 from cosa.config import Config, flatten, override
 from cosa.config.presets import get_preset
 from cosa.storage import checkpoint, mirror
-from cosa.storage.mirror import LocalStorage, RemoteStorage, open_storage
+from cosa.storage.mirror import Storage, open_storage
 from cosa.structures import Ranks
 from cosa.training.trainer import Result, TrainProgress
 from tests.cosa.runs import differences, read_journal, saved_state, train
@@ -77,10 +77,9 @@ def lose_machine(url: str) -> None:
     shutil.rmtree(open_storage(url).folder)
 
 
-def work(url: str, *steps: int, keep: int = 9, sent: bool = True) -> RemoteStorage:
+def work(url: str, *steps: int, keep: int = 9, sent: bool = True) -> Storage:
     """Leave what a run leaves at each step, and send it, as training would."""
     place = open_storage(url)
-    assert isinstance(place, RemoteStorage)
     place.pull()
     for step in steps:
         checkpoint.save(place.folder / "checkpoints", {"step": step}, keep=keep)
@@ -127,10 +126,9 @@ def test_a_checkpoint_goes_up_before_its_hash_and_the_result_last(
     config: Config, url: str, server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = open_storage(url)
-    assert isinstance(place, RemoteStorage)
-    sent, (system, root), really = [], place._there, place._there[0].put_file
-    note = lambda here, there: (sent.append(there.removeprefix(f"{root}/")), really(here, there))  # noqa: E731
-    monkeypatch.setattr(system, "put_file", note)
+    sent, really = [], place._files.put_file
+    note = lambda here, there: (sent.append(there), really(here, there))  # noqa: E731
+    monkeypatch.setattr(place._files, "put_file", note)
 
     train(config, out=url)
 
@@ -150,6 +148,18 @@ def test_old_checkpoints_go_there_too(url: str, server: S3Server) -> None:
         "checkpoints/step_00000003.pt",
         "checkpoints/step_00000003.pt.sha256",
     ]
+
+
+def test_a_checkpoint_that_came_in_half_never_goes_up(url: str, server: S3Server) -> None:
+    place = work(url, 1, 2)
+    checkpoints = place.folder / "checkpoints"
+    (checkpoints / "step_00000002.pt.sha256").unlink()
+    (checkpoints / "step_00000002.pt").write_bytes(b"half")
+
+    place.push(keep=2)
+
+    there = server.files().cat_file(f"{BUCKET}/{prefix(url)}/checkpoints/step_00000002.pt")
+    assert there != b"half"
 
 
 def test_a_finished_run_is_sent_once(config: Config, url: str, server: S3Server) -> None:
@@ -407,17 +417,17 @@ def test_a_bucket_that_is_not_there_is_told_in_one_line(
 
 @pytest.mark.parametrize("out", ["runs/x", "/runs/x", Path("runs/x")])
 def test_a_path_is_a_folder_that_training_writes_itself(out: Path | str) -> None:
-    assert open_storage(out) == LocalStorage(Path(out).absolute())
+    assert open_storage(out) == Storage(Path(out).absolute())
 
 
 def test_a_file_url_is_one_too() -> None:
-    assert open_storage("file:///mnt/nfs/run") == LocalStorage(Path("/mnt/nfs/run"))
+    assert open_storage("file:///mnt/nfs/run") == Storage(Path("/mnt/nfs/run"))
 
 
 def test_a_url_has_a_working_folder_below_runs(tmp_path: Path) -> None:
     place = open_storage("s3://bucket/some/run/")
 
-    assert place == RemoteStorage("s3://bucket/some/run", tmp_path / "runs/s3/bucket/some/run")
+    assert place == Storage(tmp_path / "runs/s3/bucket/some/run", "s3://bucket/some/run")
     assert list(tmp_path.iterdir()) == []
 
 
