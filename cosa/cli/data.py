@@ -126,7 +126,7 @@ def _check(given: argparse.Namespace, data: DataConfig) -> int:
 
 def _show(given: argparse.Namespace, data: DataConfig) -> int:
     from cosa.data.check import open_split
-    from cosa.evaluation.gallery import draw_gallery
+    from cosa.evaluation.pictures import draw_sample
 
     split = _choose_split(given, data, "val")
     out: Path = given.out
@@ -134,7 +134,7 @@ def _show(given: argparse.Namespace, data: DataConfig) -> int:
         raise ValueError(f"--out must end in .png or .jpg, got {str(out)!r}")
     dataset = open_split(data, split)
     out.parent.mkdir(parents=True, exist_ok=True)
-    draw_gallery(dataset, given.images, given.seed).save(out)
+    draw_sample(dataset, given.images, given.seed).save(out)
     print(f"{out}: {min(given.images, len(dataset))} of {len(dataset)} images of {split}")
     return 0
 

@@ -1,152 +1,27 @@
-"""The picture panel of an evaluation: what the network makes of a few images, one row each.
+"""How images and classes look: one palette, one overlay, one heat map, one legend, one sheet of tiles.
 
-Columns: image, ground truth, M, M-dagger, CPL, SPL, prediction. Maps are shown in the size of the image's
-own mask. Label maps have the colours of PASCAL VOC, white where nothing is counted.
+Knows arrays and names, no networks. Classes have the colours of PASCAL VOC, white where nothing is counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
 
+import cv2
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, Int, UInt8
-from numpy.typing import NDArray
+from jaxtyping import Float32, Integer, UInt8
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
-from cosa.config import EvaluationConfig
-from cosa.data.dataset import normalise
-from cosa.equations.cam import to_activation
-from cosa.equations.pseudo_labels import cam_pseudo_labels, keep_labelled
-from cosa.networks.multiscale import multiscale, resize
-from cosa.networks.network import CosaNetwork
-from cosa.structures import IGNORE, EvaluationBatch, FusedOutput
+from cosa.data.dataset import SegmentationDataset
+from cosa.structures import IGNORE
 
-_COLUMNS = ("image", "ground truth", "M", "M-dagger", "CPL", "SPL", "prediction")
-_TILE = 128
-_GAP = 6
-_HEADER = 22
-_CAPTION = 18
-_INK = (32, 32, 32)
-_PAPER = (255, 255, 255)
-_MARGIN = (236, 236, 236)
-# From cold to hot, evenly spaced, ever lighter: also readable without colour.
-_HEAT = np.array(
-    [(13, 8, 60), (90, 15, 120), (190, 45, 95), (245, 120, 45), (252, 235, 130)], dtype=np.float64
-)
-
-
-@dataclass(frozen=True)
-class PanelRow:
-    """One image and all that is said of it, in the size of its mask."""
-
-    name: str
-    """The image's name in the split's list."""
-    labels: Float[Tensor, " c"]
-    """Image-level labels, 0 or 1."""
-    image: UInt8[np.ndarray, "h w 3"]
-    """RGB."""
-    ground_truth: Int[Tensor, "h w"]
-    """Classes in [0, k) or IGNORE; all IGNORE where the split has no masks."""
-    activation: Float[Tensor, "n h w"]
-    """Activations of M in [0, 1], of the n classes that the image is labelled with."""
-    aux_activation: Float[Tensor, "n h w"]
-    """Activations of M-dagger in [0, 1], of the same classes."""
-    cpl: Int[Tensor, "h w"]
-    """CAM pseudo-labels from M."""
-    spl: Int[Tensor, "h w"]
-    """The likeliest class of the segmentation pseudo-labels."""
-    prediction: Int[Tensor, "h w"]
-    """The likeliest class of the segmentation, label-free."""
-
-
-def panel_indices(
-    labels: Float[Tensor, "n c"], classes: tuple[str, ...], config: EvaluationConfig
-) -> list[int]:
-    """Which images of a split are shown: the same ones for every network and at every step.
-
-    `evaluation.panel_choice` says which may be, `evaluation.panel_seed` draws from them; a split without an
-    image of the classes of `evaluation.coexistence` shows others.
-    """
-    candidates = torch.arange(len(labels))[: config.max_images or None]
-    if config.panel_choice == "coexistence":
-        affected = [classes.index(name) for name in config.coexistence]
-        chosen = candidates[labels[candidates][:, affected].sum(1) > 0]
-        candidates = chosen if len(chosen) else candidates
-    if config.panel_choice != "first":
-        generator = torch.Generator().manual_seed(config.panel_seed)
-        candidates = candidates[torch.randperm(len(candidates), generator=generator)]
-    return sorted(candidates[: config.panel_images].tolist())
-
-
-@torch.no_grad()
-def panel_rows(
-    network: CosaNetwork,
-    batches: Iterable[EvaluationBatch],
-    *,
-    config: EvaluationConfig,
-    xi: float,
-    device: torch.device,
-) -> list[PanelRow]:
-    """What the network makes of the images of `batches`.
-
-    Args:
-        network: In evaluation mode, on `device`.
-        batches: The images to show.
-        config: Scales and flips.
-        xi: The training's threshold of M, for the CPL.
-        device: Where to compute.
-    """
-    rows: list[PanelRow] = []
-    for batch in batches:
-        size = (batch.images.shape[2], batch.images.shape[3])
-        images = batch.images.to(device)
-        fused = multiscale(network, images, scales=config.scales, flip=config.flip, size=size)
-        rows += [_row(batch, fused, i, xi) for i in range(len(images))]
-    return rows
-
-
-def _row(batch: EvaluationBatch, fused: FusedOutput, index: int, xi: float) -> PanelRow:
-    size, one = batch.sizes[index], slice(index, index + 1)
-    labels = batch.labels[one]
-    own = labels[0] > 0
-    everywhere = torch.ones(1, *size, dtype=torch.bool)
-    seg_logits = resize(fused.seg_logits[one], size).cpu()
-    activation, aux_activation = (
-        to_activation(resize(maps[one, own.to(maps.device)], size).cpu(), labels[:, own], everywhere)
-        for maps in (fused.cam, fused.aux_cam)
-    )
-    return PanelRow(
-        name=batch.names[index],
-        labels=labels[0],
-        image=_rgb(resize(batch.images[one], size)[0]),
-        ground_truth=batch.masks[index] if batch.masks else torch.full(size, IGNORE),
-        activation=activation[0],
-        aux_activation=aux_activation[0],
-        cpl=_own_pseudo_labels(activation, own, xi, everywhere),
-        spl=keep_labelled(seg_logits, labels).argmax(1)[0],
-        prediction=seg_logits.argmax(1)[0],
-    )
-
-
-def _own_pseudo_labels(
-    activation: Float[Tensor, "1 n h w"], own: Bool[Tensor, " c"], xi: float, valid: Bool[Tensor, "1 h w"]
-) -> Int[Tensor, "h w"]:
-    """CPL from the maps of the image's own classes alone; background everywhere without one."""
-    classes = torch.cat([torch.zeros(1, dtype=torch.int64), own.nonzero().flatten() + 1])
-    if not own.any():
-        return torch.zeros(activation.shape[2:], dtype=torch.int64)
-    return classes[cam_pseudo_labels(activation, xi, valid)[0]]
-
-
-def _rgb(normalised: Float[Tensor, "3 h w"]) -> UInt8[np.ndarray, "h w 3"]:
-    """The picture a normalised image was made from."""
-    black, white = normalise(np.array([0, 255], dtype=np.uint8)[:, None, None, None].repeat(3, axis=3))
-    picture = ((normalised - black) / (white - black)).clamp(0, 1) * 255
-    rgb: NDArray[np.uint8] = picture.round().byte().permute(1, 2, 0).numpy()
-    return rgb
+GAP = 6
+"""Pixels between the tiles of a sheet."""
+_SHEET_COLUMNS, _SHEET_TILE = 4, 300
+_INK, _PAPER, _MARGIN = (32, 32, 32), (255, 255, 255), (236, 236, 236)
+_COLOUR_SHARE, _HEAT_SHARE = 0.5, 0.65  # of a class's colour in an overlay, of heat in a heat map
+_TITLE = 22  # height of a line of titles
 
 
 def palette(k: int) -> UInt8[np.ndarray, "k 3"]:
@@ -160,116 +35,181 @@ def palette(k: int) -> UInt8[np.ndarray, "k 3"]:
     return colours
 
 
-def draw_panels(rows: Sequence[PanelRow], classes: tuple[str, ...]) -> Image.Image:
-    """Draw rows under one header, each with its image's name and the classes it is labelled with."""
-    width = _GAP + len(_COLUMNS) * (_TILE + _GAP)
-    height = _HEADER + len(rows) * (_TILE + _CAPTION + _GAP)
-    panel = Image.new("RGB", (width, height), _PAPER)
-    draw = ImageDraw.Draw(panel)
-    for column, title in enumerate(_COLUMNS):
-        middle = _GAP + column * (_TILE + _GAP) + _TILE // 2
-        draw.text((middle, _HEADER // 2), title, fill=_INK, font=_font(13), anchor="mm")
-    for index, row in enumerate(rows):
-        top = _HEADER + index * (_TILE + _CAPTION + _GAP)
-        for column, tile in enumerate(_tiles(row, classes)):
-            panel.paste(tile, (_GAP + column * (_TILE + _GAP), top))
-        _draw_legend(draw, row, classes, top + _TILE, width)
-    return panel
+_COLOURS = palette(256)
+_COLOURS[IGNORE] = 255
 
 
-def _tiles(row: PanelRow, classes: tuple[str, ...]) -> list[Image.Image]:
-    """The pictures of a row, in the order of the columns."""
-    named = [classes[index] for index in row.labels.nonzero().flatten().tolist()]
-    heats = (
-        _name_peaks(_tile(_heat(row.image, maps), Image.Resampling.BILINEAR), maps, named)
-        for maps in (row.activation, row.aux_activation)
-    )
-    colours = np.full((IGNORE + 1, 3), 255, dtype=np.uint8)
-    colours[: len(classes) + 1] = palette(len(classes) + 1)
-
-    def label_map(labels: Int[Tensor, "h w"]) -> Image.Image:
-        return _tile(colours[labels.numpy()], Image.Resampling.NEAREST)
-
-    return [
-        _tile(row.image, Image.Resampling.BILINEAR),
-        label_map(row.ground_truth),
-        *heats,
-        *map(label_map, (row.cpl, row.spl, row.prediction)),
-    ]
+def colourise(classes: Integer[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
+    """Each class in its colour, IGNORE in white."""
+    colours: UInt8[np.ndarray, "h w 3"] = _COLOURS[classes]
+    return colours
 
 
-def _tile(picture: UInt8[np.ndarray, "h w 3"], resampling: Image.Resampling) -> Image.Image:
-    """The picture as large as a tile allows, in the middle of it, its proportions kept."""
-    tile = Image.new("RGB", (_TILE, _TILE), _MARGIN)
-    left, top, width, height = _place(picture.shape[0], picture.shape[1])
-    tile.paste(Image.fromarray(picture).resize((width, height), resampling), (left, top))
-    return tile
+def index_png(classes: UInt8[np.ndarray, "h w"]) -> Image.Image:
+    """The classes as palette indices in the colours of PASCAL VOC."""
+    picture = Image.fromarray(classes)
+    picture.putpalette(palette(256).tobytes())
+    return picture
 
 
-def _place(height: int, width: int) -> tuple[int, int, int, int]:
-    """Left, top, width and height in a tile of a picture of this size."""
-    scale = _TILE / max(height, width)
+def overlay(
+    image: UInt8[np.ndarray, "h w 3"], classes: UInt8[np.ndarray, "h w"]
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The image under its classes' colours, white lines where classes meet; background stays as it is."""
+    mixed = cv2.addWeighted(colourise(classes), _COLOUR_SHARE, image, 1 - _COLOUR_SHARE, 0)
+    shown = np.where((classes > 0)[:, :, None], mixed, image)
+    shown[1:][classes[1:] != classes[:-1]] = 255
+    shown[:, 1:][classes[:, 1:] != classes[:, :-1]] = 255
+    return shown
+
+
+def heat_map(
+    image: UInt8[np.ndarray, "h w 3"], activation: Float32[np.ndarray, "h w"]
+) -> UInt8[np.ndarray, "h w 3"]:
+    """An activation in [0, 1] in heat colours over the image in grey."""
+    heat = cv2.applyColorMap((255 * activation).round().astype(np.uint8), cv2.COLORMAP_INFERNO)
+    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2BGR)
+    mixed = cv2.addWeighted(heat, _HEAT_SHARE, grey, 1 - _HEAT_SHARE, 0)
+    shown: UInt8[np.ndarray, "h w 3"] = cv2.cvtColor(mixed, cv2.COLOR_BGR2RGB)
+    return shown
+
+
+def legend(
+    classes: Sequence[int], names: Sequence[str], width: int, *, size: int, title: str = "", lines: int = 0
+) -> UInt8[np.ndarray, "h w 3"]:
+    """A strip that names classes beside their colours.
+
+    Args:
+        classes: Indices in [1, k).
+        names: Of the foreground classes 1 ... k - 1.
+        width: Pixels.
+        size: Of the letters, pixels.
+        title: Text before them.
+        lines: Lines of the strip, dots at the end of the last for what does not fit; 0 takes as many as the
+            classes need.
+    """
+    font = ImageFont.load_default(size)
+    step = 3 * size // 2
+    x, y = size // 2, 0
+    places: list[tuple[int, int, int, str]] = []
+    for index, text in [*([(0, title)] if title else []), *((i, names[i - 1]) for i in classes)]:
+        length = math.ceil(font.getlength(text)) + (step if index else 0)
+        if x > size // 2 and x + length > width:
+            x, y = size // 2, y + step
+        places.append((x, y, index, text))
+        x += length + size
+    strip = Image.new("RGB", (width, lines * step or y + step), _PAPER)
+    draw = ImageDraw.Draw(strip)
+    for x, y, index, text in places:
+        if index:
+            draw.rectangle((x, y + 2, x + size, y + size + 2), fill=_colour(index))
+        draw.text((x + step * bool(index), y + step // 2), text, fill=_INK, font=font, anchor="lm")
+    if lines and y >= lines * step:
+        draw.rectangle((width - 2 * size, (lines - 1) * step, width, lines * step), fill=_PAPER)
+        draw.text((width - 2, lines * step - step // 2), "...", fill=_INK, font=font, anchor="rm")
+    return np.asarray(strip)
+
+
+def _colour(index: int) -> tuple[int, int, int]:
+    red, green, blue = (int(value) for value in _COLOURS[index])
+    return red, green, blue
+
+
+def place(height: int, width: int, side: int) -> tuple[int, int, int, int]:
+    """Left, top, width and height in a tile of this side of a picture of this size."""
+    scale = side / max(height, width)
     shown_width, shown_height = max(1, round(width * scale)), max(1, round(height * scale))
-    return (_TILE - shown_width) // 2, (_TILE - shown_height) // 2, shown_width, shown_height
+    return (side - shown_width) // 2, (side - shown_height) // 2, shown_width, shown_height
 
 
-def _heat(image: UInt8[np.ndarray, "h w 3"], maps: Float[Tensor, "n h w"]) -> UInt8[np.ndarray, "h w 3"]:
-    """The maximum activation in heat colours over the image in grey; 0 everywhere without a map."""
-    strongest = maps.amax(0).numpy() if len(maps) else np.zeros(image.shape[:2])
-    stops = np.linspace(0, 1, len(_HEAT))
-    heat = np.stack([np.interp(strongest, stops, _HEAT[:, channel]) for channel in range(3)], axis=-1)
-    grey = image.mean(-1, keepdims=True)
-    blended: NDArray[np.float64] = 0.35 * grey + 0.65 * heat
-    return blended.round().astype(np.uint8)
+def tile(
+    picture: UInt8[np.ndarray, "h w 3"], side: int, *, smooth: bool = True
+) -> UInt8[np.ndarray, "_s _s 3"]:
+    """The picture as large as a square allows, in the middle of it, its proportions kept."""
+    left, top, width, height = place(picture.shape[0], picture.shape[1], side)
+    resampling = Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST
+    square = Image.new("RGB", (side, side), _MARGIN)
+    square.paste(Image.fromarray(picture).resize((width, height), resampling), (left, top))
+    return np.asarray(square)
 
 
-def _name_peaks(tile: Image.Image, maps: Float[Tensor, "n h w"], names: Sequence[str]) -> Image.Image:
-    """Write each map's class where it is most activated, as long as no other name is in the way."""
-    draw = ImageDraw.Draw(tile)
+def name_peaks(
+    square: UInt8[np.ndarray, "s s 3"], maps: Float32[np.ndarray, "n h w"], names: Sequence[str]
+) -> UInt8[np.ndarray, "s s 3"]:
+    """Write each map's name where it is most activated, as long as no other name is in the way."""
+    picture = Image.fromarray(square)
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(10)
     height, width = maps.shape[1:]
-    left, top, shown_width, shown_height = _place(height, width)
+    side = len(square)
+    left, top, shown_width, shown_height = place(height, width, side)
     taken: list[tuple[float, ...]] = []
     for name, activation in zip(names, maps, strict=True):
         if not activation.any():
             continue
         y, x = divmod(int(activation.argmax()), width)
-        half = draw.textlength(name, font=_font(10)) / 2 + 2
-        middle = left + (x + 0.5) * shown_width / width
+        half = draw.textlength(name, font=font) / 2 + 2
         centre = (
-            min(max(middle, half), max(half, _TILE - half)),
-            min(max(top + (y + 0.5) * shown_height / height, 8), _TILE - 8),
+            min(max(left + (x + 0.5) * shown_width / width, half), max(half, side - half)),
+            min(max(top + (y + 0.5) * shown_height / height, 8), side - 8),
         )
-        text_box = draw.textbbox(centre, name, font=_font(10), anchor="mm", stroke_width=2)
-        box = tuple(float(edge) for edge in text_box)
-        if not any(_overlap(box, other) for other in taken):
-            draw.text(centre, name, _PAPER, _font(10), anchor="mm", stroke_width=2, stroke_fill=_INK)
+        box = draw.textbbox(centre, name, font=font, anchor="mm", stroke_width=2)
+        if not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
+            draw.text(centre, name, _PAPER, font, anchor="mm", stroke_width=2, stroke_fill=_INK)
             taken.append(box)
-    return tile
+    return np.asarray(picture)
 
 
-def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
-    """Whether two boxes, each (left, top, right, bottom), share a place."""
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+def sheet(
+    tiles: UInt8[np.ndarray, "rows columns h w 3"],
+    *,
+    titles: Sequence[str] = (),
+    legends: UInt8[np.ndarray, "rows _h _w 3"] | None = None,
+) -> Image.Image:
+    """Tiles in rows and columns.
+
+    Args:
+        tiles: All of one size.
+        titles: One over each column, perhaps of several lines; as large as the width of a tile allows.
+        legends: A strip under each row; what is wider than the sheet is cut off.
+    """
+    rows, columns, height, width, _ = tiles.shape
+    header = _TITLE * max((title.count("\n") + 1 for title in titles), default=0)
+    caption = 0 if legends is None else legends.shape[1]
+    step = height + caption + GAP
+    whole = Image.new("RGB", (GAP + columns * (width + GAP), (header or GAP) + rows * step), _PAPER)
+    draw = ImageDraw.Draw(whole)
+    for column, title in enumerate(titles):
+        for line, text in enumerate(title.split("\n")):
+            fonts = (ImageFont.load_default(size) for size in range(16, 8, -1))
+            font = next((f for f in fonts if draw.textlength(text, f) <= width), ImageFont.load_default(8))
+            middle = (GAP + column * (width + GAP) + width // 2, _TITLE * line + _TITLE // 2)
+            draw.text(middle, text, fill=_INK, font=font, anchor="mm")
+    for row in range(rows):
+        top = (header or GAP) + row * step
+        for column in range(columns):
+            whole.paste(Image.fromarray(tiles[row, column]), (GAP + column * (width + GAP), top))
+        if legends is not None:
+            whole.paste(Image.fromarray(legends[row]), (0, top + height))
+    return whole
 
 
-def _draw_legend(
-    draw: ImageDraw.ImageDraw, row: PanelRow, classes: tuple[str, ...], top: int, width: int
-) -> None:
-    """Under a row: the image's name, then the classes it is labelled with beside their colours."""
-    middle, x = top + _CAPTION // 2, float(_GAP)
-    draw.text((x, middle), row.name, fill=_INK, font=_font(11), anchor="lm")
-    x += max(_TILE + _GAP, draw.textlength(row.name, font=_font(11)) + 12)
-    colours = palette(len(classes) + 1)
-    for index in row.labels.nonzero().flatten().tolist():
-        length = draw.textlength(classes[index], font=_font(11))
-        if x + 14 + length > width:
-            draw.text((width - _GAP, middle), "...", fill=_INK, font=_font(11), anchor="rm")
-            break
-        red, green, blue = (int(value) for value in colours[index + 1])
-        draw.rectangle((x, middle - 5, x + 10, middle + 5), fill=(red, green, blue))
-        draw.text((x + 14, middle), classes[index], fill=_INK, font=_font(11), anchor="lm")
-        x += 14 + length + 12
+def draw_sample(dataset: SegmentationDataset, count: int, seed: int) -> Image.Image:
+    """A random sample of `count` images, the same for the same seed, in the order of the split.
+
+    Masks are laid over the images. Under each stand its name and the classes it is labelled with.
+    """
+    chosen = sorted(np.random.default_rng(seed).permutation(len(dataset))[:count].tolist())
+    rows = -(-len(chosen) // _SHEET_COLUMNS)
+    shown = [_sample_tile(dataset, index) for index in chosen]
+    blank = np.full_like(shown[0], 255)
+    shown += [blank] * (rows * _SHEET_COLUMNS - len(shown))
+    return sheet(np.stack(shown).reshape(rows, _SHEET_COLUMNS, *blank.shape))
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
+def _sample_tile(dataset: SegmentationDataset, index: int) -> UInt8[np.ndarray, "h w 3"]:
+    picture = dataset.image(index)
+    if dataset.has_masks:
+        picture = overlay(picture, dataset.mask(index))
+    present = (dataset.labels[index].nonzero().flatten() + 1).tolist()
+    caption = legend(present, dataset.classes, _SHEET_TILE, size=11, title=dataset.names[index], lines=3)
+    return np.concatenate([tile(picture, _SHEET_TILE), caption])

@@ -14,15 +14,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
-from jaxtyping import Float, Float32, UInt8
-from PIL import Image, ImageDraw, ImageFont
+from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor
 
 from cosa.data.dataset import read_image
 from cosa.evaluation.crf import CrfPool
-from cosa.evaluation.pictures import palette
+from cosa.evaluation.pictures import heat_map, index_png, legend, overlay
 from cosa.model import ImageOutput, Model
 from cosa.storage.files import write_error
 
@@ -30,8 +29,6 @@ SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 """Files of a folder that are taken for images."""
 
 _BATCHES_AHEAD = 2
-_INK, _PAPER, _LINE = (32, 32, 32), (255, 255, 255), (255, 255, 255)
-_COLOUR_SHARE, _HEAT_SHARE = 0.5, 0.65  # of a class's colour in an overlay, of heat in a heat map
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,11 +179,11 @@ def write_prediction(
     assert prediction.output is not None
     pictures = {
         f"{stem.name}.png": index_png(prediction.classes),
-        f"{stem.name}_overlay.png": overlay(prediction.image, prediction.classes, classes),
+        f"{stem.name}_overlay.png": named_overlay(prediction.image, prediction.classes, classes),
     }
     for index in cams:
         heat = heat_map(prediction.image, prediction.output.activation(index))
-        pictures[f"{stem.name}_cam_{classes[index]}.png"] = heat
+        pictures[f"{stem.name}_cam_{classes[index]}.png"] = Image.fromarray(heat)
     return [_write(stem.parent / name, picture) for name, picture in pictures.items()]
 
 
@@ -199,56 +196,13 @@ def _write(path: Path, picture: Image.Image) -> Path:
     return path
 
 
-def index_png(classes: UInt8[np.ndarray, "h w"]) -> Image.Image:
-    """The classes as palette indices in the colours of PASCAL VOC."""
-    picture = Image.fromarray(classes)
-    picture.putpalette(palette(256).tobytes())
-    return picture
-
-
-def overlay(
+def named_overlay(
     image: UInt8[np.ndarray, "h w 3"], classes: UInt8[np.ndarray, "h w"], names: Sequence[str]
 ) -> Image.Image:
-    """The image under its foreground classes' colours, lines where classes meet, their names below."""
-    mixed = cv2.addWeighted(palette(256)[classes], _COLOUR_SHARE, image, 1 - _COLOUR_SHARE, 0)
-    shown = np.where((classes > 0)[:, :, None], mixed, image)
-    border = np.zeros(classes.shape, dtype=bool)
-    border[1:] |= classes[1:] != classes[:-1]
-    border[:, 1:] |= classes[:, 1:] != classes[:, :-1]
-    shown[border] = _LINE
-    return _with_legend(Image.fromarray(shown), [int(c) for c in np.unique(classes) if c], names)
-
-
-def _with_legend(picture: Image.Image, present: Sequence[int], names: Sequence[str]) -> Image.Image:
-    """The picture over lines that name the classes present, as many lines as they need."""
-    if not present:
-        return picture
-    size = max(14, picture.width // 32)
-    font = ImageFont.load_default(size)
-    draw = ImageDraw.Draw(picture)
-    places: list[tuple[int, int, int]] = []
-    x = y = size // 2
-    for index in present:
-        width = 2 * size + int(draw.textlength(names[index - 1], font=font))
-        if x > size // 2 and x + width > picture.width:
-            x, y = size // 2, y + 3 * size // 2
-        places.append((index, x, y))
-        x += width + size // 2
-    legend = Image.new("RGB", (picture.width, picture.height + y + 3 * size // 2), _PAPER)
-    legend.paste(picture, (0, 0))
-    draw = ImageDraw.Draw(legend)
-    colours = palette(256)
-    for index, x, y in places:
-        top = picture.height + y
-        red, green, blue = (int(value) for value in colours[index])
-        draw.rectangle((x, top, x + size, top + size), fill=(red, green, blue))
-        draw.text((x + 3 * size // 2, top + size // 2), names[index - 1], fill=_INK, font=font, anchor="lm")
-    return legend
-
-
-def heat_map(image: UInt8[np.ndarray, "h w 3"], activation: Float32[np.ndarray, "h w"]) -> Image.Image:
-    """An activation in [0, 1] in heat colours over the image in grey."""
-    heat = cv2.applyColorMap((255 * activation).round().astype(np.uint8), cv2.COLORMAP_INFERNO)
-    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2BGR)
-    mixed = cv2.addWeighted(heat, _HEAT_SHARE, grey, 1 - _HEAT_SHARE, 0)
-    return Image.fromarray(cv2.cvtColor(mixed, cv2.COLOR_BGR2RGB))
+    """The image under its foreground classes' colours, over lines that name them."""
+    shown = overlay(image, classes)
+    present = [int(c) for c in np.unique(classes) if c]
+    if present:
+        width = shown.shape[1]
+        shown = np.concatenate([shown, legend(present, names, width, size=max(14, width // 32))])
+    return Image.fromarray(shown)

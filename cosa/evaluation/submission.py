@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from cosa.evaluation.predict import Prediction, index_png
+from cosa.evaluation.pictures import index_png
+from cosa.evaluation.predict import Prediction
 from cosa.storage.files import write_atomically
 
 FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"

@@ -4,6 +4,7 @@ What an evaluation leaves in the run's folder:
 
     analysis/step_00000400.json   counts behind the paper's analysis figures, of AN and ON
     panels/step_00000400.png      a picture panel of AN
+    panels/step_00000400.npz      the same as arrays (cosa/evaluation/panels.py)
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from cosa.config import Config
 from cosa.data.dataset import SegmentationDataset
 from cosa.data.loader import evaluation_batches
 from cosa.evaluation.evaluate import Evaluation, evaluate
-from cosa.evaluation.pictures import draw_panels, panel_indices, panel_rows
+from cosa.evaluation.panels import panel_indices, panel_rows, save_panels
 from cosa.networks.network import CosaNetwork
 from cosa.storage.files import write_atomically
 from cosa.structures import Ranks
@@ -117,8 +118,7 @@ def _write_files(
         text = json.dumps(record, allow_nan=False) + "\n"
         write_atomically(files[-1], text)
     if config.evaluation.panel_images:
-        files.append(out / "panels" / f"step_{state.step:08d}.png")
-        _draw_panel(files[-1], state, validation, config, ranks)
+        files += _draw_panel(out / "panels" / f"step_{state.step:08d}.png", state, validation, config, ranks)
     return tuple(files)
 
 
@@ -129,8 +129,8 @@ def _json_number(value: float) -> float | None:
 
 def _draw_panel(
     path: Path, state: TrainingState, validation: SegmentationDataset, config: Config, ranks: Ranks
-) -> None:
-    """Chosen validation images as AN sees them."""
+) -> tuple[Path, ...]:
+    """Chosen validation images as AN sees them; a picture, and its tiles as arrays."""
     chosen = panel_indices(validation.labels, validation.classes, config.evaluation)
     with _autocast(config, ranks):
         rows = panel_rows(
@@ -140,8 +140,7 @@ def _draw_panel(
             xi=float(state.thresholds.cam.value),
             device=ranks.device,
         )
-    picture = draw_panels(rows, validation.classes)
-    write_atomically(path, lambda draft: picture.save(draft, format="PNG"))
+    return save_panels(path, rows, validation.classes)
 
 
 def _autocast(config: Config, ranks: Ranks) -> torch.autocast:

@@ -133,6 +133,7 @@ class TrialHistory:
             int(Path(item.path).stem.removeprefix("step_")): (run_id, item.path)
             for run_id in self.run_ids
             for item in self.client.list_artifacts(run_id, folder)
+            if not item.path.endswith(".npz")
         }
         return dict(sorted(found.items()))
 

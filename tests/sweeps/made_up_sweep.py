@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from cosa.config import Config, TrainConfig, override
-from cosa.evaluation.pictures import PanelRow, draw_panels
+from cosa.evaluation.panels import PanelRow, draw_panels
 from sweeps.planning import plan as planning
 from sweeps.planning.plan import make_plan
 from sweeps.reporting.histories import Histories

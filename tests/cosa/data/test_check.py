@@ -14,8 +14,7 @@ from cosa import cli
 from cosa.config import DataConfig, fields
 from cosa.data import open_dataset
 from cosa.data.check import Summary, check, detect_layout, splits_of
-from cosa.evaluation.gallery import draw_gallery, overlay
-from cosa.evaluation.pictures import palette
+from cosa.evaluation.pictures import draw_sample
 from tests.cosa.data.coco_folder import CocoFolder, box
 from tests.cosa.data.own_folder import OwnFolder
 from tests.cosa.data.voc_folder import VocFolder
@@ -300,16 +299,6 @@ def test_the_flags_in_the_documentation_exist() -> None:
 # --- the picture --------------------------------------------------------------------------------------------
 
 
-def test_an_overlay_leaves_the_background_and_colours_the_rest() -> None:
-    picture = np.full((1, 3, 3), 100, np.uint8)
-
-    shown = overlay(picture, np.array([[0, 2, 255]], np.uint8), 3)
-
-    assert shown[0, 0].tolist() == [100, 100, 100]
-    assert shown[0, 1].tolist() == [(200 + 3 * int(c)) // 5 for c in palette(3)[2]]
-    assert shown[0, 2].tolist() == [193] * 3
-
-
 @pytest.fixture
 def gallery_of(voc: VocFolder) -> Callable[[int, int], Image.Image]:
     for place in range(6):
@@ -317,7 +306,7 @@ def gallery_of(voc: VocFolder) -> Callable[[int, int], Image.Image]:
         voc.mask(f"{place}", [1])
     voc.split("train", [f"{place}" for place in range(6)])
     dataset = open_dataset(voc.config(), "train")
-    return lambda count, seed: draw_gallery(dataset, count, seed)
+    return lambda count, seed: draw_sample(dataset, count, seed)
 
 
 def test_a_sample_is_drawn_by_its_seed(gallery_of: Callable[[int, int], Image.Image]) -> None:

@@ -1,14 +1,24 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cosa.config import EvaluationConfig
 from cosa.data.dataset import normalise
-from cosa.evaluation.pictures import PanelRow, draw_panels, palette, panel_indices, panel_rows
+from cosa.evaluation.panels import (
+    COLUMNS,
+    PanelRow,
+    draw_panels,
+    panel_indices,
+    panel_rows,
+    save_panels,
+)
+from cosa.evaluation.pictures import palette, sheet
 from cosa.structures import IGNORE, EvaluationBatch
 from tests.oracles.network import ColourNetwork
 
@@ -198,3 +208,33 @@ def test_names_of_peaks_do_not_write_over_each_other() -> None:
     again = draw_panels([row(labels=torch.ones(2), activation=second)], CLASSES)
 
     assert np.array_equal(np.asarray(both), np.asarray(again))
+
+
+def test_a_saved_panel_can_be_put_together_from_its_arrays(tmp_path: Path) -> None:
+    rows = [row(name="one"), row(name="two", prediction=torch.ones(10, 10, dtype=torch.int64))]
+
+    picture, data = save_panels(tmp_path / "step_00000400.png", rows, CLASSES)
+
+    with np.load(data) as arrays, Image.open(picture) as shown:
+        assert arrays["names"].tolist() == ["one", "two"]
+        assert tuple(arrays["columns"].tolist()) == COLUMNS
+        assert arrays["tiles"].shape == (2, 7, 128, 128, 3)
+        again = sheet(arrays["tiles"], titles=COLUMNS, legends=arrays["legends"])
+        np.testing.assert_array_equal(np.asarray(again), np.asarray(shown))
+    assert data.name == "step_00000400.npz"
+    assert data.stat().st_size < 200_000
+
+
+def test_equal_panels_are_equal_files(tmp_path: Path) -> None:
+    first, second = (save_panels(tmp_path / name / "a.png", [row()], CLASSES) for name in "ab")
+
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_titles_may_have_several_lines_and_longer_ones_are_smaller() -> None:
+    tiles = np.zeros((1, 2, 40, 60, 3), np.uint8)
+
+    one, two = (sheet(tiles, titles=titles) for titles in (["M", "a title too long for it"], ["M\nfull", ""]))
+
+    assert two.height > one.height
+    assert (np.asarray(one)[:, 60:66][:20] == 255).all(), "titles do not run into each other"

@@ -10,13 +10,12 @@ import torch
 from PIL import Image
 
 from cosa.config import Config, override
+from cosa.evaluation.pictures import heat_map, index_png, overlay, palette
 from cosa.evaluation.predict import (
     Prediction,
     find_images,
-    heat_map,
-    index_png,
+    named_overlay,
     output_names,
-    overlay,
     predict_files,
     write_prediction,
 )
@@ -160,7 +159,7 @@ def test_the_overlay_leaves_the_background_and_tints_the_rest() -> None:
     classes = np.zeros((40, 60), np.uint8)
     classes[:, 30:] = 1
 
-    shown = np.array(overlay(image, classes, CLASSES))
+    shown = np.array(named_overlay(image, classes, CLASSES))
 
     assert shown.shape[0] > 40, "class names stand below"
     assert (shown[:40, :30] == 100).all()
@@ -168,10 +167,19 @@ def test_the_overlay_leaves_the_background_and_tints_the_rest() -> None:
     assert shown[:40, 31:].reshape(-1, 3)[0].tolist() == [114, 50, 50]
 
 
+def test_what_is_not_counted_is_white_under_an_overlay() -> None:
+    image, classes = np.full((1, 5, 3), 100, np.uint8), np.array([[255, 255, 255, 2, 2]], np.uint8)
+
+    shown = overlay(image, classes)[0]
+
+    assert shown[0].tolist() == [178] * 3
+    assert shown[4].tolist() == [(100 + int(c)) // 2 for c in palette(3)[2]]
+
+
 def test_the_overlay_of_background_alone_is_the_image() -> None:
     image = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
 
-    np.testing.assert_array_equal(np.array(overlay(image, np.zeros((4, 6), np.uint8), CLASSES)), image)
+    np.testing.assert_array_equal(np.array(named_overlay(image, np.zeros((4, 6), np.uint8), CLASSES)), image)
 
 
 def test_many_classes_on_a_narrow_image_are_named_on_many_lines() -> None:
@@ -179,7 +187,7 @@ def test_many_classes_on_a_narrow_image_are_named_on_many_lines() -> None:
     classes = np.arange(21, dtype=np.uint8)[None].repeat(4, axis=0)
     image = np.zeros((4, 21, 3), np.uint8)
 
-    shown = overlay(image, classes, names)
+    shown = named_overlay(image, classes, names)
 
     assert shown.height > 4 + 20 * 14
 
@@ -187,7 +195,7 @@ def test_many_classes_on_a_narrow_image_are_named_on_many_lines() -> None:
 def test_heat_rises_with_activation() -> None:
     activation = np.linspace(0, 1, 5, dtype=np.float32)[None]
 
-    shown = np.array(heat_map(np.full((1, 5, 3), 128, np.uint8), activation)).astype(int)
+    shown = heat_map(np.full((1, 5, 3), 128, np.uint8), activation).astype(int)
 
     assert (np.diff(shown.sum(-1)[0]) > 0).all()
 

@@ -117,6 +117,7 @@ def test_a_run_leaves_what_the_module_s_docstring_says(tiny_config: Config, tmp_
         "model/config.json",
         "model/model.json",
         "model/model.safetensors",
+        "panels/step_00000002.npz",
         "panels/step_00000002.png",
         "result.json",
     ]
@@ -246,6 +247,7 @@ def test_the_tracker_is_told_what_the_journal_holds_and_how_it_ended(
         ("metrics", 1, tuple(key for key in journal[0] if key != "step")),
         ("artifact", "analysis/step_00000002.json"),
         ("artifact", "panels/step_00000002.png"),
+        ("artifact", "panels/step_00000002.npz"),
         ("metrics", 2, tuple(key for key in journal[1] if key != "step")),
         ("artifact", "model/model.safetensors"),
         ("artifact", "model/config.json"),

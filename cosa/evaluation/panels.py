@@ -1,0 +1,203 @@
+"""The picture panel of an evaluation: what the network makes of a few images, one row each.
+
+Maps are shown in the size of the image's own mask. `step_00000400.npz` beside the picture holds the same as
+arrays, so that the panels of several runs can be put together with `cosa.evaluation.pictures.sheet`:
+
+    names    (n,) text          the images' names in the split's list
+    columns  (7,) text          image, ground truth, M, M-dagger, CPL, SPL, prediction
+    tiles    (n, 7, 128, 128, 3) uint8    RGB; the first column is the image itself, the same in every run
+    legends  (n, 18, 944, 3) uint8        RGB; the strip under a row: its name and the classes it has
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from cosa.config import EvaluationConfig
+from cosa.data.dataset import normalise
+from cosa.equations.cam import to_activation
+from cosa.equations.pseudo_labels import cam_pseudo_labels, keep_labelled
+from cosa.evaluation.pictures import GAP, colourise, heat_map, legend, name_peaks, sheet, tile
+from cosa.networks.multiscale import multiscale, resize
+from cosa.networks.network import CosaNetwork
+from cosa.storage.files import write_atomically
+from cosa.structures import IGNORE, EvaluationBatch, FusedOutput
+
+COLUMNS = ("image", "ground truth", "M", "M-dagger", "CPL", "SPL", "prediction")
+_TILE = 128
+
+
+@dataclass(frozen=True)
+class PanelRow:
+    """One image and all that is said of it, in the size of its mask."""
+
+    name: str
+    """The image's name in the split's list."""
+    labels: Float[Tensor, " c"]
+    """Image-level labels, 0 or 1."""
+    image: UInt8[np.ndarray, "h w 3"]
+    """RGB."""
+    ground_truth: Int[Tensor, "h w"]
+    """Classes in [0, k) or IGNORE; all IGNORE where the split has no masks."""
+    activation: Float[Tensor, "n h w"]
+    """Activations of M in [0, 1], of the n classes that the image is labelled with."""
+    aux_activation: Float[Tensor, "n h w"]
+    """Activations of M-dagger in [0, 1], of the same classes."""
+    cpl: Int[Tensor, "h w"]
+    """CAM pseudo-labels from M."""
+    spl: Int[Tensor, "h w"]
+    """The likeliest class of the segmentation pseudo-labels."""
+    prediction: Int[Tensor, "h w"]
+    """The likeliest class of the segmentation, label-free."""
+
+
+def panel_indices(
+    labels: Float[Tensor, "n c"], classes: tuple[str, ...], config: EvaluationConfig
+) -> list[int]:
+    """Which images of a split are shown: the same ones for every network and at every step.
+
+    `evaluation.panel_choice` says which may be, `evaluation.panel_seed` draws from them; a split without an
+    image of the classes of `evaluation.coexistence` shows others.
+    """
+    candidates = torch.arange(len(labels))[: config.max_images or None]
+    if config.panel_choice == "coexistence":
+        affected = [classes.index(name) for name in config.coexistence]
+        chosen = candidates[labels[candidates][:, affected].sum(1) > 0]
+        candidates = chosen if len(chosen) else candidates
+    if config.panel_choice != "first":
+        generator = torch.Generator().manual_seed(config.panel_seed)
+        candidates = candidates[torch.randperm(len(candidates), generator=generator)]
+    return sorted(candidates[: config.panel_images].tolist())
+
+
+@torch.no_grad()
+def panel_rows(
+    network: CosaNetwork,
+    batches: Iterable[EvaluationBatch],
+    *,
+    config: EvaluationConfig,
+    xi: float,
+    device: torch.device,
+) -> list[PanelRow]:
+    """What the network makes of the images of `batches`.
+
+    Args:
+        network: In evaluation mode, on `device`.
+        batches: The images to show.
+        config: Scales and flips.
+        xi: The training's threshold of M, for the CPL.
+        device: Where to compute.
+    """
+    rows: list[PanelRow] = []
+    for batch in batches:
+        size = (batch.images.shape[2], batch.images.shape[3])
+        images = batch.images.to(device)
+        fused = multiscale(network, images, scales=config.scales, flip=config.flip, size=size)
+        rows += [_row(batch, fused, i, xi) for i in range(len(images))]
+    return rows
+
+
+def _row(batch: EvaluationBatch, fused: FusedOutput, index: int, xi: float) -> PanelRow:
+    size, one = batch.sizes[index], slice(index, index + 1)
+    labels = batch.labels[one]
+    own = labels[0] > 0
+    everywhere = torch.ones(1, *size, dtype=torch.bool)
+    seg_logits = resize(fused.seg_logits[one], size).cpu()
+    activation, aux_activation = (
+        to_activation(resize(maps[one, own.to(maps.device)], size).cpu(), labels[:, own], everywhere)
+        for maps in (fused.cam, fused.aux_cam)
+    )
+    return PanelRow(
+        name=batch.names[index],
+        labels=labels[0],
+        image=_rgb(resize(batch.images[one], size)[0]),
+        ground_truth=batch.masks[index] if batch.masks else torch.full(size, IGNORE),
+        activation=activation[0],
+        aux_activation=aux_activation[0],
+        cpl=_own_pseudo_labels(activation, own, xi, everywhere),
+        spl=keep_labelled(seg_logits, labels).argmax(1)[0],
+        prediction=seg_logits.argmax(1)[0],
+    )
+
+
+def _own_pseudo_labels(
+    activation: Float[Tensor, "1 n h w"], own: Bool[Tensor, " c"], xi: float, valid: Bool[Tensor, "1 h w"]
+) -> Int[Tensor, "h w"]:
+    """CPL from the maps of the image's own classes alone; background everywhere without one."""
+    classes = torch.cat([torch.zeros(1, dtype=torch.int64), own.nonzero().flatten() + 1])
+    if not own.any():
+        return torch.zeros(activation.shape[2:], dtype=torch.int64)
+    return classes[cam_pseudo_labels(activation, xi, valid)[0]]
+
+
+def _rgb(normalised: Float[Tensor, "3 h w"]) -> UInt8[np.ndarray, "h w 3"]:
+    """The picture a normalised image was made from."""
+    black, white = normalise(np.array([0, 255], dtype=np.uint8)[:, None, None, None].repeat(3, axis=3))
+    picture = ((normalised - black) / (white - black)).clamp(0, 1) * 255
+    rgb: NDArray[np.uint8] = picture.round().byte().permute(1, 2, 0).numpy()
+    return rgb
+
+
+def panel_arrays(rows: Sequence[PanelRow], classes: tuple[str, ...]) -> dict[str, Any]:
+    """The panel as arrays, as the module's docstring lists them."""
+    width = GAP + len(COLUMNS) * (_TILE + GAP)
+    present = [(row.labels.nonzero().flatten() + 1).tolist() for row in rows]
+    strips = [
+        legend(own, classes, width, size=12, title=row.name, lines=1)
+        for own, row in zip(present, rows, strict=True)
+    ]
+    return {
+        "names": np.array([row.name for row in rows]),
+        "columns": np.array(COLUMNS),
+        "tiles": np.stack([_tiles(row, classes) for row in rows]),
+        "legends": np.stack(strips),
+    }
+
+
+def draw_panels(rows: Sequence[PanelRow], classes: tuple[str, ...]) -> Image.Image:
+    """Draw rows under one header, each with its image's name and the classes it is labelled with."""
+    arrays = panel_arrays(rows, classes)
+    return sheet(arrays["tiles"], titles=COLUMNS, legends=arrays["legends"])
+
+
+def save_panels(path: Path, rows: Sequence[PanelRow], classes: tuple[str, ...]) -> tuple[Path, Path]:
+    """Write the panel as a PNG, and its arrays beside it; returns both paths.
+
+    Raises:
+        OSError: They cannot be written.
+    """
+    arrays = panel_arrays(rows, classes)
+    picture = sheet(arrays["tiles"], titles=COLUMNS, legends=arrays["legends"])
+    data = path.with_suffix(".npz")
+
+    def write_arrays(draft: Path) -> None:
+        with draft.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+
+    write_atomically(path, lambda draft: picture.save(draft, format="PNG"))
+    write_atomically(data, write_arrays)
+    return path, data
+
+
+def _tiles(row: PanelRow, classes: tuple[str, ...]) -> UInt8[np.ndarray, "7 s s 3"]:
+    """The pictures of a row, in the order of the columns."""
+    named = [classes[index] for index in row.labels.nonzero().flatten().tolist()]
+    heats = []
+    for maps in (row.activation.numpy(), row.aux_activation.numpy()):
+        strongest = maps.max(0) if len(maps) else np.zeros(row.image.shape[:2], np.float32)
+        heats.append(name_peaks(tile(heat_map(row.image, strongest), _TILE), maps, named))
+    truth, *label_maps = (
+        tile(colourise(labels.numpy()), _TILE, smooth=False)
+        for labels in (row.ground_truth, row.cpl, row.spl, row.prediction)
+    )
+    return np.stack([tile(row.image, _TILE), truth, *heats, *label_maps])
