@@ -143,17 +143,18 @@ def _pack(given: argparse.Namespace, data: DataConfig) -> int:
     from cosa.data.archive import pack
     from cosa.data.check import splits_of
     from cosa.data.open import open_dataset
+    from cosa.storage.files import digest
 
     root, out = Path(data.root), given.out.expanduser().absolute()
     images = {
         path for split in splits_of(data) for path in open_dataset(data, split, needs="images").image_paths
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    packed = pack(root, out)
-    print(f"{out}: {packed.files} files, {len(images)} images of the splits, {packed.size:,} bytes")
-    print(f"sha256 {packed.sha256}")
+    files, sha256 = pack(root, out), digest(out)
+    print(f"{out}: {files} files, {len(images)} images of the splits, {out.stat().st_size:,} bytes")
+    print(f"sha256 {sha256}")
     print("\nput it where all machines reach it, and name it with a folder that each of them has to itself:")
-    flags = ["--data.archive", str(out), "--data.archive_sha256", packed.sha256]
+    flags = ["--data.archive", str(out), "--data.archive_sha256", sha256]
     print(f"  {shlex.join(flags)} --data.root /FOLDER/ON/EACH/{root.name}")
     return 0
 

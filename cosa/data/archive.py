@@ -19,8 +19,6 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -203,23 +201,14 @@ def _innermost(folder: Path) -> Path:
     return _innermost(held[0]) if len(held) == 1 and held[0].is_dir() else folder
 
 
-@dataclass(frozen=True)
-class Packed:
-    """An archive that was written."""
-
-    sha256: str
-    """Of its bytes."""
-    size: int
-    """Bytes."""
-    files: int
-    """Files in it."""
-
-
-def pack(root: Path, out: Path) -> Packed:
+def pack(root: Path, out: Path) -> int:
     """Write everything below `root` into the tar `out`, whole or not at all; links are followed.
 
     Nothing is compressed: images are already. Names are sorted, and owners, times and modes left out: the
     same files make the same bytes. Hidden files stay behind.
+
+    Returns:
+        The number of files in it.
 
     Raises:
         ValueError: `out` is no .tar, or lies below `root`.
@@ -229,7 +218,12 @@ def pack(root: Path, out: Path) -> Packed:
         raise ValueError(f"--out must end in .tar, got {str(out)!r}; images are compressed already")
     if out.absolute().is_relative_to(root.absolute()):
         raise ValueError(f"--out must lie outside of the data set, got {str(out)!r}; choose another folder")
-    names = sorted(_names(root))
+    names = sorted(
+        Path(folder, name).relative_to(root).as_posix()
+        for folder, _, files in os.walk(root, followlinks=True)
+        for name in files
+    )
+    names = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
     draft = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         with tarfile.open(draft, "w") as archive:
@@ -241,13 +235,4 @@ def pack(root: Path, out: Path) -> Packed:
         draft.replace(out)
     finally:
         draft.unlink(missing_ok=True)
-    return Packed(digest(out), out.stat().st_size, len(names))
-
-
-def _names(root: Path) -> Iterator[str]:
-    """All files below `root` that are not hidden, named from there."""
-    for folder, folders, names in os.walk(root, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if not name.startswith("."):
-                yield Path(folder, name).relative_to(root).as_posix()
+    return len(names)

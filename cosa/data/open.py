@@ -10,7 +10,7 @@ import functools
 import logging
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cosa.config import Config, DataConfig
@@ -86,6 +86,11 @@ class RunData:
         """Fingerprints of the training and validation images, by the names a tracker knows them by."""
         return fingerprints(self.training, self.validation)
 
+    @property
+    def images(self) -> Mapping[str, int]:
+        """Numbers of the training and validation images, by the same names."""
+        return {TRAINING_TAG: len(self.training), VALIDATION_TAG: len(self.validation or ())}
+
 
 def fingerprints(training: SegmentationDataset, validation: SegmentationDataset | None) -> dict[str, str]:
     """Fingerprints by tag; without a validation split its tag is empty."""
@@ -127,7 +132,8 @@ def open_run_data(config: Config, ranks: Ranks, expected: Mapping[str, str]) -> 
         if ranks.world == 1:
             raise
         failure = error
-    seen = ranks.gather(_Seen.by(ranks, data, failure))
+    place = socket.gethostname() + (f" (rank {ranks.rank})" if ranks.world > 1 else "")
+    seen = ranks.gather(_Seen(place, data.tags, data.images) if data else _Seen(place, failure=failure))
     for one in seen:
         if one.failure:
             raise _told(one.failure, one.place) from failure
@@ -151,19 +157,11 @@ class _Seen:
 
     place: str
     """Machine and rank."""
-    tags: Mapping[str, str]
-    images: Mapping[str, int]
+    tags: Mapping[str, str] = field(default_factory=dict)
+    images: Mapping[str, int] = field(default_factory=dict)
     """Number of images, by tag."""
-    failure: Exception | None
+    failure: Exception | None = None
     """Why it could not be opened."""
-
-    @classmethod
-    def by(cls, ranks: Ranks, data: RunData | None, failure: Exception | None) -> _Seen:
-        place = socket.gethostname() + (f" (rank {ranks.rank})" if ranks.world > 1 else "")
-        if data is None:
-            return cls(place, {}, {}, failure)
-        images = {TRAINING_TAG: len(data.training), VALIDATION_TAG: len(data.validation or ())}
-        return cls(place, data.tags, images, None)
 
 
 def _told(failure: Exception, place: str) -> Exception:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from cosa.config import Config, from_json, warmup_identity
-from cosa.storage.files import digest, write_atomically
+from cosa.storage.files import digest, one_line, write_atomically
 
 FORMAT = 2
 _NAME = re.compile(r"step_(\d{8})\.pt")
@@ -133,10 +133,9 @@ def load(path: Path) -> State:
     except OSError:
         raise
     except Exception as error:  # noqa: BLE001 (torch's readers have a dozen ways to say "not such a file")
-        reason = str(error).strip().partition("\n")[0]
         raise ValueError(
-            f"checkpoint must hold nothing but tensors and plain data, got {str(path)!r} ({reason}); "
-            "remove it"
+            f"checkpoint must hold nothing but tensors and plain data, got {str(path)!r} "
+            f"({one_line(error, kind=False)}); remove it"
         ) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"checkpoint must be one of cosa's in format {FORMAT}, got {str(path)!r}")

@@ -21,7 +21,7 @@ from torch import Tensor
 import cosa
 from cosa.config import Config, from_json, to_json
 from cosa.storage import checkpoint
-from cosa.storage.files import write_atomically
+from cosa.storage.files import one_line, write_atomically
 
 NetworkName = Literal["assignment", "online"]
 
@@ -93,11 +93,7 @@ def save_model(
         "cosa": cosa.__version__,
         "classes": classes,
         "patch_size": network.patch_size,
-        "evaluation": {
-            "size": config.evaluation.size,
-            "scales": config.evaluation.scales,
-            "flip": config.evaluation.flip,
-        },
+        "evaluation": {name: getattr(config.evaluation, name) for name in ("size", "scales", "flip")},
         "oracle": config.oracle,
         **asdict(facts),
         "metrics": {k: v if math.isfinite(v) else None for k, v in facts.metrics.items()},
@@ -224,9 +220,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 (each reader has a dozen ways to say "not such a file")
-        reason = str(error).strip().partition("\n")[0]
         raise ValueError(
-            f"weights file must hold nothing but tensors, got {str(path)!r} ({reason}); "
+            f"weights file must hold nothing but tensors, got {str(path)!r} ({one_line(error, kind=False)}); "
             "convert it to .safetensors"
         ) from None
     for key in ("state_dict", "model"):

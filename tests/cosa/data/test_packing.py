@@ -29,36 +29,32 @@ def voc(tmp_path: Path) -> Path:
 
 
 def test_a_packed_data_set_is_staged_as_it_was(voc: Path, tmp_path: Path) -> None:
-    packed = pack(voc, tmp_path / "voc.tar")
+    pack(voc, tmp_path / "voc.tar")
 
-    data = DataConfig(
-        root=str(tmp_path / "node"), archive=str(tmp_path / "voc.tar"), archive_sha256=packed.sha256
-    )
+    data = DataConfig(root=str(tmp_path / "node"), archive=str(tmp_path / "voc.tar"))
     staged = open_dataset(data, "train")
 
     assert staged.fingerprint() == open_dataset(DataConfig(root=str(voc)), "train").fingerprint()
     assert not (tmp_path / "node" / "SegmentationClassAug").is_symlink()
 
 
-def test_the_numbers_are_those_of_the_file(voc: Path, tmp_path: Path) -> None:
-    packed = pack(voc, tmp_path / "voc.tar")
+def test_hidden_files_stay_behind(voc: Path, tmp_path: Path) -> None:
+    files = pack(voc, tmp_path / "voc.tar")
 
-    content = (tmp_path / "voc.tar").read_bytes()
-    assert (packed.sha256, packed.size) == (hashlib.sha256(content).hexdigest(), len(content))
     with tarfile.open(tmp_path / "voc.tar") as archive:
-        assert packed.files == len(archive.getnames()) == 7
+        assert files == len(archive.getnames()) == 7
         assert not [name for name in archive.getnames() if "hidden" in name]
 
 
 def test_the_same_files_make_the_same_bytes(voc: Path, tmp_path: Path) -> None:
-    first = pack(voc, tmp_path / "first.tar")
+    pack(voc, tmp_path / "first.tar")
     for path in sorted(voc.rglob("*.png")):
         os.utime(path, (1, 1))
         path.chmod(0o600)
 
-    second = pack(voc, tmp_path / "second.tar")
+    pack(voc, tmp_path / "second.tar")
 
-    assert first.sha256 == second.sha256
+    assert (tmp_path / "first.tar").read_bytes() == (tmp_path / "second.tar").read_bytes()
 
 
 @pytest.mark.parametrize(
