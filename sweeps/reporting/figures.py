@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sweeps.reporting import panel_tiles
-from sweeps.reporting.histories import ANALYSIS, PANELS, ArmHistories, Bins, Histories
+from sweeps.reporting.histories import ANALYSIS, PANEL_PICTURES, ArmHistories, Bins, Histories
 from sweeps.reporting.plots import (
     AUX_COLOUR,
     BLACK,
@@ -505,6 +505,10 @@ def _figure_10(histories: Histories) -> Drawing | None:
     arms, columns = _arms(histories, "Base", "full"), ["M", "prediction"]
     if not arms["Base"].planned:
         arms, columns = _arms(histories, "full"), ["M", "CPL", "SPL", "prediction"]
+    if not any(arm.trials for arm in arms.values()):  # a table of the user's own
+        table = histories.tables[0]
+        names = [table.reference, *(arm.name for arm in table.arms if arm.name != table.reference)][:2]
+        arms = {name: histories.arm(table.arm(name).changes) for name in names}
     parts = list(_panels(arms, "fig10", " and ".join(arms), columns))
     seen = "CAMs (M), what is made of them, and the label-free prediction. " + _rule(histories)
     return _drawing(histories, "10", "qualitative comparison", seen, parts, arms)
@@ -514,9 +518,9 @@ def _panels(arms: Arms, name: str, title: str, columns: Sequence[str]) -> Iterat
     """The same images as several arms see them, each arm at its last step and first finished seed."""
     panels = {}
     for arm, found in arms.items():
-        if found.trials and (steps := [*found.trials[0].files(PANELS)]):
-            content = io.BytesIO(found.trials[0].read(PANELS, steps[-1]))
-            panels[arm] = Image.open(content).convert("RGB")
+        for trial in found.trials[:1]:
+            for place in [*trial.files(PANEL_PICTURES).values()][-1:]:
+                panels[arm] = Image.open(io.BytesIO(trial.read(*place))).convert("RGB")
     image = panel_tiles.compose(panels, columns)
     if image is not None:
         yield picture(image, name, title)

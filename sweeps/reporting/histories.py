@@ -12,7 +12,7 @@ import math
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-ANALYSIS, PANELS = "analysis", "panels"
-"""Folders of a run's artifacts, a file for each evaluation."""
+ANALYSIS, PANEL_ARRAYS, PANEL_PICTURES = "analysis.json", "panels.npz", "panels.png"
+"""What an evaluation leaves, a file for each step: the folder of a run's artifacts, and the files' suffix."""
 
 
 @dataclass(frozen=True)
@@ -127,25 +127,25 @@ class TrialHistory:
         }
         return pd.Series(found, dtype=float).sort_index()
 
-    def files(self, folder: str) -> dict[int, tuple[str, str]]:
-        """By step, rising, the run and the path of the artifacts `step_00000400.*`; the trial's own win."""
+    def files(self, kind: str) -> dict[int, tuple[str, str]]:
+        """By step, rising, the run and the path of `step_00000400` of a kind of file; the trial's own win."""
+        folder, suffix = kind.split(".")
         found = {
-            int(Path(item.path).stem.removeprefix("step_")): (run_id, item.path)
+            int(path.stem.removeprefix("step_")): (run_id, str(path))
             for run_id in self.run_ids
             for item in self.client.list_artifacts(run_id, folder)
-            if not item.path.endswith(".npz")
+            if (path := PurePosixPath(item.path)).suffix == f".{suffix}"
         }
         return dict(sorted(found.items()))
 
-    def read(self, folder: str, step: int) -> bytes:
+    def read(self, run_id: str, path: str) -> bytes:
         """One of `files`."""
-        with tempfile.TemporaryDirectory() as local:
-            run_id, path = self.files(folder)[step]
-            return Path(self.client.download_artifacts(run_id, path, local)).read_bytes()
+        with tempfile.TemporaryDirectory() as folder:
+            return Path(self.client.download_artifacts(run_id, path, folder)).read_bytes()
 
     def analysis(self, step: int) -> dict[str, Any]:
         """The analysis file of a step, what an evaluation counted."""
-        content: dict[str, Any] = json.loads(self.read(ANALYSIS, step))
+        content: dict[str, Any] = json.loads(self.read(*self.files(ANALYSIS)[step]))
         return content
 
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from scipy import stats
 
 from cosa.config import flatten, identity, override
 from cosa.tracking import find_run
@@ -175,13 +174,15 @@ def p_value(differences: pd.Series) -> float:
     A paired t-test, since Wilcoxon's cannot fall below 0.05 with fewer than six pairs. It takes the
     differences to be normal. NaN below LEAST_PAIRS, where it could tell hardly anything.
     """
+    from scipy.stats import ttest_1samp  # a second of imports
+
     found = differences.dropna()
     if len(found) < LEAST_PAIRS:
         return math.nan
     if found.nunique() == 1:  # no deviation to hold the mean against
         return float(found.iloc[0] == 0)
     with warnings.catch_warnings(action="ignore"):  # that differences are nearly equal
-        return float(stats.ttest_1samp(found, 0).pvalue)
+        return float(ttest_1samp(found, 0).pvalue)
 
 
 def read_results(uri: str, run_id: str) -> Results:

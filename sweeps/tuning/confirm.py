@@ -18,12 +18,11 @@ from optuna.trial import FrozenTrial
 from cosa.config import Config, override
 from sweeps.planning import folder as folders
 from sweeps.planning.plan import Plan, make_plan
+from sweeps.reporting.results import LEAST_PAIRS, p_value
 from sweeps.tables import Arm, Table
 from sweeps.tables.metrics import SEG_MIOU, SEG_MIOU_LABELLED
 from sweeps.tuning.study import PRESET, SearchStudy, finished, label, last_value, origin
 
-LEAST_SEEDS = 3
-"""Fresh seeds from which a gain is tested."""
 _CHANCE = 0.05
 
 
@@ -99,18 +98,6 @@ def _values(plan: Plan | None, root: Path, key: str) -> pd.DataFrame:
     return values
 
 
-def p_value(differences: pd.Series) -> float:
-    """How likely a mean this far from 0 is if there is no difference, two-sided; NaN below LEAST_SEEDS."""
-    from scipy.stats import ttest_1samp  # a second of imports
-
-    known = differences.dropna()
-    if len(known) < LEAST_SEEDS:
-        return math.nan
-    if known.nunique() == 1:  # no variance to divide by
-        return float(known.iloc[0] == 0)
-    return float(ttest_1samp(known, 0).pvalue)
-
-
 def held_out_gain(free: pd.DataFrame) -> pd.Series:
     """By seed, the gain over the preset of the settings that all other seeds would choose.
 
@@ -155,7 +142,7 @@ def _advice(top: pd.Series) -> str:
     if not top["gain"] > 0:
         return "keep the preset: no confirmed settings are better"
     if math.isnan(top["p"]):
-        return f"not to be told from chance: --confirm-seeds {LEAST_SEEDS} or more before relying on it"
+        return f"not to be told from chance: --confirm-seeds {LEAST_PAIRS} or more before relying on it"
     if top["p"] < _CHANCE:
         return "more than chance would explain"
     return "may be chance: more seeds before relying on it"

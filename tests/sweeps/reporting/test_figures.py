@@ -210,6 +210,15 @@ def test_one_evaluation_alone_still_makes_a_heat_map():
     assert len(draw(histories)["3"].parts) == 3
 
 
+def test_a_table_without_the_full_model_shows_what_its_own_arms_see():
+    arms = (
+        Arm("weak", {"csc.weight": 0.2}),
+        Arm("none", {"csc.weight": 0.0}),
+    )
+    drawn = draw(made_up([Table(name="mine", title="", reference="none", arms=arms)], (0,))[1])
+    assert [part.title for part in drawn["10"].parts] == ["none and weak"]
+
+
 def test_captions_say_which_images_a_panel_shows(drawn):
     assert "drawn at random with seed 0, the same for every arm, none picked by hand" in drawn["8"].caption
 

@@ -18,7 +18,6 @@ from sweeps.tuning.confirm import (
     best_of,
     held_out_gain,
     over_seeds,
-    p_value,
     plan_confirmation,
     read_confirmation,
     summary,
@@ -142,12 +141,6 @@ def test_a_gain_that_all_seeds_share_is_more_than_chance(search):
 def test_a_gain_of_one_lucky_seed_may_be_chance(search):
     found = search(0.40, 0.50).confirm({"full": [0.40, 0.40, 0.40], "trial-1": [0.60, 0.40, 0.39]})
     assert summary(found)["advice"].startswith("may be chance")
-
-
-def test_differences_without_variance_are_certain_or_none():
-    assert p_value(pd.Series([0.1, 0.1, 0.1])) == 0
-    assert p_value(pd.Series([0.0, 0.0, 0.0])) == 1
-    assert math.isnan(p_value(pd.Series([0.1, 0.2])))
 
 
 def test_a_preset_that_nothing_beats_is_to_be_kept(search):
