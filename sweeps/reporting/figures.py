@@ -16,10 +16,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from numpy.typing import NDArray
-from PIL import Image
+from PIL.Image import Image
 
-from sweeps.reporting import panel_tiles
-from sweeps.reporting.histories import ANALYSIS, PANEL_PICTURES, ArmHistories, Bins, Histories
+from sweeps.reporting.histories import ANALYSIS, PANEL_ARRAYS, PANEL_PICTURES, ArmHistories, Bins, Histories
 from sweeps.reporting.plots import (
     AUX_COLOUR,
     BLACK,
@@ -515,15 +514,42 @@ def _figure_10(histories: Histories) -> Drawing | None:
 
 
 def _panels(arms: Arms, name: str, title: str, columns: Sequence[str]) -> Iterator[Part]:
-    """The same images as several arms see them, each arm at its last step and first finished seed."""
-    panels = {}
-    for arm, found in arms.items():
+    """The same images as several arms see them, each arm at its last step and first finished seed.
+
+    A run of an earlier version left its panel as a picture alone: that is shown as it is.
+    """
+    tiles = {}
+    for place, (arm, found) in enumerate(arms.items()):
         for trial in found.trials[:1]:
-            for place in [*trial.files(PANEL_PICTURES).values()][-1:]:
-                panels[arm] = Image.open(io.BytesIO(trial.read(*place))).convert("RGB")
-    image = panel_tiles.compose(panels, columns)
-    if image is not None:
-        yield picture(image, name, title)
+            if arrays := [*trial.files(PANEL_ARRAYS).values()]:
+                with np.load(io.BytesIO(trial.read(*arrays[-1]))) as content:
+                    tiles[arm] = dict(content)
+            elif pictures := [*trial.files(PANEL_PICTURES).values()]:
+                yield Part(f"{name}-{place + 1}.png", f"{title}: {arm}", trial.read(*pictures[-1]))
+    if tiles:
+        yield picture(side_by_side(tiles, columns), name, title)
+
+
+def side_by_side(panels: Mapping[str, Mapping[str, NDArray[Any]]], columns: Sequence[str]) -> Image:
+    """Image and ground truth, then each of `columns` of every arm beside each other.
+
+    Args:
+        panels: The arrays of `cosa.evaluation.panels` by arm. An arm with other images than the first is left
+            out.
+        columns: Some of theirs.
+    """
+    from cosa.evaluation.pictures import sheet  # torch and all that comes with it
+
+    first, *_ = panels.values()
+    places = {column: place for place, column in enumerate(first["columns"].tolist())}
+    alike = {
+        arm: panel["tiles"]
+        for arm, panel in panels.items()
+        if np.array_equal(panel["tiles"][:, places["image"]], first["tiles"][:, places["image"]])
+    }
+    shown = {column: first["tiles"][:, places[column]] for column in ("image", "ground truth")}
+    shown |= {f"{column}\n{arm}": own[:, places[column]] for column in columns for arm, own in alike.items()}
+    return sheet(np.stack([*shown.values()], axis=1), titles=[*shown], legends=first["legends"])
 
 
 def _rule(histories: Histories) -> str:

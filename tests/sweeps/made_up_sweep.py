@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from cosa.config import Config, TrainConfig, override
-from cosa.evaluation.panels import PanelRow, draw_panels
+from cosa.evaluation.panels import PanelRow, draw_panels, panel_arrays
 from sweeps.planning import plan as planning
 from sweeps.planning.plan import make_plan
 from sweeps.reporting.histories import Histories
@@ -101,8 +101,11 @@ def analysis(step, *, quality=0.6, seed=0, pixels=20_000):
     }
 
 
-def panel(seed=0, rows=2):
-    """A picture panel as an evaluation draws it; its images are the same for every `seed`."""
+CLASSES = ("boat", "train")
+
+
+def panel_rows(seed=0, rows=2):
+    """What a picture panel shows; its images are the same for every `seed`."""
     own = torch.Generator().manual_seed(seed)
     size = (40, 60)
     yy, xx = np.mgrid[: size[0], : size[1]]
@@ -125,13 +128,20 @@ def panel(seed=0, rows=2):
                 prediction=label,
             )
         )
-    return draw_panels(pictures, ("boat", "train"))
+    return pictures
+
+
+def panel_picture(seed):
+    """A panel as the bytes of a PNG."""
+    data = io.BytesIO()
+    draw_panels(panel_rows(seed), CLASSES).save(data, format="PNG")
+    return data.getvalue()
 
 
 def panel_file(seed):
-    """A panel as the bytes of a PNG."""
+    """A panel's arrays as the bytes of a file."""
     data = io.BytesIO()
-    panel(seed).save(data, format="PNG")
+    np.savez_compressed(data, **panel_arrays(panel_rows(seed), CLASSES))
     return data.getvalue()
 
 
@@ -196,4 +206,5 @@ def fill(store, run_id, trial, steps):
         files[f"analysis/step_{step:08d}.json"] = functools.partial(
             analysis_file, step, quality=quality, seed=trial.seed
         )
-        files[f"panels/step_{step:08d}.png"] = functools.partial(panel_file, len(trial.arms[0]))
+        for suffix, make in (("png", panel_picture), ("npz", panel_file)):
+            files[f"panels/step_{step:08d}.{suffix}"] = functools.partial(make, len(trial.arms[0]))

@@ -11,19 +11,21 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sweeps.reporting import figures, panel_tiles, render
+from cosa.evaluation.panels import panel_arrays
+from sweeps.reporting import figures, render
 from sweeps.reporting.histories import Bins
 from sweeps.reporting.plots import Canvas, draw_lines, styled
 from sweeps.reporting.results import Results
 from sweeps.tables import Arm, Table, get_table, get_tables
 from tests.sweeps.made_up_sweep import (
+    CLASSES,
     CONFIDENCE,
     STEPS,
     analysis,
     analysis_file,
     histogram,
     made_up,
-    panel,
+    panel_rows,
 )
 
 TABLES = get_tables(["3a", "3b", "fig1", "fig9"])
@@ -227,28 +229,33 @@ def test_captions_name_the_data(drawn):
     assert all("ours, made-up, val split" in drawing.caption for drawing in drawn.values())
 
 
-def test_tiles_are_cut_where_a_real_panel_has_them():
-    real = panel()
-    assert panel_tiles.rows(real) == 2
-    # the image's corner is black, the ground truth's right half the first class's red; margins are grey
-    image = panel_tiles.tile(real, 1, "image")
-    assert image.getpixel((64, 10)) == (236, 236, 236)
-    truth = panel_tiles.tile(real, 1, "ground truth")
-    assert (truth.getpixel((5, 64)), truth.getpixel((120, 64))) == ((0, 0, 0), (128, 0, 0))
-    assert truth.getpixel((64, 127)) == (236, 236, 236)
+def test_arms_are_beside_each_other_under_each_column():
+    one, other = (panel_arrays(panel_rows(seed), CLASSES) for seed in (0, 1))
+    image = np.asarray(figures.side_by_side({"a": one, "b": other}, ("M", "CPL")))
+    columns = [image[44:172, left : left + 128] for left in range(6, image.shape[1], 134)]
+    wanted = [one["tiles"][0, 0], one["tiles"][0, 1]]
+    wanted += [panel["tiles"][0, place] for place in (2, 4) for panel in (one, other)]
+    np.testing.assert_array_equal(columns, wanted)
 
 
 def test_an_arm_whose_panel_shows_other_images_is_left_out():
-    one, other = panel(0), panel(0).transpose(0)
-    both = panel_tiles.compose({"a": one, "b": panel(1)}, ("M",))
-    alone = panel_tiles.compose({"a": one, "b": other}, ("M",))
-    assert both.width - alone.width == panel_tiles.TILE + panel_tiles.GAP
+    one, other = panel_arrays(panel_rows(), CLASSES), panel_arrays(panel_rows(rows=1), CLASSES)
+    alone = figures.side_by_side({"a": one, "b": other}, ("M",))
+    assert alone.size == figures.side_by_side({"a": one}, ("M",)).size
 
 
-def test_a_picture_that_is_no_panel_is_not_cut_up():
-    from PIL import Image
-
-    assert panel_tiles.compose({"a": Image.new("RGB", (100, 100))}, ("M",)) is None
+def test_old_runs_whose_panels_are_pictures_alone_show_them_as_they_are():
+    store, histories = made_up(get_tables(["3b"]), (0,))
+    for files in store.files.values():
+        for name in [name for name in files if name.endswith(".npz")]:
+            del files[name]
+    parts = draw(histories)["8"].parts
+    assert [(part.file, part.title) for part in parts] == [
+        ("fig8-1.png", "no-CSC and full: no-CSC"),
+        ("fig8-2.png", "no-CSC and full: full"),
+    ]
+    (trial,) = histories.arm({}).trials
+    assert parts[1].data == store.files[trial.run_ids[-1]]["panels/step_00002000.png"]()
 
 
 def test_small_bins_join_their_neighbours_from_the_left():
