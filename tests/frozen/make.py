@@ -92,14 +92,7 @@ def make_report(folder: Path) -> None:
             ),
             folder,
         )
-    unread = {"model", "report"}  # of what runs keep, the report reads neither
-    recipe.pack(
-        folder,
-        DATA / "report.tar.gz",
-        lambda name: (
-            name.name == "mlflow.db" or (name.parts[0] == "mlartifacts" and not unread & {*name.parts})
-        ),
-    )
+    _pack_store(folder)
     with tempfile.TemporaryDirectory() as other:
         again = recipe.roomy(Path(other))
         recipe.unpack(DATA / "report.tar.gz", again)
@@ -108,6 +101,20 @@ def make_report(folder: Path) -> None:
             assert (again / "report" / name).read_text() == (folder / "second" / name).read_text(), name
             shutil.copyfile(again / "report" / name, DATA / name)
         _write("report_cells.json", recipe.html_cells((again / "report/report.html").read_text()))
+
+
+def _pack_store(folder: Path) -> None:
+    """All of the store but what the report does not read, and the pictures of most arms, for their size."""
+    shown = recipe.runs_of_arms(folder, {"full", "no-CSC"})
+
+    def kept(name: Path) -> bool:
+        if name.suffix == ".png" and not shown & {*name.parts}:
+            return False
+        return name.name == "mlflow.db" or (
+            name.parts[0] == "mlartifacts" and not {"model", "report"} & {*name.parts}
+        )
+
+    recipe.pack(folder, DATA / "report.tar.gz", kept)
 
 
 def make_sweep(folder: Path) -> None:

@@ -326,6 +326,25 @@ def names_in_store(folder: Path) -> dict[str, dict[str, list[str]]]:
     return dict(sorted(found.items()))
 
 
+def steps_in_store(folder: Path) -> dict[str, list[int]]:
+    """Steps of the total loss of each run in the store of `folder`, by the run's name."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    return {
+        run.info.run_name: [p.step for p in client.get_metric_history(run.info.run_id, "train/loss/total")]
+        for run in _runs(client)
+    }
+
+
+def runs_of_arms(folder: Path, arms: set[str]) -> set[str]:
+    """Ids of the runs of some arms in the store of `folder`."""
+    from mlflow import MlflowClient
+
+    runs = _runs(MlflowClient(f"sqlite:///{folder}/mlflow.db"))
+    return {run.info.run_id for run in runs if run.data.tags.get("cosa.arm") in arms}
+
+
 def _runs(client: Any) -> Iterator[Any]:
     for experiment in client.search_experiments():
         yield from client.search_runs([experiment.experiment_id], max_results=1000)
