@@ -1,6 +1,6 @@
 """From a store that commit 25ac2bd filled, the report's command writes the tables that it wrote then.
 
-The store is that of a sweep of Tables 3a, 3b, 4b and 5c over two seeds, two trials of which an earlier one ran.
+The store is that of a sweep of Tables 3a, 3b, 4b and 5c over two seeds; an earlier one ran two of its trials.
 Nothing in the tables depends on machine, place or time but what the store itself remembers.
 """
 
