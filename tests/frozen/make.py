@@ -6,7 +6,7 @@ refuses where `cosa/` or `sweeps/` differ from 25ac2bd. Parts, each some seconds
     identities   identities.json, presets.json
     training     training.json, names_run.json, stopped_run.tar.gz
     report       report.tar.gz (a store), tables.csv, tables.md, tables.tex, tables.txt, report_cells.json
-    sweep        interrupted_sweep.tar.gz, sweep_tables.csv, names_sweep.json
+    sweep        interrupted_sweep.tar.gz, sweep_tables.csv, sweep_weights.json, names_sweep.json
 """
 
 from __future__ import annotations
@@ -127,6 +127,8 @@ def make_sweep(folder: Path) -> None:
     recipe.finish(recipe.sweep_command(whole, "sweep", tables, settings, "--max-concurrent", "1"), whole)
     shutil.copyfile(whole / "sweep/tables.csv", DATA / "sweep_tables.csv")
     _write("names_sweep.json", recipe.names_in_store(whole))
+    trials = sorted((whole / "sweep/trials").glob("trial-*"))
+    _write("sweep_weights.json", {trial.name: recipe.digests(trial) for trial in trials})
     shutil.rmtree(whole)
     command = recipe.sweep_command(folder, "sweep", tables, settings, "--max-concurrent", "1")
     process = recipe.start(command, folder)

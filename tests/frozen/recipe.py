@@ -89,8 +89,8 @@ SWEEP_SETTINGS = {
 """Of the sweep that was interrupted: long enough to be met in the middle of a trial."""
 
 
-SWEEP_TABLES = ("5c",)
-"""One warm-up and four arms."""
+SWEEP_TABLES = ("4b", "5c")
+"""One warm-up and five arms, one of which is in both."""
 
 
 def train_command(out: str, *more: str) -> list[str]:

@@ -55,8 +55,8 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
 def test_it_was_stopped_between_finished_begun_and_missing_trials(story: Story) -> None:
     assert [name.partition("-")[0] for name in story.of("finished")] == ["trial", "warmup"]
     assert len(story.of("begun")) == 1
-    assert len(story.of("missing")) == 2
-    assert "3 trials to run" in story.printed
+    assert len(story.of("missing")) == 3
+    assert "4 trials to run" in story.printed
 
 
 def test_what_was_finished_is_not_touched(story: Story) -> None:
@@ -84,11 +84,19 @@ def test_every_step_is_in_the_store_once(story: Story) -> None:
 def test_its_tables_are_those_of_the_sweep_that_nobody_stopped(story: Story) -> None:
     then, now = _rows(recipe.DATA / "sweep_tables.csv"), _rows(story.folder / "sweep/tables.csv")
 
-    assert len(then) == 4
+    assert len(then) == 6
     assert [(row["arm"], row["missing"]) for row in now] == [(row["arm"], row["missing"]) for row in then]
     if recipe.made_on() != recipe.read("training.json")["made on"]:
         pytest.skip("all rows are there; no cells compared: the fixture's platform is another")
     assert now == then
+
+
+def test_its_networks_are_those_of_the_sweep_that_nobody_stopped(story: Story) -> None:
+    if recipe.made_on() != recipe.read("training.json")["made on"]:
+        pytest.skip("no weights compared: the fixture's platform is another")
+    trials = sorted((story.folder / "sweep/trials").glob("trial-*"))
+
+    assert {trial.name: recipe.digests(trial) for trial in trials} == recipe.read("sweep_weights.json")
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
