@@ -32,6 +32,7 @@ TRAIN_IMAGES, VAL_IMAGES = 24, 6
 CLOCK = ("seconds", "train/images_per_second")
 """What two runs of the same experiment may differ in."""
 PATIENCE = 280.0  # seconds; a busy machine starts Ray slowly
+NON_FINITE = "cosa.non_finite."
 PLACE = "@PLACE@".ljust(160, "@")
 """Stands in a kept file for the folder that it was made in."""
 
@@ -313,16 +314,24 @@ class _Cells(HTMLParser):
 
 
 def names_in_store(folder: Path) -> dict[str, dict[str, list[str]]]:
-    """Names of parameters, metrics and tags of each run in the store of `folder`, by the run's name."""
+    """Names of parameters, metrics and tags of each run in the store of `folder`, by the run's name.
+
+    A metric that was never finite leaves a tag instead; it counts as the metric, for numbers decide which.
+    """
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     found = {}
     for run in _runs(client):
         key = f"{run.data.tags.get('cosa.kind', 'run')}: {run.info.run_name}"
-        data = {"params": run.data.params, "metrics": run.data.metrics, "tags": run.data.tags}
         assert key not in found, f"run names must differ, got {key!r} twice"
-        found[key] = {what: sorted(values) for what, values in data.items()}
+        never_finite = {tag for tag in run.data.tags if tag.startswith(NON_FINITE)}
+        metrics = run.data.metrics.keys() | {tag.removeprefix(NON_FINITE) for tag in never_finite}
+        found[key] = {
+            "params": sorted(run.data.params),
+            "metrics": sorted(metrics),
+            "tags": sorted(run.data.tags.keys() - never_finite),
+        }
     return dict(sorted(found.items()))
 
 
