@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.frozen import recipe
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_tracked_run_leaves_the_names_that_it_left(place: Path) -> None:

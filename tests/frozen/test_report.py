@@ -14,6 +14,8 @@ import pytest
 
 from tests.frozen import recipe
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:

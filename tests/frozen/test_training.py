@@ -15,6 +15,8 @@ import pytest
 
 from tests.frozen import recipe
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-3  # of losses, other metrics left out: a threshold or a class may tip over at a rounding
 
 
