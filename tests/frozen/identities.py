@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from cosa.config import identity, warmup_identity
-from cosa.presets import PRESETS, get_preset
-from sweeps.plan import make_plan
+from cosa.config.presets import PRESETS, get_preset
+from sweeps.planning.plan import make_plan
 from sweeps.tables import tables
 
 

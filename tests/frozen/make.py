@@ -1,7 +1,8 @@
 """Made every file in `data/`, on commit 25ac2bd: `python -m tests.frozen.make [PART ...]`, from the root.
 
 The files are what that commit does. Made again on later code they would freeze nothing, so this script
-refuses where `cosa/` or `sweeps/` differ from 25ac2bd. Parts, each some seconds to some minutes on two cores:
+refuses where `cosa/` or `sweeps/` differ from 25ac2bd: `git log --follow` leads to the commit on which it
+ran. Parts, each some seconds to some minutes on two cores:
 
     identities   identities.json, presets.json
     training     training.json, names_run.json, stopped_run.tar.gz
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from cosa.config import to_json
-from cosa.presets import PRESETS, get_preset
+from cosa.config.presets import PRESETS, get_preset
 from tests.frozen import recipe
 from tests.frozen.identities import identities
 from tests.frozen.recipe import DATA, ROOT

@@ -9,12 +9,12 @@ import torch
 from torch import distributed
 
 from cosa.config import from_json
-from cosa.trainer import train
+from cosa.training.trainer import RunSpec, train
 
 if __name__ == "__main__":
     rank, config, out = int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
     torch.set_num_threads(1)
     store = f"file://{out.absolute().with_suffix('.store')}"
     distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
-    train(from_json(config.read_text()), out=out)
+    train(RunSpec(config=from_json(config.read_text()), out=str(out)))
     distributed.destroy_process_group()

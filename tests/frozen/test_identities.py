@@ -7,7 +7,7 @@ import json
 import pytest
 
 from cosa.config import from_json, to_json
-from cosa.presets import PRESETS, get_preset
+from cosa.config.presets import PRESETS, get_preset
 from tests.frozen.identities import identities
 from tests.frozen.recipe import DATA, read
 
