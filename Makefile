@@ -10,7 +10,7 @@ PYTHONS := $(or $(PYTHON),python3 python3.11 python3.12 python3.13)
 TORCH = $(shell grep '^torch==' requirements.lock)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-faults lint format clean
+.PHONY: help env demo test test-faults lint docs format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,12 @@ lint: env  ## formatting, lint and types, without the tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: env  ## these pages and the API reference as a site in build/site; a broken link fails
+	$(BIN)/python -m pip install --quiet --no-build-isolation -e '.[docs]'
+	$(BIN)/python docs/house.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "open build/site/index.html"
 
 format: env  ## rewrite the code in the house's format, with the safe fixes of lint
 	$(BIN)/ruff check --fix .
