@@ -123,7 +123,6 @@ def find_experiment(uri: str, experiment: str) -> tuple[MlflowClient, str] | Non
     if uri.startswith("sqlite") and not path.is_file():  # or MLflow would make one
         return None
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # by default it tries for minutes
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     with explained(uri):
         client = client_of(uri)
         found = client.get_experiment_by_name(experiment)
@@ -134,6 +133,7 @@ def find_experiment(uri: str, experiment: str) -> tuple[MlflowClient, str] | Non
 
 def client_of(uri: str) -> MlflowClient:
     """A client of a store that is known to answer."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowClient
 
     return MlflowClient(uri)

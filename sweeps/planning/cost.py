@@ -7,12 +7,12 @@ the seconds of those that also evaluate alike. Runs on the newest run's hardware
 from __future__ import annotations
 
 import json
-import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from statistics import fmean
+from typing import TYPE_CHECKING
 
-from cosa.config import Config, flatten, from_json
+from cosa.config import Config, difference, from_json
 from cosa.distributed.session import Request
 from sweeps.planning.plan import Trial
 from sweeps.runs import FORK_TAG, read_json
@@ -21,101 +21,70 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-Phase = Literal["warmup", "cotraining", "both"]
-
 MOST_RUNS = 24
 """Runs that are read, the newest ones."""
 _SPEED = "train/images_per_second"
 _HARDWARE = ("cosa.host.system", "cosa.host.cpus", "cosa.host.memory_gib", "cosa.host.gpus")
-_TRAINING = frozenset({"data.crop_size", "cam.scales", "cam.flip", "cam.stride"}) | frozenset(
-    {"train.batch_size", "train.accumulate", "train.precision", "train.compile"}
+_TRAINING = frozenset(
+    {"data.crop_size", "cam.scales", "cam.flip", "cam.stride"}
+    | {f"train.{name}" for name in ("batch_size", "accumulate", "precision", "compile")}
 )
-_JUDGING = frozenset({"data.layout", "data.val_split"}) | frozenset(
-    f"evaluation.{name}"
-    for name in ("size", "scales", "flip", "batch_size", "max_images", "crf", "train_split")
+"""Settings that a step's time rests on, with those of the network."""
+_UNTIMED = frozenset({"network.weights", "network.pretrained", "network.drop_path"})
+"""What a network starts from costs no time."""
+_EVALUATING = frozenset(
+    {"data.layout", "data.val_split"}
+    | {
+        f"evaluation.{n}"
+        for n in ("size", "scales", "flip", "batch_size", "max_images", "crf", "train_split")
+    }
 )
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What one finished run says."""
-
-    phase: Phase
-    """What its speed is the mean of."""
-    step_seconds: float
-    """Seconds per iteration, evaluations left out."""
-    evaluation_seconds: float | None
-    """Seconds per evaluation; None where the run evaluated otherwise, or where it is not known."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast finished runs were."""
+    """How fast finished runs were; seconds are means over them."""
 
-    samples: tuple[Sample, ...]
+    warmup: float
+    """Seconds per iteration of warm-up, evaluations left out."""
+    cotraining: float
+    """The same of co-training."""
+    evaluation: float | None
+    """Seconds per evaluation; None where none of the kind was measured."""
+    runs: int
     hardware: str
     """What they ran on."""
     on_gpu: bool
 
-    def step(self, phase: Phase) -> float:
-        """Seconds per iteration of a phase: of runs of this phase alone, else of any."""
-        own = [sample.step_seconds for sample in self.samples if sample.phase == phase]
-        return statistics.fmean(own or [sample.step_seconds for sample in self.samples])
-
     @property
-    def evaluation(self) -> float | None:
-        """Seconds per evaluation; None where none was measured."""
-        known = [s.evaluation_seconds for s in self.samples if s.evaluation_seconds is not None]
-        return statistics.fmean(known) if known else None
+    def basis(self) -> str:
+        """What an estimate rests on, in words."""
+        runs = "1 finished run" if self.runs == 1 else f"{self.runs} finished runs"
+        return f"at the speed of {runs} like these on {self.hardware}"
 
 
-@dataclass(frozen=True)
-class Hours:
-    """What trials take, each by itself."""
-
-    training: float
-    evaluation: float | None
-    """None where no evaluation of the kind was measured; it then comes on top."""
-
-
-def hours_of(trials: Sequence[Trial], speed: Speed) -> Hours:
-    """Hours of `trials` one after the other, at `speed`."""
-    training = 0.0
-    evaluations = 0
+def hours_of(trials: Sequence[Trial], speed: Speed) -> tuple[float, float | None]:
+    """Hours of `trials` one after the other: of training, and of evaluations where one was measured."""
+    seconds, evaluations = 0.0, 0
     for trial in trials:
         warmup = max(0, min(trial.last_step, trial.config.train.warmup) - trial.first_step)
-        training += warmup * speed.step("warmup")
-        training += (trial.last_step - trial.first_step - warmup) * speed.step("cotraining")
+        seconds += warmup * speed.warmup + (trial.steps - warmup) * speed.cotraining
         evaluations += evaluations_of(trial.config, trial.first_step, trial.last_step)
-    seconds = speed.evaluation
-    return Hours(training / 3600, None if seconds is None else evaluations * seconds / 3600)
+    return seconds / 3600, None if speed.evaluation is None else evaluations * speed.evaluation / 3600
 
 
-def told(trials: Sequence[Trial], speed: Speed, request: Request) -> str:
-    """What `trials` cost, and by what that is known."""
-    return f"to train: {price(trials, speed, request)}; {basis(speed)}"
-
-
-def price(trials: Sequence[Trial], speed: Speed, request: Request) -> str:
+def price(trials: Sequence[Trial], speed: Speed, resources: Request) -> str:
     """What `trials` cost, in words: GPU-hours where the speed is a GPU's, else core-hours."""
-    hours = hours_of(trials, speed)
-    share = (1.0 if request.gpus is None else request.gpus) if speed.on_gpu else request.cpus
-    share *= max(1, request.workers)
+    training, evaluation = hours_of(trials, speed)
+    share = (1.0 if resources.gpus is None else resources.gpus) if speed.on_gpu else resources.cpus
+    share *= max(1, resources.workers)
     unit = "GPU-hours" if speed.on_gpu else "core-hours"
-    total = share * (hours.training + (hours.evaluation or 0))
     part = (
         "evaluations not included, none like these was measured"
-        if hours.evaluation is None
-        else f"evaluations {share * hours.evaluation:.2g} of them"
+        if evaluation is None
+        else f"evaluations {share * evaluation:.2g} of them"
     )
-    return f"about {total:.2g} {unit}, {part}"
-
-
-def basis(speed: Speed) -> str:
-    """What an estimate rests on."""
-    count = len(speed.samples)
-    runs = "1 finished run" if count == 1 else f"{count} finished runs"
-    return f"at the speed of {runs} like these on {speed.hardware}"
+    return f"about {share * (training + (evaluation or 0)):.2g} {unit}, {part}"
 
 
 def evaluations_of(config: Config, first: int, last: int) -> int:
@@ -136,20 +105,34 @@ def measured(client: MlflowClient, experiment_id: str, config: Config) -> Speed 
         [experiment_id], f"attributes.status = 'FINISHED' and {alike}", max_results=MOST_RUNS
     )
     hardware: tuple[str, ...] | None = None
-    samples: list[Sample] = []
+    steps: dict[str, list[float]] = {"warmup": [], "cotraining": [], "both": []}
+    evaluations: list[float] = []
     for run in runs:  # newest first
         where = tuple(run.data.tags.get(tag, "") for tag in _HARDWARE)
         if run.data.metrics.get(_SPEED, 0) <= 0 or where != (hardware or where):
             continue
         trained = _config_of(client, run)
-        if trained is not None and not any(_differences(trained, config, _TRAINING, "network.")):
-            hardware = where
-            samples.append(_sample(client, run, trained, config))
+        if trained is None or _differs(trained, config, _TRAINING, "network."):
+            continue
+        hardware = where
+        phase, first, last = _part_of(run, trained)
+        steps[phase].append(trained.train.batch_size / run.data.metrics[_SPEED])
+        seconds = read_json(client, run.info.run_id, "result.json").get("seconds")
+        if seconds is not None and not _differs(trained, config, _EVALUATING):
+            rest = max(0.0, seconds - steps[phase][-1] * (last - first))
+            evaluations.append(rest / evaluations_of(trained, first, last))
     if hardware is None:
         return None
     system, cpus, memory, gpus = hardware
-    told = f"{system}, {cpus} CPUs, {memory} GiB, GPU: {gpus or 'none'}"
-    return Speed(tuple(samples), told, on_gpu=gpus not in {"", "none"})
+    known = [seconds for own in steps.values() for seconds in own]
+    return Speed(
+        warmup=fmean(steps["warmup"] or known),
+        cotraining=fmean(steps["cotraining"] or known),
+        evaluation=fmean(evaluations) if evaluations else None,
+        runs=len(known),
+        hardware=f"{system}, {cpus} CPUs, {memory} GiB, GPU: {gpus or 'none'}",
+        on_gpu=gpus not in {"", "none"},
+    )
 
 
 def _config_of(client: MlflowClient, run: Run) -> Config | None:
@@ -161,32 +144,16 @@ def _config_of(client: MlflowClient, run: Run) -> Config | None:
         return None
 
 
-def _differences(one: Config, other: Config, names: frozenset[str], prefix: str = "\0") -> Iterator[str]:
-    """Settings that differ, of those called `names` and those that begin with `prefix`."""
-    left, right = flatten(one), flatten(other)
-    for name in left:
-        counts = (name in names or name.startswith(prefix)) and name not in _UNTIMED
-        if counts and left[name] != right[name]:
-            yield name
+def _differs(one: Config, other: Config, names: Collection[str], section: str = "\0") -> bool:
+    """Whether settings differ that cost time, of those called `names` and those of a section."""
+    changed = {name for name, _, _ in difference(one, other)} - _UNTIMED
+    return any(name in names or name.startswith(section) for name in changed)
 
 
-_UNTIMED = frozenset({"network.weights", "network.pretrained", "network.drop_path"})
-"""What a network starts from costs no time."""
-
-
-def _sample(client: MlflowClient, run: Run, trained: Config, config: Config) -> Sample:
-    tags = run.data.tags
-    phase: Phase = "both"
-    first, last = 0, trained.train.iterations
-    if tags.get("cosa.kind") == "warmup":
-        phase, last = "warmup", trained.train.warmup
-    elif FORK_TAG in tags:
-        phase, first = "cotraining", trained.train.warmup
-    step = trained.train.batch_size / run.data.metrics[_SPEED]
-    evaluation = None
-    if not any(_differences(trained, config, _JUDGING)):
-        seconds = read_json(client, run.info.run_id, "result.json").get("seconds")
-        if seconds is not None:
-            rest = max(0.0, seconds - step * (last - first))
-            evaluation = rest / evaluations_of(trained, first, last)
-    return Sample(phase, step, evaluation)
+def _part_of(run: Run, trained: Config) -> tuple[str, int, int]:
+    """The phase that a run trained, and its first and last step."""
+    if run.data.tags.get("cosa.kind") == "warmup":
+        return "warmup", 0, trained.train.warmup
+    if FORK_TAG in run.data.tags:
+        return "cotraining", trained.train.warmup, trained.train.iterations
+    return "both", 0, trained.train.iterations

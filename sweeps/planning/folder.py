@@ -1,4 +1,4 @@
-"""What a sweep keeps on disk, and who may write there.
+"""What a sweep keeps on disk, read once into a `SweepState`, and what the same folder may be asked for again.
 
     OUT/.lock                 held by the driver while it runs
     OUT/.stop                 there while the driver waits for its trials to save and stop
@@ -10,94 +10,81 @@
         log.txt               what it printed
         failure.txt           why it failed, while it is failed
 
-A trial is finished exactly where the trainer's `result.json` says so for the same experiment. The locks
-belong to the operating system: they end with their process, however it ends.
+A trial is finished exactly where the trainer's `result.json` says so for the same experiment. More tables or
+seeds in the same folder are fine, and fewer; other settings, or a row that has changed under its name, would
+mix two experiments and are refused.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
 import shutil
-import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any, TextIO
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePath
+from typing import Any
 
-from cosa.config import identity, warmup_identity
-from sweeps.planning.plan import Trial
+from cosa.config import MACHINE_FIELDS, Config, difference, override
+from cosa.storage.files import last_entry, read_lines
+from sweeps.planning.plan import Plan, Trial
+from sweeps.runs import PLAN, RUN_KEY, base_of
 
 RESULT = "result.json"
 FAILURE = "failure.txt"
 LOG = "log.txt"
+LOCK = ".lock"
 STOP = ".stop"
-_TAIL = 65_536  # bytes; a line of the journal has a few thousand at most
+JOURNAL = "journal.jsonl"
+
+Result = Mapping[str, Any]
+"""What the trainer wrote of a finished trial."""
+
+_FREE = MACHINE_FIELDS | {"train.seed"}
+"""Settings that change no result, and the first seed: plans name their seeds."""
 
 
-class FolderInUseError(OSError):
-    """Another process holds the folder; the message is one line that says which and what to do."""
+@dataclass(frozen=True)
+class SweepState:
+    """How far a plan is, as its folder says and, of what finished elsewhere, MLflow."""
+
+    plan: Plan
+    results: Mapping[str, Result]
+    """Of the trials that are finished here, by name."""
+    failures: Mapping[str, str]
+    """Why trials failed when they were last trained, by name."""
+    reused: Mapping[str, str] = field(default_factory=dict)
+    """Ids of the earlier runs that stand for trials, by name."""
+
+    @property
+    def finished(self) -> set[str]:
+        """Names of the trials that need not be trained."""
+        return {*self.results, *self.reused}
+
+    @property
+    def remaining(self) -> list[Trial]:
+        """Trials still to run, warm-ups only where they are needed."""
+        return self.plan.remaining(self.finished)
+
+    def after(self, results: Mapping[str, Result]) -> SweepState:
+        """The state once further trials have finished."""
+        return replace(self, results={**self.results, **results})
 
 
-@contextlib.contextmanager
-def locked(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
-    """Hold `folder` against other processes, on this machine and, where the file system can, on others.
-
-    Args:
-        folder: Made if it does not exist.
-        wait: Seconds to wait for another process to let go.
-
-    Raises:
-        FolderInUseError: It did not.
-        OSError: The folder cannot be made or written.
-    """
-    with _lock_file(folder) as file:
-        deadline = time.monotonic() + wait
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    file.seek(0)
-                    holder = file.read().strip() or "another process"
-                    raise FolderInUseError(
-                        f"folder must not be in use, got {str(folder)!r}, held by {holder}; "
-                        f"wait for it, stop it, or choose another folder"
-                    ) from None
-                time.sleep(0.2)
-        file.truncate(0)
-        file.write(f"process {os.getpid()}")
-        file.flush()
-        yield
+def read_state(out: Path, plan: Plan) -> SweepState:
+    """What the folder `out` says of the plan's trials; each file is read and each warm-up hashed once."""
+    results = {trial.name: read_result(out, trial) for trial in plan.trials}
+    failures = {trial.name: read_failure(trial_folder(out, trial.name)) for trial in plan.trials}
+    return SweepState(
+        plan,
+        {name: result for name, result in results.items() if result is not None},
+        {name: reason for name, reason in failures.items() if reason},
+    )
 
 
-def _lock_file(folder: Path) -> TextIO:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return (folder / ".lock").open("a+")
-    except OSError as error:
-        raise OSError(
-            error.errno, f"folder must be writable, got {str(folder)!r} ({error.strerror}); choose another"
-        ) from None
-
-
-@contextlib.contextmanager
-def scratch(root: Path) -> Iterator[Path]:
-    """An empty folder that all machines of the sweep reach, removed afterwards."""
-    folder = root / ".tune"
-    shutil.rmtree(folder, ignore_errors=True)  # a driver that was killed left its own
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def trial_folder(root: Path, name: str) -> Path:
+def trial_folder(out: Path, name: str) -> Path:
     """The folder of the trial called `name`."""
-    return root / "trials" / name
+    return out / "trials" / name
 
 
 def checkpoint(folder: Path, step: int) -> Path:
@@ -107,49 +94,34 @@ def checkpoint(folder: Path, step: int) -> Path:
     return checkpoint_path(folder / "checkpoints", step)
 
 
+def read_result(out: Path, trial: Trial) -> Result | None:
+    """What the trainer wrote of a finished trial, or None where it is not finished.
+
+    A warm-up whose checkpoint is lost or torn is not finished: nothing can fork from it.
+    """
+    folder = trial_folder(out, trial.name)
+    result = _read_json(folder / RESULT)
+    kind = "warmup_identity" if trial.kind == "warmup" else "identity"
+    if result.get("step") != trial.last_step or result.get(kind) != trial.identity:
+        return None
+    if trial.kind == "warmup" and not _is_whole(checkpoint(folder, trial.last_step)):
+        return None
+    return result
+
+
 def _is_whole(path: Path) -> bool:
-    """Whether arms can fork from a checkpoint: a warm-up whose own is lost or torn is not finished."""
     from cosa.storage.checkpoint import is_whole  # imports torch
 
     return path.is_file() and is_whole(path)
 
 
-def read_result(root: Path, trial: Trial) -> Mapping[str, Any] | None:
-    """What the trainer wrote of a finished trial, or None where it is not finished."""
-    folder = trial_folder(root, trial.name)
+def _read_json(path: Path) -> dict[str, Any]:
+    """Empty where there is no file, or a torn one."""
     try:
-        result: dict[str, Any] = json.loads((folder / RESULT).read_text())
+        content: dict[str, Any] = json.loads(path.read_text())
     except (FileNotFoundError, json.JSONDecodeError):
-        return None
-    if result.get("step") != trial.last_step:
-        return None
-    if trial.kind == "warmup":
-        same = result.get("warmup_identity") == warmup_identity(trial.config)
-        return result if same and _is_whole(checkpoint(folder, trial.last_step)) else None
-    return result if result.get("identity") == identity(trial.config) else None
-
-
-def read_step(folder: Path) -> int:
-    """The last step in a trial's journal, 0 where there is none yet."""
-    try:
-        with (folder / "journal.jsonl").open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
-            lines = file.read().splitlines()
-    except FileNotFoundError:
-        return 0
-    for line in reversed(lines):
-        with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError):  # a line being written
-            return int(json.loads(line)["step"])
-    return 0
-
-
-def read_journal(folder: Path) -> Iterator[tuple[int, dict[str, float]]]:
-    """A trial's metrics by step, as its journal has them; a torn line is left out."""
-    with contextlib.suppress(FileNotFoundError), (folder / "journal.jsonl").open() as file:
-        for line in file:
-            with contextlib.suppress(json.JSONDecodeError):
-                entry = json.loads(line)
-                yield int(entry.pop("step")), entry
+        return {}
+    return content
 
 
 def read_failure(folder: Path) -> str:
@@ -158,3 +130,77 @@ def read_failure(folder: Path) -> str:
         return (folder / FAILURE).read_text().strip()
     except FileNotFoundError:
         return ""
+
+
+def read_step(folder: Path) -> int:
+    """The last step in a trial's journal, 0 where there is none yet."""
+    return int(last_entry(folder / JOURNAL).get("step", 0))
+
+
+def read_journal(folder: Path) -> Iterator[tuple[int, dict[str, float]]]:
+    """A trial's metrics by step, as its journal has them; a torn line is left out."""
+    for line in read_lines(folder / JOURNAL):
+        if line.content:
+            yield int(line.content["step"]), {k: v for k, v in line.content.items() if k != "step"}
+
+
+@contextlib.contextmanager
+def scratch(out: Path) -> Iterator[Path]:
+    """An empty folder that all machines of the sweep reach, removed afterwards."""
+    folder = out / ".tune"
+    shutil.rmtree(folder, ignore_errors=True)  # a driver that was killed left its own
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_plan(out: Path) -> Mapping[str, Any]:
+    """The plan of the sweep in `out`, as `plan.to_json` wrote it; empty where there is none yet."""
+    return _read_json(out / PLAN)
+
+
+def taken_before(out: Path) -> dict[str, str]:
+    """Trials of the sweep in `out` that it took from earlier runs, by name, with the runs' ids."""
+    return {trial["name"]: trial[RUN_KEY] for trial in read_plan(out).get("trials", ()) if RUN_KEY in trial}
+
+
+def require_same_sweep(out: Path, plan: Plan) -> None:
+    """Refuse a plan that contradicts the one that `out` began with.
+
+    Raises:
+        ValueError: Settings or rows are others than before.
+    """
+    before = read_plan(out)
+    if not before:
+        return
+    changes = "; ".join([*_other_settings(base_of(before), plan.base)] or [*_other_rows(before, plan)])
+    if changes:
+        raise ValueError(
+            f"settings must stay those of the sweep in {str(out)!r}, got {changes}; go on with the old "
+            "ones, or begin another sweep with another --out"
+        )
+
+
+def _other_settings(before: Config, after: Config) -> Iterator[str]:
+    """Settings of every arm that would change a result."""
+    for name, old, new in difference(before, after):
+        moved = name == "network.weights" and PurePath(old).name == PurePath(new).name
+        if name not in _FREE and not moved:
+            yield f"{name} {old} -> {new}"
+
+
+def _other_rows(before: Mapping[str, Any], plan: Plan) -> Iterator[str]:
+    """Rows that both plans have and that are trained otherwise."""
+    base = base_of(before)
+    kept = {
+        (table["name"], arm["name"]): override(base, arm["changes"])
+        for table in before["tables"]
+        for arm in table["arms"]
+    }
+    for table in plan.tables:
+        for arm in table.arms:
+            if (old := kept.get((table.name, arm.name))) is not None:
+                for name, was, now in difference(old, override(base, arm.changes)):
+                    yield f"row {table.name}/{arm.name}: {name} {was} -> {now}"

@@ -63,6 +63,11 @@ class Trial:
         """Steps after which it is finished."""
         return self.config.train.warmup if self.kind == "warmup" else self.config.train.iterations
 
+    @property
+    def steps(self) -> int:
+        """Steps that it trains itself."""
+        return self.last_step - self.first_step
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -86,7 +91,7 @@ class Plan:
     @property
     def iterations(self) -> int:
         """Iterations of the plan."""
-        return sum(trial.last_step - trial.first_step for trial in self.trials)
+        return sum(trial.steps for trial in self.trials)
 
     @property
     def distinct_iterations(self) -> int:
@@ -96,8 +101,8 @@ class Plan:
     def remaining(self, finished: Collection[str]) -> list[Trial]:
         """Trials still to run; a warm-up only where a trial that forks from it is among them."""
         arms = [trial for trial in self.trials if trial.kind == "trial" and trial.name not in finished]
-        needed = {trial.warmup for trial in arms} - set(finished)
-        return [trial for trial in self.trials if trial in arms or trial.name in needed]
+        needed = {name for trial in arms for name in (trial.name, trial.warmup)} - set(finished)
+        return [trial for trial in self.trials if trial.name in needed]
 
 
 def make_plan(base: Config, tables: Sequence[Table], seeds: Sequence[int]) -> Plan:
@@ -125,7 +130,7 @@ def make_plan(base: Config, tables: Sequence[Table], seeds: Sequence[int]) -> Pl
                 arms.setdefault(identity(config), []).append(f"{table.name}/{arm.name}")
                 rows += 1
                 row_iterations += config.train.iterations
-        trials += _trials_of_seed(seed, seeded, configs, arms)
+        trials += _trials_of_seed(seeded, configs, arms)
     return Plan(base, tables, tuple(seeds), tuple(trials), rows, row_iterations)
 
 
@@ -136,56 +141,67 @@ def _config_of(table: Table, arm: Arm, base: Config) -> Config:
         raise type(error)(f"arm {table.name}/{arm.name}: {error}") from None
 
 
-def _trials_of_seed(
-    seed: int, base: Config, configs: dict[str, Config], arms: dict[str, list[str]]
-) -> Iterator[Trial]:
+def _trials_of_seed(base: Config, configs: dict[str, Config], arms: dict[str, list[str]]) -> Iterator[Trial]:
     """Each warm-up that two or more trials share, followed by its trials; then those that stand alone."""
+    seed = base.train.seed
     phases: dict[str, list[str]] = {}
     for key, config in configs.items():
         phases.setdefault(warmup_identity(config), []).append(key)
-    for phase, keys in phases.items():
-        first = configs[keys[0]]
-        warmup = None
+    for keys in phases.values():
+        first, warmup = configs[keys[0]], None
         if len(keys) > 1 and first.train.warmup > 0:
             rows = tuple(row for key in keys for row in arms[key])
             momenta = sorted({configs[key].ema.momentum for key in keys} - {base.ema.momentum})
-            carried = hashlib.sha256(f"{phase} {base.ema.momentum} {momenta}".encode()).hexdigest()
-            warmup = f"warmup-seed{seed}-{carried[:8]}"
-            yield Trial(warmup, "warmup", _warmup_config(first, base), seed, rows, None, tuple(momenta))
+            yield (warmup := shared_warmup(first, base, rows, momenta))
         for key in keys:
-            yield Trial(f"trial-seed{seed}-{key[:8]}", "trial", configs[key], seed, tuple(arms[key]), warmup)
+            yield trial_of(configs[key], seed, tuple(arms[key]), warmup)
 
 
-def _warmup_config(config: Config, base: Config) -> Config:
-    """`config` with all that only co-training reads as `base` has it: the same warm-up is the same config.
+def trial_of(config: Config, seed: int, arms: tuple[str, ...], warmup: Trial | None = None) -> Trial:
+    """The trial that trains `config` for the rows `arms`, from its shared `warmup` if it has one."""
+    name = f"trial-seed{seed}-{identity(config)[:8]}"
+    return Trial(name, "trial", config, seed, arms, warmup.name if warmup else None)
 
-    The warm-up's evaluations read thresholds and perplexities there, too, and judge the AN of its EMA.
+
+def shared_warmup(config: Config, base: Config, arms: tuple[str, ...], momenta: Sequence[float]) -> Trial:
+    """The warm-up that trials such as `config` share: all that only co-training reads is as `base` has it.
+
+    So the same warm-up is the same config. Its evaluations read thresholds and perplexities there, too, and
+    judge the AN of the base's EMA.
+
+    Args:
+        config: Of one of its trials.
+        base: What its trials change, with their seed.
+        arms: Rows that its trials fill.
+        momenta: Of the further ANs that it carries. A list and a tuple make two names: they stand in it as
+            Python writes them, and folders of earlier versions must be found again.
     """
-    sections = COTRAINING_SECTIONS | {"ema"}
-    return config.replace(**{name: getattr(base, name) for name in sections})
+    seed = base.train.seed
+    carried = f"{warmup_identity(config)} {base.ema.momentum} {momenta}"
+    name = f"warmup-seed{seed}-{hashlib.sha256(carried.encode()).hexdigest()[:8]}"
+    sections = {section: getattr(base, section) for section in COTRAINING_SECTIONS | {"ema"}}
+    return Trial(name, "warmup", config.replace(**sections), seed, arms, None, tuple(momenta))
 
 
 def draw_tree(plan: Plan, finished: Collection[str] = (), reused: Collection[str] = ()) -> str:
     """The plan as a tree, with what sharing saves, what is finished, and what is taken from earlier runs."""
+    marks = {**dict.fromkeys(reused, "finished in an earlier run"), **dict.fromkeys(finished, "finished")}
     lines = [_headline(plan)]
     roots = [trial for trial in plan.trials if trial.warmup is None]
     for root in roots:
         forks = [trial for trial in plan.trials if trial.warmup == root.name]
-        last = "└─ " if root is roots[-1] else "├─ "
-        marks = {**dict.fromkeys(reused, "finished in an earlier run"), **dict.fromkeys(finished, "finished")}
-        lines.append(_tree_line(root, last, marks))
-        for fork in forks:
-            branch = "└─ " if fork is forks[-1] else "├─ "
-            lines.append(_tree_line(fork, ("   " if root is roots[-1] else "│  ") + branch, marks))
+        branch, margin = ("└─ ", "   ") if root is roots[-1] else ("├─ ", "│  ")
+        lines.append(_tree_line(root, branch, marks))
+        lines += [_tree_line(f, margin + ("└─ " if f is forks[-1] else "├─ "), marks) for f in forks]
     lines.append(_savings(plan))
-    remaining = plan.remaining({*finished, *reused})
-    left = sum(trial.last_step - trial.first_step for trial in remaining)
+    remaining = plan.remaining(marks)
     if len(remaining) < len(plan.trials):
         taken = len(set(reused) - set(finished))
         lines.append(
             f"finished already: {sum(trial.name in finished for trial in plan.trials)}; "
             + (f"taken from earlier runs: {taken}; " if taken else "")
-            + f"left to train: {_count(len(remaining), 'trial')}, {left:,} iterations"
+            + f"left to train: {_count(len(remaining), 'trial')}, "
+            f"{sum(trial.steps for trial in remaining):,} iterations"
         )
     return "\n".join(lines)
 
@@ -204,11 +220,10 @@ def _count(number: int, noun: str) -> str:
 
 
 def _tree_line(trial: Trial, branch: str, marks: Mapping[str, str]) -> str:
-    steps = trial.last_step - trial.first_step
     rows = "" if trial.kind == "warmup" else "  " + " ".join(trial.arms)
     rows += "  (oracle: trains on ground-truth masks)" if trial.config.oracle else ""
     mark = f"  {marks[trial.name]}" if trial.name in marks else ""
-    return f"{branch}{trial.label}".ljust(36) + f"{steps:>9,} iterations{rows}{mark}"
+    return f"{branch}{trial.label}".ljust(36) + f"{trial.steps:>9,} iterations{rows}{mark}"
 
 
 def _savings(plan: Plan) -> str:
@@ -239,7 +254,7 @@ def to_json(plan: Plan, reused: Mapping[str, str] | None = None) -> str:
                 "arms": trial.arms,
                 "warmup": trial.warmup,
                 "identity": trial.identity,
-                "iterations": trial.last_step - trial.first_step,
+                "iterations": trial.steps,
                 **({RUN_KEY: runs[trial.name]} if trial.name in runs else {}),
             }
             for trial in plan.trials

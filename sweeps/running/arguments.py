@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
-from cosa.config import Config, override
+from cosa.cli.common import Parser
+from cosa.config import Config, flatten, override
 from cosa.config.presets import PRESETS, get_preset, short_name
 from cosa.distributed.session import Request
 from cosa.tracking import mask, require_name, resolve_uri
-from sweeps.planning.plan import Plan, make_plan
-from sweeps.tables import get_tables
+from sweeps.tables import Table, get_tables
 
 _JOB_FOLDER = "runtime_resources"
 """Part of the path of the folder into which Ray unpacks what a job uploads; it ends with the cluster."""
+_PATHS = ("data.root", "data.cache", "data.archive", "network.weights")
 
 
-@dataclass(frozen=True)
-class Order:
+@dataclass(frozen=True, kw_only=True)
+class SweepArgs:
     """What the command line asks for."""
 
     name: str
@@ -30,14 +29,21 @@ class Order:
     """A preset's name, or a file of settings."""
     base: Config
     """Settings of every arm, paths absolute."""
-    plan: Plan
-    root: Path
+    tables: tuple[Table, ...]
+    """Tables to fill."""
+    seeds: range
+    """Seeds of every arm."""
+    out: Path
     """The sweep's folder."""
     uri: str
+    """MLflow's tracking URI."""
     experiment: str
-    request: Request
+    resources: Request
+    """What each trial asks of the cluster."""
     retries: int
+    """New starts of a failed trial."""
     commit: str
+    """Commit to record; empty where the code comes with its history."""
     dry_run: bool
     fresh: bool
     """Whether nothing is taken from earlier runs."""
@@ -45,22 +51,19 @@ class Order:
     """Whether only what failed is run."""
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports a bad command line in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Called by argparse."""
-        raise ValueError(f"{message}; see {self.prog} --help")
-
-
-def read_order(name: str, description: str, tables: Sequence[str], arguments: Sequence[str]) -> Order:
+def read_args(name: str, description: str, tables: Sequence[str], arguments: Sequence[str]) -> SweepArgs:
     """What `arguments` ask for.
+
+    Args:
+        name: The script's name.
+        description: What its `--help` says of it.
+        tables: Tables that it fills where the command line names no others.
+        arguments: The command line.
 
     Raises:
         ValueError, TypeError: An unknown preset, table or setting, or a value against its law.
     """
-    parser = _parser(name, description, tables)
-    found = parser.parse_args(arguments)
+    found = _parser(name, description, tables).parse_args(arguments)
     if found.seeds < 1:
         raise ValueError(f"--seeds must be >= 1, got {found.seeds}")
     if found.retries < 0:
@@ -73,27 +76,20 @@ def read_order(name: str, description: str, tables: Sequence[str], arguments: Se
             "mount the storage, or keep single runs there: cosa-train --out URL"
         )
     home = _home()
-    base = override(get_preset(found.preset), _settings(found.set))
-    places = {name: str(_absolute(home, getattr(base.data, name))) for name in ("root", "cache")}
-    base = override(base, {f"data.{name}": path for name, path in places.items()})
-    if base.data.archive and "://" not in base.data.archive:
-        base = override(base, {"data.archive": str(_absolute(home, base.data.archive))})
-    if base.network.weights:
-        base = override(base, {"network.weights": str(_absolute(home, base.network.weights))})
-    first = base.train.seed
-    plan = make_plan(base, get_tables(found.tables), range(first, first + found.seeds))
+    base = _anchored(override(get_preset(found.preset), _settings(found.set)), home)
     uri = (
         found.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'runs/mlflow.db'}"
     )
-    return Order(
+    return SweepArgs(
         name=name,
         preset=found.preset,
         base=base,
-        plan=plan,
-        root=_absolute(home, found.out or f"runs/{name}-{short_name(found.preset)}"),
+        tables=tuple(get_tables(found.tables)),
+        seeds=range(base.train.seed, base.train.seed + found.seeds),
+        out=home / Path(found.out or f"runs/{name}-{short_name(found.preset)}").expanduser(),
         uri=resolve_uri(uri),
         experiment=found.experiment,
-        request=Request(
+        resources=Request(
             found.cpus_per_trial, found.gpus_per_trial, found.workers_per_trial, found.max_concurrent
         ),
         retries=found.retries,
@@ -104,8 +100,8 @@ def read_order(name: str, description: str, tables: Sequence[str], arguments: Se
     )
 
 
-def _parser(name: str, description: str, tables: Sequence[str]) -> argparse.ArgumentParser:
-    parser = _Parser(prog=f"sweeps/{name}.py", description=description, allow_abbrev=False)
+def _parser(name: str, description: str, tables: Sequence[str]) -> Parser:
+    parser = Parser(prog=f"sweeps/{name}.py", description=description, allow_abbrev=False)
     add = parser.add_argument
     add(
         "--preset",
@@ -189,5 +185,11 @@ def _home() -> Path:
     return Path.home() / "cosa" if _JOB_FOLDER in here.parts else here
 
 
-def _absolute(home: Path, path: str) -> Path:
-    return home / Path(path).expanduser()
+def _anchored(base: Config, home: Path) -> Config:
+    """`base` with absolute paths: trials run in other folders."""
+    settings = flatten(base)
+    paths = {name: str(settings[name]) for name in _PATHS}
+    return override(
+        base,
+        {n: str(home / Path(path).expanduser()) for n, path in paths.items() if path and "://" not in path},
+    )

@@ -1,36 +1,44 @@
-"""Run a plan's remaining trials on Ray Tune: one Tuner, no barrier, nothing that has to be restored.
+"""Trials on Ray Tune: one Tuner, no barrier, nothing that has to be restored.
 
 Tune's own experiment state is thrown away. What is finished is read from the trials' folders at every start,
-and what is not goes on from its own checkpoint: the same command line again is the resume.
+and what is not goes on from its own checkpoint: the same command line again is the resume. Tune alone could
+run warm-ups first and then the rest; with three warm-ups on two slots that leaves 6 % of the time idle.
 """
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from cosa.cli.console import LiveLine, duration
 from cosa.distributed.session import Allotment
+from cosa.storage.files import one_line
 from cosa.tracking import TrackingSpec
-from cosa.training.trainer import RunSpec
-from sweeps.planning import folder as folders
+from cosa.training.stop import StopFile
+from sweeps.planning.folder import STOP, Result, SweepState, read_failure, read_result, scratch, trial_folder
 from sweeps.planning.plan import Trial
-from sweeps.running.progress import Best, Progress, shown
-from sweeps.running.schedule import Schedule
-from sweeps.running.stopping import Stopping, orderly
-from sweeps.running.trial import Train, describe, make_spec, run
+from sweeps.running.arguments import SweepArgs
+from sweeps.running.progress import SweepProgress, best_so_far
+from sweeps.running.queue import Ended, TrialQueue
+from sweeps.running.trial import make_spec, run_trial
 
 SECONDS = "seconds"
 """What a trial tells Tune of itself: how long it was in its own hands."""
-
 STOPPED = "stopped"
 """What a trial tells Tune when it stopped because the sweep was told to."""
+KILLED = "its process ended without a word: killed, or out of memory"
+PATIENCE = 25.0
+"""Seconds that trials have to end their step and save; machines that are taken back give thirty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,54 +68,74 @@ class Times:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class LaunchResult:
     """How a launch ended."""
 
+    results: Mapping[str, Result]
+    """Of the trials that finished, by name."""
     failures: Mapping[str, str]
-    """Trials that did not finish, by name, with the reason in one line."""
+    """Trials that did not, by name, with the reason in one line."""
     times: Times
     """Where the time went."""
 
 
-class Dispatcher(Searcher):
-    """Hands the schedule's trials to Tune, one whenever one is ready, and watches them end."""
+class TrialSearcher(Searcher):
+    """Hands Tune the queue's next trial whenever one is ready, and watches it end."""
 
-    def __init__(self, schedule: Schedule, progress: Progress, line: LiveLine, stopping: Stopping) -> None:
+    def __init__(self, queue: TrialQueue, out: Path, line: LiveLine) -> None:
         super().__init__()
-        self._stopping = stopping
-        self._schedule = schedule
-        self._progress = progress
-        self._line = line
+        self.queue, self.out, self.line = queue, out, line
+        self.results: dict[str, Result] = {}
+        self.inside = 0.0
+        """Seconds that trials were in their own hands."""
+        self.stopped = False
+        """Set where the sweep is told to stop: no more trials start."""
         self._names: dict[str, str] = {}
-        self.held = self.inside = 0.0
-        self.ended = 0
 
-    def suggest(self, trial_id: str) -> Any:
-        """The next trial's name; None while every other one waits; FINISHED when nothing is left to start."""
-        if self._stopping.told:
-            return Searcher.FINISHED
-        trial = self._schedule.start_next()
-        if trial is None:
-            return Searcher.FINISHED if self._schedule.exhausted else None
-        self._names[trial_id] = trial.name
-        self._progress.started(trial)
+    def next_trial(self) -> Trial | None:
+        """Start the next trial; None while every other one waits."""
+        return self.queue.start_next()
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether nothing will ever start again."""
+        return not self.queue.waiting
+
+    def settings(self, trial: Trial) -> dict[str, Any]:
+        """What the trial's process is given."""
         return {"trial": trial.name}
 
+    def end(self, trial: Trial, why: str) -> tuple[Ended, str]:
+        """A trial has ended for good, failed where there is a reason; returns how in a word, too."""
+        result = None if why else read_result(self.out, trial)
+        if result is not None:
+            self.results[trial.name] = result
+        elif not why:
+            why = "ended without a result"
+        return self.queue.end(trial.name, why), "failed" if why else "done"
+
+    def suggest(self, trial_id: str) -> Any:
+        """Called by Tune: a trial, None while every other one waits, FINISHED when nothing is left."""
+        if self.stopped:
+            return Searcher.FINISHED
+        trial = self.next_trial()
+        if trial is None:
+            return Searcher.FINISHED if self.exhausted else None
+        self._names[trial_id] = trial.name
+        return self.settings(trial)
+
     def on_trial_complete(
-        self,
-        trial_id: str,
-        result: Mapping[str, Any] | None = None,
-        error: bool = False,
+        self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False
     ) -> None:
-        """A trial has ended for good: its retries are used up, or it is done."""
-        trial = self._schedule.running[self._names[trial_id]]
-        seconds = self._progress.ended(trial, failed=error)
-        self.held += seconds
-        self.inside += (result or {}).get(SECONDS, seconds)
-        self.ended += 1
-        self._schedule.end(trial.name, failed=error)
-        how = "failed" if error else "stopped" if (result or {}).get(STOPPED) else "done"
-        self._line.note(f"{how}: {trial.label}, {duration(seconds)}")
+        """Called by Tune: a trial's retries are used up, or it is done, or stopped with the whole sweep."""
+        trial = self.queue.running[self._names[trial_id]].trial
+        if (result or {}).get(STOPPED):  # goes on with the next start, like one whose driver was killed
+            self.line.note(f"stopped: {trial.label}")
+            return
+        why = (read_failure(trial_folder(self.out, trial.name)) or KILLED) if error else ""
+        ended, how = self.end(trial, why)
+        self.inside += (result or {}).get(SECONDS, ended.seconds)
+        self.line.note(f"{how}: {trial.label}, {duration(ended.seconds)}")
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing is saved: the trials' folders say what is finished."""
@@ -115,99 +143,145 @@ class Dispatcher(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """Nothing is restored, see `save`."""
 
+    def __getstate__(self) -> dict[str, object]:
+        """Nothing is pickled: Tune writes a copy down that nobody reads."""
+        return {}
+
 
 def launch(
+    state: SweepState,
     trials: Sequence[Trial],
-    root: Path,
+    args: SweepArgs,
+    slots: Allotment,
     track: Callable[[Trial], TrackingSpec],
-    allotment: Allotment,
-    *,
-    workers: int,
     data_tags: Mapping[str, str],
-    retries: int,
-    done_before: int,
-    line: LiveLine,
-    best: Best | None = None,
-    train: Train | None = None,
-) -> Outcome:
-    """Run `trials` in the sweep's folder `root`, each after the one it forks from; needs a running Ray.
+) -> LaunchResult:
+    """Run `trials` of a plan, each after the one it forks from; needs a running Ray.
 
     Args:
+        state: What the live view counts as done before.
         trials: What to run; a warm-up that is not among them is finished.
-        root: Folder of the sweep, on storage that all machines of the cluster reach.
+        args: The folder, on storage that all machines of the cluster reach, and what a trial asks for.
+        slots: What each trial gets.
         track: Where to track a trial.
-        allotment: What each trial gets.
-        workers: Data-parallel processes of a trial; 0 and 1 train in the trial's own.
         data_tags: Fingerprints of the data that a trial must find on its machine; empty takes any.
-        retries: How often a failed trial starts again, from its last checkpoint.
-        done_before: Trials finished earlier, for the live view.
-        line: Where progress is shown.
-        best: The best of the trials finished earlier.
-        train: Stands for `cosa.training.trainer.train` in a test.
 
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM, once the trials have saved and stopped.
     """
-    schedule = Schedule(trials, allotment.slots)
-    progress = Progress(schedule, root, done_before=done_before, clock=time.monotonic, best=best)
-    specs = {trial.name: make_spec(trial, root, track(trial), data_tags) for trial in trials}
+    queue = TrialQueue(trials, slots.slots, args.out)
+    searcher = TrialSearcher(queue, args.out, LiveLine())
+    specs = {t.name: make_spec(t, args.out, track(t), data_tags) for t in trials}
+    out, workers, total = args.out, args.resources.workers, len(state.plan.trials)
+
+    def trainable(settings: dict[str, Any]) -> dict[str, Any]:
+        begun = time.monotonic()
+        ended = run_trial(specs[settings["trial"]], out, workers=workers)
+        return {SECONDS: time.monotonic() - begun, STOPPED: not ended}
+
+    def head() -> list[str]:
+        done = total - len(trials) + len(searcher.results)
+        failed = [f"{len(queue.failures)} failed"] if queue.failures else []
+        best = best_so_far(state.plan.trials, {**state.results, **searcher.results})
+        return [f"{done}/{total} done", *failed, *([best] if best else [])]
+
     begun = time.monotonic()
-    with orderly(root, line.note) as stopping, folders.scratch(root) as scratch, shown(progress, line):
-        dispatcher = Dispatcher(schedule, progress, line, stopping)
-        tuner = tune.Tuner(
-            tune.with_resources(_trainable(specs, root, workers, train), resources(allotment, workers)),
+    errors = run_on_tune(trainable, searcher, SweepProgress(queue, args.out, head), args, slots)
+    failures = {
+        name: one_line(errors[name]) if why == KILLED and name in errors else why
+        for name, why in queue.failures.items()
+    }
+    held = sum(ended.seconds for ended in queue.ended)
+    times = Times(
+        wall=time.monotonic() - begun,
+        slots=slots.slots,
+        trials=len(queue.ended),
+        held=held,
+        inside=searcher.inside,
+    )
+    return LaunchResult(searcher.results, failures, times)
+
+
+def run_on_tune(
+    trainable: Callable[[dict[str, Any]], dict[str, Any] | None],
+    searcher: TrialSearcher,
+    progress: SweepProgress,
+    args: SweepArgs,
+    slots: Allotment,
+    scheduler: TrialScheduler | None = None,
+) -> Mapping[str, Exception]:
+    """Have Tune call `trainable` with what `searcher` hands out, until nothing is left.
+
+    Returns:
+        What Ray says of trials that failed, by name.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C or SIGTERM, once the trials have saved and stopped.
+    """
+    workers = args.resources.workers
+    share = {"CPU": slots.cpus, **({"GPU": slots.gpus} if slots.gpus else {})}
+    with orderly(args.out, searcher), scratch(args.out) as notes, progress.shown(searcher.line):
+        ended = tune.Tuner(
+            # the workers of Ray Train ask for their own share
+            tune.with_resources(trainable, {"CPU": 0.01} if workers > 1 else share),
             tune_config=tune.TuneConfig(
-                search_alg=dispatcher,
-                num_samples=len(trials),
+                search_alg=searcher,
+                scheduler=scheduler,
+                num_samples=-1,
                 reuse_actors=True,  # a trial finds torch imported by the one before it
                 trial_dirname_creator=lambda trial: str(trial.trial_id),
             ),
             run_config=tune.RunConfig(
-                storage_path=str(scratch),
+                storage_path=str(notes),
                 verbose=0,
-                failure_config=tune.FailureConfig(max_failures=retries),
+                failure_config=tune.FailureConfig(max_failures=args.retries),
             ),
-        )
-        results = tuner.fit()
-    if stopping.told:
+        ).fit()
+    if searcher.stopped:
         raise KeyboardInterrupt
-    wall = time.monotonic() - begun
-    ended = [results[index] for index in range(len(results))]
-    errors = {result.config["trial"]: result.error for result in ended if result.config and result.error}
-    failures = {name: _reason(root, name, errors.get(name)) for name in schedule.failed}
-    failures |= {name: f"not run: {trial.warmup} failed" for name, trial in schedule.skipped.items()}
-    times = Times(
-        wall=wall,
-        slots=allotment.slots,
-        trials=dispatcher.ended,
-        held=dispatcher.held,
-        inside=dispatcher.inside,
-    )
-    return Outcome(failures, times)
+    results = [ended[index] for index in range(len(ended))]
+    return {
+        result.config["trial"]: getattr(result.error, "cause", None) or result.error
+        for result in results
+        if result.config and result.error
+    }
 
 
-def _trainable(
-    specs: Mapping[str, RunSpec], root: Path, workers: int, train: Train | None
-) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    def trainable(settings: dict[str, Any]) -> dict[str, Any]:
-        begun = time.monotonic()
-        ended = run(specs[settings["trial"]], root, workers=workers, train=train)
-        return {SECONDS: time.monotonic() - begun, STOPPED: not ended}
+@contextlib.contextmanager
+def orderly(out: Path, searcher: TrialSearcher, patience: float = PATIENCE) -> Iterator[None]:
+    """While the block runs, the first Ctrl-C or SIGTERM has the trials save and stop.
 
-    return trainable
+    The second one interrupts the block at once, and so does a trial that takes longer than `patience`
+    seconds, such as one in the middle of an evaluation: it goes on from its last checkpoint.
 
+    Args:
+        out: Folder of the sweep, which all trials reach.
+        searcher: Starts no more trials then.
+        patience: Seconds to wait for the trials.
+    """
+    file = StopFile(out / STOP)
+    file.path.unlink(missing_ok=True)  # of a driver that was killed
+    timer = threading.Timer(patience, signal.raise_signal, [signal.SIGINT])
+    timer.daemon = True
 
-def resources(allotment: Allotment, workers: int) -> dict[str, float]:
-    """What Tune sets aside for the trial's own process; the workers of Ray Train ask for theirs."""
-    if workers > 1:
-        return {"CPU": 0.01}
-    return {"CPU": allotment.cpus, **({"GPU": allotment.gpus} if allotment.gpus else {})}
+    def on_signal(number: int, frame: object) -> None:  # noqa: ARG001 (the signal's own signature)
+        if searcher.stopped:
+            raise KeyboardInterrupt
+        searcher.stopped = True
+        file.give()
+        timer.start()
+        text = "stopping: trials save and end, in half a minute at most; once more stops at once"
+        threading.Thread(
+            target=searcher.line.note, args=[text], daemon=True
+        ).start()  # its stream may be in use
 
-
-def _reason(root: Path, name: str, error: Exception | None) -> str:
-    """Why a trial failed, in one line."""
-    reason = folders.read_failure(folders.trial_folder(root, name))
-    if reason:
-        return reason
-    cause = getattr(error, "cause", None) or error
-    return describe(cause) if cause else "its process ended without a word: killed, or out of memory"
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, on_signal) for number in numbers}
+    try:
+        yield
+    finally:
+        timer.cancel()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        with contextlib.suppress(OSError):  # on a full disk it may stay: the next start removes it
+            file.path.unlink(missing_ok=True)

@@ -1,209 +1,164 @@
-"""The live view of a sweep: which trials run, how far each is, the best so far, and when all will be done."""
+"""The live view of a sweep or a search: which trials run, how far each is, and when all will be done."""
 
 from __future__ import annotations
 
+import heapq
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from statistics import fmean
 
 from cosa.cli.console import LiveLine, duration
-from sweeps.planning import folder as folders
+from sweeps.planning.folder import Result, read_step, trial_folder
 from sweeps.planning.plan import Trial
-from sweeps.running.schedule import Schedule, seconds_left
+from sweeps.running.queue import Running, TrialQueue
 from sweeps.tables.metrics import METRICS, SEG_MIOU
 
 _MEASURABLE = 0.1
 """Part of a trial that must be done before its speed says anything: it starts with imports."""
-
-
 _BAR = 20
 """Characters of a trial's bar on a terminal."""
 
 
-@dataclass(frozen=True)
-class Best:
-    """The trial with the highest label-free mIoU so far."""
-
-    label: str
-    score: float
-
-    def __str__(self) -> str:
-        return f"best {self.label}: {METRICS[SEG_MIOU].title} {100 * self.score:.1f}"
-
-
-def best_of(trials: Iterable[Trial], results: Mapping[str, Mapping[str, Any]]) -> Best | None:
-    """The best of the finished `trials`, oracles apart: ground truth is no result.
-
-    Args:
-        trials: Trials to look among; a warm-up is none.
-        results: What the trainer wrote of each, by name.
-    """
-    scores = {
-        trial.label: result["metrics"][SEG_MIOU]
-        for trial in trials
-        if trial.kind == "trial" and not trial.config.oracle
-        if (result := results.get(trial.name)) is not None and SEG_MIOU in result.get("metrics", {})
-    }
-    label = max(scores, key=lambda name: scores[name], default=None)
-    return None if label is None else Best(label, scores[label])
-
-
-@dataclass
-class _Watch:
-    """A running trial as the driver sees it."""
-
-    trial: Trial
-    started: float
-    first_step: int
-    step: int
-
-    def pace(self, now: float) -> float | None:
-        """Seconds per step so far, start-up and evaluations included; None while too little is done."""
-        done = self.step - self.first_step
-        return (now - self.started) / done if done > _MEASURABLE * self.steps else None
-
-    @property
-    def steps(self) -> int:
-        """Steps that this start of the trial has to do."""
-        return max(1, self.trial.last_step - self.first_step)
-
-
-class Progress:
-    """Follows a schedule and says how it stands. Reads the trials' journals; asks nothing of the trials."""
+class SweepProgress:
+    """How a queue stands. The running trials' journals say how far they are; nothing is asked of them."""
 
     def __init__(
-        self,
-        schedule: Schedule,
-        root: Path,
-        *,
-        done_before: int,
-        clock: Callable[[], float],
-        best: Best | None = None,
+        self, queue: TrialQueue, out: Path, head: Callable[[], Sequence[str]], *, all_queued: bool = True
     ) -> None:
-        """Watch nothing yet.
+        """Nothing is read yet.
 
         Args:
-            schedule: What runs.
-            root: Folder of the sweep.
-            done_before: Trials finished earlier.
-            clock: Seconds.
-            best: The best of those.
+            queue: What runs and waits.
+            out: Folder of the sweep.
+            head: What stands first: how much is done, what failed, the best so far.
+            all_queued: Whether all that will ever run is in the queue, so that an end can be foretold.
         """
-        self._schedule = schedule
-        self._root = root
-        self._done_before = done_before
-        self._total = done_before + len(schedule.waiting)
-        self._clock = clock
-        self._best = best
-        self._watches: dict[str, _Watch] = {}
-        self._paces: dict[str, list[float]] = {"warmup": [], "trial": []}
-
-    def started(self, trial: Trial) -> None:
-        """A trial starts, perhaps from a checkpoint of its own."""
-        step = max(trial.first_step, folders.read_step(folders.trial_folder(self._root, trial.name)))
-        self._watches[trial.name] = _Watch(trial, self._clock(), step, step)
-
-    def ended(self, trial: Trial, *, failed: bool) -> float:
-        """A trial has ended; returns how many seconds it took."""
-        watch = self._watches.pop(trial.name)
-        seconds = self._clock() - watch.started
-        if not failed and trial.last_step > watch.first_step:
-            self._paces[trial.kind].append(seconds / (trial.last_step - watch.first_step))
-        self._judge(trial)
-        return seconds
-
-    def _judge(self, trial: Trial) -> None:
-        result = folders.read_result(self._root, trial)
-        best = None if result is None else best_of([trial], {trial.name: result})
-        if best is not None and (self._best is None or best.score > self._best.score):
-            self._best = best
+        self._queue, self._out, self._head, self._all_queued = queue, out, head, all_queued
 
     def line(self) -> str:
         """How things stand now, in a line."""
-        watches = self._look()
-        running = [f"{watch.trial.label} {watch.step}/{watch.trial.last_step}" for watch in watches]
-        parts = [self._counts(), *running, *([str(self._best)] if self._best else []), self._time_left()]
-        return " | ".join(parts)
+        steps = self._steps()
+        running = [f"{run.trial.label} {step}/{run.trial.last_step}" for run, step in steps]
+        return " | ".join([*self._head(), *running, *self._time_left(steps)])
 
     def block(self) -> list[str]:
         """How things stand now, a line for all of it and one for each running trial."""
-        watches = self._look()
-        width = max((len(watch.trial.label) for watch in watches), default=0)
-        lines = [f"{self._counts()} | {self._time_left()}", *([str(self._best)] if self._best else [])]
-        for watch in watches:
-            full = round(_BAR * watch.step / watch.trial.last_step)
+        steps = self._steps()
+        width = max((len(run.trial.label) for run, _ in steps), default=0)
+        lines = [" | ".join([*self._head(), *self._time_left(steps)])]
+        for run, step in steps:
+            full = round(_BAR * step / run.trial.last_step)
             bar = "█" * full + "░" * (_BAR - full)
-            lines.append(
-                f"  {watch.trial.label:<{width}}  {bar}  {watch.step:>6,} of {watch.trial.last_step:,}"
-            )
+            lines.append(f"  {run.trial.label:<{width}}  {bar}  {step:>6,} of {run.trial.last_step:,}")
         return lines
 
-    def _look(self) -> list[_Watch]:
-        """The running trials, each at the step that its journal says."""
-        watches = list(self._watches.values())
-        for watch in watches:
-            watch.step = max(
-                watch.step, folders.read_step(folders.trial_folder(self._root, watch.trial.name))
-            )
-        return watches
+    def seconds_left(self) -> float | None:
+        """Seconds until the whole queue is done; None before any speed is known."""
+        return self._seconds_left(self._steps())
 
-    def _counts(self) -> str:
-        schedule = self._schedule
-        failed = len(schedule.failed) + len(schedule.skipped)
-        done = f"{self._done_before + len(schedule.done)}/{self._total} done"
-        return f"{done} | {failed} failed" if failed else done
+    @contextmanager
+    def shown(self, line: LiveLine, every: float = 1.0) -> Iterator[None]:
+        """Keep `line` up to date from a thread of its own."""
+        stop = threading.Event()
 
-    def _time_left(self) -> str:
-        left = self.seconds_left(self._clock())
-        return "time left not known yet" if left is None else f"{duration(left)} left{_at(left)}"
+        def refresh() -> None:
+            while not stop.wait(every):
+                line.show(self.line(), time.monotonic(), self.block())
 
-    def seconds_left(self, now: float) -> float | None:
-        """Seconds until the whole schedule is done; None before any speed is known."""
-        paces = {kind: list(known) for kind, known in self._paces.items()}
-        for watch in list(self._watches.values()):
-            pace = watch.pace(now)
-            if pace is not None:
-                paces[watch.trial.kind].append(pace)
-        known = paces["trial"] or paces["warmup"]
-        if not known:
+        thread = threading.Thread(target=refresh, name="progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            line.clear()
+
+    def _steps(self) -> list[tuple[Running, int]]:
+        """The running trials, each with its step."""
+        running = list(self._queue.running.values())
+        return [(r, max(r.first_step, read_step(trial_folder(self._out, r.trial.name)))) for r in running]
+
+    def _time_left(self, steps: Sequence[tuple[Running, int]]) -> list[str]:
+        if not self._all_queued:
+            return []
+        left = self._seconds_left(steps)
+        if left is None:
+            return ["time left not known yet"]
+        clock = time.strftime(", done at %H:%M", time.localtime(time.time() + left)) if left >= 60 else ""
+        return [f"{duration(left)} left{clock}"]
+
+    def _seconds_left(self, steps: Sequence[tuple[Running, int]]) -> float | None:
+        now, known = self._queue.clock(), list(self._queue.ended)
+        paces: dict[str, list[float]] = {"warmup": [], "trial": []}  # seconds per step, start-up included
+        for ended in known:
+            if not ended.why and ended.steps:
+                paces[ended.trial.kind].append(ended.seconds / ended.steps)
+        own = {}
+        for run, step in steps:
+            done, whole = step - run.first_step, run.trial.last_step - run.first_step
+            if done > _MEASURABLE * whole:
+                own[run.trial.name] = (now - run.started) / done
+                paces[run.trial.kind].append(own[run.trial.name])
+        any_kind = paces["trial"] or paces["warmup"]
+        if not any_kind:
             return None
-        mean = {kind: sum(own or known) / len(own or known) for kind, own in paces.items()}
-
-        def estimate(trial: Trial) -> float:
-            return mean[trial.kind] * (trial.last_step - trial.first_step)
-
+        mean = {kind: fmean(values or any_kind) for kind, values in paces.items()}
         running = {
-            name: (watch.pace(now) or mean[watch.trial.kind]) * (watch.trial.last_step - watch.step)
-            for name, watch in list(self._watches.items())
+            run.trial.name: own.get(run.trial.name, mean[run.trial.kind]) * (run.trial.last_step - step)
+            for run, step in steps
         }
-        return seconds_left(list(self._schedule.waiting.values()), running, estimate, self._schedule.slots)
+        waiting = list(self._queue.waiting.values())
+        return play_forward(waiting, running, lambda t: mean[t.kind] * t.steps, self._queue.slots)
 
 
-def _at(seconds: float) -> str:
-    """`, done at 18:42` for what takes longer than a minute."""
-    if seconds < 60:
+def play_forward(
+    waiting: Sequence[Trial],
+    running: Mapping[str, float],
+    estimate: Callable[[Trial], float],
+    slots: int,
+) -> float:
+    """Seconds until all trials have run.
+
+    Args:
+        waiting: Trials not started, in the order in which they will be.
+        running: Seconds that each running trial still needs, by name.
+        estimate: Seconds that a waiting trial will take.
+        slots: Trials that run at a time.
+    """
+    now = 0.0
+    ends = [(left, name) for name, left in running.items()]
+    heapq.heapify(ends)
+    todo = list(waiting)
+    while ends or todo:
+        open_names = {trial.name for trial in todo} | {name for _, name in ends}
+        for trial in list(todo):
+            if len(ends) < slots and trial.warmup not in open_names:
+                heapq.heappush(ends, (now + estimate(trial), trial.name))
+                todo.remove(trial)
+        if not ends:  # what is left waits for a trial that nobody will run
+            break
+        now, _ = heapq.heappop(ends)
+    return now
+
+
+def best_so_far(trials: Sequence[Trial], results: Mapping[str, Result]) -> str:
+    """The trial with the highest label-free mIoU so far, oracles apart: ground truth is no result.
+
+    Args:
+        trials: Trials to look among; a warm-up is none.
+        results: What the trainer wrote of each that is finished, by name.
+    """
+    scores = {
+        trial.label: results[trial.name]["metrics"][SEG_MIOU]
+        for trial in trials
+        if trial.kind == "trial" and not trial.config.oracle
+        if SEG_MIOU in results.get(trial.name, {}).get("metrics", {})
+    }
+    if not scores:
         return ""
-    return time.strftime(", done at %H:%M", time.localtime(time.time() + seconds))
-
-
-@contextmanager
-def shown(progress: Progress, line: LiveLine, every: float = 1.0) -> Iterator[None]:
-    """Keep `line` up to date from a thread of its own."""
-    stop = threading.Event()
-
-    def refresh() -> None:
-        while not stop.wait(every):
-            line.show(progress.line(), time.monotonic(), progress.block())
-
-    thread = threading.Thread(target=refresh, name="progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-        line.clear()
+    label = max(scores, key=lambda name: scores[name])
+    return f"best {label}: {METRICS[SEG_MIOU].title} {100 * scores[label]:.1f}"

@@ -11,9 +11,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from cosa.config import Config, difference
+from cosa.config.presets import short_name
 from cosa.tracking import (
     DATA_TAG,
     RUN_FILE,
@@ -27,12 +28,13 @@ from cosa.tracking import (
     initialise_store,
     mask,
     read_run_id,
-    resolve_uri,
 )
 from sweeps.planning import folder as folders
 from sweeps.planning import plan as planning
+from sweeps.planning.folder import SweepState
 from sweeps.planning.plan import Plan, Trial
-from sweeps.reporting.results import Results, read_results
+from sweeps.planning.reuse import COMMIT_TAG
+from sweeps.running.arguments import SweepArgs
 from sweeps.runs import (
     FAILURES,
     FORK_TAG,
@@ -57,8 +59,13 @@ _KIND_TAG = "mlflow.experimentKind"
 
 @dataclass(frozen=True)
 class Sweep:
-    """The sweep's parent run, open for writing."""
+    """The sweep's parent run, open for writing.
 
+    As a context it is closed by what interrupts the block, as failed or killed; `close` ends it well.
+    """
+
+    out: Path
+    """The sweep's folder."""
     uri: str
     experiment: str
     run_id: str
@@ -67,6 +74,13 @@ class Sweep:
     """Tags that the parent shares with every trial."""
     base: Config
     """What every arm starts from."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            self.stop("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
 
     def spec(self, trial: Trial) -> TrackingSpec:
         """Where to track a trial, under which name and tags: they make MLflow's grouping useful."""
@@ -139,13 +153,30 @@ class Sweep:
         self.tracker.log_text(json.dumps({k: mask(v) for k, v in reasons.items()}, indent=2) + "\n", FAILURES)
         self.tracker.settle(_SECONDS)  # the report reads them there
 
-    def stop(self, root: Path, trials: Sequence[Trial], status: Literal["FAILED", "KILLED"]) -> None:
+    def sync(self, state: SweepState, failures: Mapping[str, str]) -> None:
+        """Bring MLflow to what the folders say.
+
+        Args:
+            state: What is finished.
+            failures: Why trials that were run now did not finish, by name.
+
+        Raises:
+            TrackingError: The store does not answer; nothing is lost.
+        """
+        self.collect(self.out)
+        for name, result in state.results.items():
+            self.mend(self.out, state.plan.named(name), result)
+        self.fail(self.out, failures)
+        hours = sum(result.get("seconds", 0.0) for result in state.results.values()) / 3600
+        self.tag("cosa.training_hours", f"{hours:.3f}")
+
+    def stop(self, status: Literal["FAILED", "KILLED"]) -> None:
         """Close the sweep's run and those of its trials that were training: nothing trains any more."""
         try:
             with explained(self.uri):
                 client = client_of(self.uri)
-                for trial in trials:
-                    run = find_run(client, read_run_id(folders.trial_folder(root, trial.name)))
+                for folder in self.out.glob("trials/*"):
+                    run = find_run(client, read_run_id(folder))
                     if run is not None and run.info.status == "RUNNING":
                         client.set_terminated(run.info.run_id, "KILLED")
         except TrackingError as error:  # whatever stops the sweep is what the user must hear of
@@ -161,11 +192,6 @@ class Sweep:
         """Reasons of the trials that failed when the sweep last ended, by name."""
         with explained(self.uri):
             return read_json(client_of(self.uri), self.run_id, FAILURES)
-
-    def results(self) -> Results:
-        """What a report shows of the sweep."""
-        with explained(self.uri):
-            return read_results(self.uri, self.run_id)
 
     def close(self, markdown: str, report: Sequence[Path], *, failed: bool) -> None:
         """Show the tables at the head of the sweep's page, keep the report's files, and close the run."""
@@ -199,48 +225,37 @@ def _write_again(tracker: Tracker, uri: str, root: Path, trial: Trial, result: M
     flush(folder, uri)  # raises where the store has not taken it all
 
 
-def open_sweep(
-    uri: str,
-    experiment: str,
-    root: Path,
-    base: Config,
-    plan: Plan,
-    tags: Mapping[str, str],
-    reused: Mapping[str, str] | None = None,
-) -> Sweep:
+def open_sweep(args: SweepArgs, plan: Plan, reused: Mapping[str, str] | None = None) -> Sweep:
     """Make the sweep's run, or open it again, in a store that is made where there is none.
 
     Args:
-        uri: Tracking URI.
-        experiment: Name of the experiment.
-        root: The sweep's folder; its name is the run's.
-        base: Settings that all arms start from; they are the run's params.
-        plan: Kept as the artifact `plan.json`.
-        tags: Further tags, of this run and of every trial's.
+        args: The folder, whose name is the run's, and the store.
+        plan: Kept as the artifact `plan.json`; the settings that its arms start from are the run's params.
         reused: Ids of the earlier runs that stand for trials, by the trials' names.
 
     Raises:
         TrackingError: The store does not answer or refuses the run.
         ValueError: The sweep was tracked elsewhere before, or the experiment is another project's.
     """
-    resolved = resolve_uri(uri)
-    _check_same_store(root, resolved)
-    experiment_id = initialise_store(resolved, experiment)
-    with explained(resolved):
-        _claim(client_of(resolved), experiment_id, experiment)
-    shared = {"cosa.sweep": root.name, **tags}
+    _check_same_store(args.out, args.uri)
+    experiment_id = initialise_store(args.uri, args.experiment)
+    with explained(args.uri):
+        _claim(client_of(args.uri), experiment_id, args.experiment)
+    shared = {"cosa.sweep": args.out.name, "cosa.preset": short_name(args.preset)}
+    if args.commit:
+        shared[COMMIT_TAG] = args.commit
     own = {
         "cosa.kind": "sweep",
         "cosa.tables": " ".join(table.name for table in plan.tables),
         "cosa.seeds": " ".join(map(str, plan.seeds)),
         "cosa.reused": str(len(reused or {})),
     }
-    tracker = MlflowTracker(resolved, experiment, run_name=root.name, tags={**shared, **own})
-    tracker.start(base, out=root)
+    tracker = MlflowTracker(args.uri, args.experiment, run_name=args.out.name, tags={**shared, **own})
+    tracker.start(plan.base, out=args.out)
     tracker.log_text(planning.to_json(plan, reused), PLAN)
     tracker.settle(_SECONDS)
     assert tracker.run_id is not None  # it has settled
-    return Sweep(resolved, experiment, tracker.run_id, tracker, shared, base)
+    return Sweep(args.out, args.uri, args.experiment, tracker.run_id, tracker, shared, plan.base)
 
 
 def _claim(client: MlflowClient, experiment_id: str, name: str) -> None:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
+from cosa.cli.common import Parser
 from cosa.cli.console import duration, print_line
 from cosa.config import Config, TrainConfig, override
 from cosa.storage.files import write_atomically
-from sweeps.running.arguments import Order, read_order
+from sweeps.running.arguments import SweepArgs, read_args
 from sweeps.tables import Table
 from sweeps.tuning.space import SPACE, Space, read_space
 
@@ -101,7 +100,7 @@ class Budget:
 class SearchArgs:
     """What the command line asks for."""
 
-    sweep: Order
+    sweep: SweepArgs
     """What a search shares with other sweeps."""
     base: Config
     """What every trial starts from: the preset, evaluated at every pruning step."""
@@ -120,19 +119,11 @@ class SearchArgs:
     @property
     def root(self) -> Path:
         """The search's folder."""
-        return self.sweep.root
+        return self.sweep.out
 
     def budget(self, gpus: float = 0.0) -> Budget:
         """The budget as it stands, for trials that hold so many GPUs."""
         return Budget(self.limits, self.root / "spent.json", gpus)
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports a bad command line in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Called by argparse."""
-        raise ValueError(f"{message}; see {self.prog} --help")
 
 
 def read_arguments(arguments: Sequence[str]) -> SearchArgs:
@@ -145,12 +136,10 @@ def read_arguments(arguments: Sequence[str]) -> SearchArgs:
     if {"-h", "--help"} & set(arguments):
         print_line(parser.format_help() + "\nand what all sweeps take:\n")
     found, rest = parser.parse_known_args(arguments)
-    sweep = read_order(
-        "search", "Shared by all sweeps; --tables names rows that are tried first.", ROWS, rest
-    )
-    if len(sweep.plan.seeds) != 1:
+    sweep = read_args("search", "Shared by all sweeps; --tables names rows that are tried first.", ROWS, rest)
+    if len(sweep.seeds) != 1:
         raise ValueError(
-            f"--seeds must be 1 in a search, got {len(sweep.plan.seeds)}; "
+            f"--seeds must be 1 in a search, got {len(sweep.seeds)}; "
             f"--confirm-seeds are those of the best trials"
         )
     for flag, value in (("--confirm", found.confirm), ("--confirm-seeds", found.confirm_seeds)):
@@ -168,14 +157,14 @@ def read_arguments(arguments: Sequence[str]) -> SearchArgs:
         space=(read_space(Path(found.space)) if found.space else SPACE).resolved(base),
         steps=steps,
         limits=limits,
-        rows=paper_rows(sweep.plan.tables, base),
+        rows=paper_rows([table.resolved(sweep.base) for table in sweep.tables], base),
         confirm=found.confirm if found.confirm_seeds else 0,
         seeds=found.confirm_seeds,
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="sweeps/search.py",
         description="Search the settings of co-training with Optuna's TPE on Ray Tune.",
         add_help=False,

@@ -8,21 +8,24 @@ seeds. Exit codes are those of all sweeps.
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cosa.cli.console import LiveLine, print_error, print_line
+from cosa.cli.common import FAILED
+from cosa.cli.console import print_error, print_line
 from cosa.config import Config, override
 from cosa.config.presets import short_name
-from cosa.tracking import TrackingError, mask, read_run_id
+from cosa.storage.files import lock
+from cosa.tracking import TrackingError, read_run_id
 from cosa.tracking.provenance import source_tags
 from sweeps.planning import cost
 from sweeps.planning import folder as folders
 from sweeps.planning.plan import Plan, Trial
 from sweeps.planning.reuse import COMMIT_TAG, Reuse, find_reusable
-from sweeps.running.driver import FAILED, INTERRUPTED, MISTAKE, data_tags_if_there, may_answer, measuring
+from sweeps.running.driver import check_data, run_script
+from sweeps.running.preview import look_at_data, measured, measuring
+from sweeps.running.store import Sweep, open_sweep
 from sweeps.runs import client_of, explained, find_experiment
 from sweeps.tables.metrics import SEG_MIOU
 from sweeps.tuning.arguments import SearchArgs, read_arguments
@@ -31,8 +34,7 @@ from sweeps.tuning.space import rows_inside
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-    from sweeps.running.store import Sweep
-    from sweeps.running.trial import Train
+    from sweeps.planning.folder import SweepState
     from sweeps.tuning.confirm import ConfirmResult
     from sweeps.tuning.study import SearchStudy
 
@@ -40,32 +42,23 @@ KIND = "search"
 """Under `cosa.kind` on the parent run."""
 
 
-def main(arguments: Sequence[str] | None = None, train: Train | None = None) -> int:
-    """The script, from its command line to its exit code.
-
-    Args:
-        arguments: The command line; by default the process's own.
-        train: Stands for `cosa.training.trainer.train` in a test.
-    """
-    try:
-        args = read_arguments(sys.argv[1:] if arguments is None else arguments)
-        show_plan(args)
-        if args.sweep.dry_run:
-            show_costs(args)
-            return 0
-        with folders.locked(args.root):
-            return _run(args, train)
-    except (ValueError, TypeError, OSError, TrackingError) as error:
-        if "--traceback" in sys.argv:
-            raise
-        print_error(f"search: {' '.join(str(error).split())}")
-        return MISTAKE
-    except KeyboardInterrupt:
-        print_error(f"interrupted; this goes on from here:\n  {shlex.join(['python', *sys.argv])}")
-        return INTERRUPTED
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The script, from its command line, by default the process's own, to its exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    return run_script("search", lambda: run(read_arguments(given)))
 
 
-def _run(args: SearchArgs, train: Train | None) -> int:
+def run(args: SearchArgs) -> int:
+    """Show what `args` ask for and, unless that is all, search, confirm and report."""
+    show_plan(args)
+    if args.sweep.dry_run:
+        show_costs(args)
+        return 0
+    with lock(args.root / folders.LOCK):
+        return _run(args)
+
+
+def _run(args: SearchArgs) -> int:
     """Search, confirm, mend what a killed process left behind, report."""
     from sweeps.reporting import render
     from sweeps.tuning import report
@@ -75,21 +68,16 @@ def _run(args: SearchArgs, train: Train | None) -> int:
     study.describe(SEG_MIOU, args.steps)
     print_line(f"outputs: {args.root}")
     print_line(f"the study as it grows: optuna-dashboard {args.root / JOURNAL}")
-    data_tags = _check_data(args)
+    data_tags = check_data(args.base, masks=True)
     study.enqueue(first_rows(args)[0])
     if args.sweep.retry_failed:
         print_line(f"trying {study.repeat_failed()} failed trials again")
-    parent = _open_run(args)
-    try:
-        result = _train(args, study, parent, data_tags, train)
+    with _open_run(args) as parent:
+        result = _train(args, study, parent, data_tags)
         _mend(args, study, parent, result)
         findings = report.find(args, study, result, data_tags)
         files = report.write(findings)
         parent.close(report.markdown(findings)[:8000], files, failed=bool(findings.failures))
-    except BaseException as error:
-        running = [study.runs(trial)[-1] for trial in study.trials if not trial.state.is_finished()]
-        parent.stop(args.root, running, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
     print_line(report.text(findings))
     print_line(f"report: {args.root / report.PAGE}")
     print_line(f"MLflow: {render.ui_command(args.sweep.uri)}")
@@ -100,20 +88,8 @@ def _run(args: SearchArgs, train: Train | None) -> int:
     return FAILED if findings.failures else 0
 
 
-def _check_data(args: SearchArgs) -> Mapping[str, str]:
-    """Open the data before anything is started; `shapes` is written here, once. Returns its fingerprints."""
-    from cosa.data.open import fingerprints, open_dataset  # imports torch
-
-    data = args.base.data
-    training = open_dataset(data, data.train_split)
-    found = fingerprints(training, open_dataset(data, data.val_split, needs="masks"))
-    if args.base.evaluation.train_split:
-        open_dataset(data, args.base.evaluation.train_split, needs="masks")
-    return found
-
-
 def _train(
-    args: SearchArgs, study: SearchStudy, parent: Sweep, data_tags: Mapping[str, str], train: Train | None
+    args: SearchArgs, study: SearchStudy, parent: Sweep, data_tags: Mapping[str, str]
 ) -> ConfirmResult:
     """Search until the budget is spent, then confirm; without Ray where both are done already."""
     from sweeps.tuning.confirm import ConfirmResult
@@ -123,56 +99,42 @@ def _train(
     earlier = {} if args.sweep.fresh else _earlier(args, rows, data_tags)
     unfinished = args.sweep.retry_failed or any(not trial.state.is_finished() for trial in study.trials)
     if not unfinished and not args.budget().left(begun(study.trials)):
-        result, remaining = _confirmation(args, study)
-        if not remaining:
+        result, state = _confirmation(args, study)
+        if state is None or not state.remaining:
             return result
     from cosa.distributed.session import connected
 
-    with connected(args.sweep.request) as allotment:
-        if args.limits.gpu_hours is not None and not allotment.gpus:
+    with connected(args.sweep.resources) as slots:
+        if args.limits.gpu_hours is not None and not slots.gpus:
             raise ValueError(
                 "--gpu-hours must have GPUs to count, got trials without; take --hours or --trials"
             )
         from sweeps.running.launch import launch
         from sweeps.tuning.launch import SearchLoop, search
 
-        workers = args.sweep.request.workers
-        budget = args.budget(allotment.gpus * max(1, workers))
-        loop = SearchLoop(args, study, budget, allotment.slots, earlier)
-        line = LiveLine()
+        budget = args.budget(slots.gpus * max(1, args.sweep.resources.workers))
+        loop = SearchLoop(args, study, budget, slots.slots, earlier)
         if not loop.exhausted:
-            print_line(f"{allotment.slots} at a time, {budget} spent before")
-            search(loop, args, parent.spec, allotment, data_tags, line, train)
+            print_line(f"{slots.slots} at a time, {budget} spent before")
+            search(loop, args, parent.spec, slots, data_tags)
             budget.note(0)
-        result, remaining = _confirmation(args, study)
-        failures: Mapping[str, str] = {}
-        if result.plan and remaining:
-            print_line(f"confirming the best {len(result.best)} and the preset: {len(remaining)} runs")
-            failures = launch(
-                remaining,
-                args.root,
-                parent.spec,
-                allotment,
-                workers=workers,
-                data_tags=data_tags,
-                retries=args.sweep.retries,
-                done_before=len(result.plan.trials) - len(remaining),
-                line=line,
-                train=train,
-            ).failures
-    return ConfirmResult(result.best, result.plan, failures)
+        result, state = _confirmation(args, study)
+        if state is None or not (trials := state.remaining):
+            return result
+        print_line(f"confirming the best {len(result.best)} and the preset: {len(trials)} runs")
+        done = launch(state, trials, args.sweep, slots, parent.spec, data_tags)
+    return ConfirmResult(result.best, result.plan, done.failures)
 
 
-def _confirmation(args: SearchArgs, study: SearchStudy) -> tuple[ConfirmResult, Sequence[Trial]]:
-    """The confirmation of the best trials, and what of it is still to run."""
+def _confirmation(args: SearchArgs, study: SearchStudy) -> tuple[ConfirmResult, SweepState | None]:
+    """The confirmation of the best trials, and how far it is."""
     from sweeps.tuning.confirm import ConfirmResult, best_of, plan_confirmation
 
     best = best_of(study, args.confirm)
     if not best:
-        return ConfirmResult(), ()
+        return ConfirmResult(), None
     plan = plan_confirmation(study, best, args.base, args.seeds)
-    done = [trial.name for trial in plan.trials if folders.read_result(args.root, trial)]
-    return ConfirmResult(best, plan), plan.remaining(done)
+    return ConfirmResult(best, plan), folders.read_state(args.root, plan)
 
 
 # The rows that come first, and what earlier runs spare of them.
@@ -219,13 +181,8 @@ def _open_run(args: SearchArgs) -> Sweep:
         TrackingError: The store does not answer or refuses the run.
         ValueError: The search was tracked elsewhere before.
     """
-    from sweeps.running import store  # mlflow and all that comes with it
-
-    tags = {"cosa.preset": short_name(args.sweep.preset)}
-    if args.sweep.commit:
-        tags["mlflow.source.git.commit"] = args.sweep.commit
     nothing = Plan(args.base, (), (args.base.train.seed,), (), 0, 0)
-    parent = store.open_sweep(args.sweep.uri, args.sweep.experiment, args.root, args.base, nothing, tags)
+    parent = open_sweep(args.sweep, nothing)
     parent.tag("cosa.kind", KIND)
     return parent
 
@@ -313,26 +270,22 @@ def _names(origins: Mapping[str, Any] | Sequence[str]) -> str:
 def show_costs(args: SearchArgs) -> None:
     """What was begun before, what earlier runs spare, and hours, as far as finished runs tell them."""
     done, speed = _show_begun(args), None
+    data_tags, problem = look_at_data(args.base.data)
     try:
-        if may_answer(args.sweep.uri):
-            if not done and args.sweep.fresh:
-                print_line("nothing is taken from earlier runs: --fresh")
-            elif not done:
-                taken = _earlier(args, set(first_rows(args)[0]), data_tags_if_there(args.sweep))
-                done = len(taken)
-                if not taken:
-                    print_line("taken from earlier runs: no row")
-            speed = _speed(args)
+        if not done and args.sweep.fresh:
+            print_line("nothing is taken from earlier runs: --fresh")
+        elif not done:
+            taken = _earlier(args, set(first_rows(args)[0]), data_tags)
+            done = len(taken)
+            if not taken:
+                print_line("taken from earlier runs: no row")
+        speed = measured(args.sweep, args.base)
     except TrackingError as error:
         print_error(str(error))
-    if speed is None:
-        print_line(
-            f"hours: not known, no finished run of this network, crop and batch is in "
-            f"{mask(args.sweep.uri)}; one measures them, a short one will do:\n  {measuring(args.sweep)}"
-        )
-        return
-    for line in costs(args, speed, done):
+    for line in costs(args, speed, done) if speed else [measuring(args.sweep)]:
         print_line(line)
+    if problem:
+        print_error(problem)
 
 
 def _show_begun(args: SearchArgs) -> int:
@@ -346,17 +299,9 @@ def _show_begun(args: SearchArgs) -> int:
     return states.total()
 
 
-def _speed(args: SearchArgs) -> cost.Speed | None:
-    found = find_experiment(args.sweep.uri, args.sweep.experiment)
-    if found is None:
-        return None
-    with explained(args.sweep.uri):
-        return cost.measured(*found, args.base)
-
-
 def costs(args: SearchArgs, speed: cost.Speed, done: int) -> list[str]:
     """Hours at most, since nobody knows which trials will be stopped; `done` trials need not be run."""
-    resources, whole, lines = args.sweep.request, args.limits.trials, []
+    resources, whole, lines = args.sweep.resources, args.limits.trials, []
     if whole is None:
         one = cost.price(_trials(args.base, 1)[-1:], speed, resources)
         lines.append(f"a trial that is not stopped: {one}")
@@ -366,7 +311,7 @@ def costs(args: SearchArgs, speed: cost.Speed, done: int) -> list[str]:
     if args.confirm:
         again = _trials(args.base, args.confirm + 1) * args.seeds
         lines.append(f"the confirmation: {cost.price(again, speed, resources)}")
-    return [*lines, cost.basis(speed)]
+    return [*lines, speed.basis]
 
 
 def _trials(base: Config, count: int) -> list[Trial]:

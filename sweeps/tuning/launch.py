@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -20,20 +19,18 @@ from optuna.trial import FrozenTrial, TrialState
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler
-from ray.tune.search import Searcher
 
-from cosa.cli.console import LiveLine, duration
+from cosa.cli.console import LiveLine
 from cosa.config import warmup_identity
 from cosa.distributed.session import Allotment
 from cosa.tracking import TrackingSpec
 from cosa.training.trainer import RunSpec, TrainProgress, ignore
 from sweeps.planning import folder as folders
 from sweeps.planning.plan import Trial
-from sweeps.running.launch import STOPPED, resources
-from sweeps.running.progress import Progress, shown
-from sweeps.running.schedule import Schedule
-from sweeps.running.stopping import Stopping, orderly
-from sweeps.running.trial import Train, make_spec, run
+from sweeps.running.launch import STOPPED, TrialSearcher, run_on_tune
+from sweeps.running.progress import SweepProgress
+from sweeps.running.queue import Ended, TrialQueue
+from sweeps.running.trial import make_spec, run_trial
 from sweeps.tables.metrics import SEG_MIOU
 from sweeps.tuning import study as studies
 from sweeps.tuning.arguments import Budget, SearchArgs
@@ -41,7 +38,6 @@ from sweeps.tuning.study import SearchStudy
 
 _TRIES = 50
 """Suggestions in a row that may all have been tried before, until the space counts as exhausted."""
-_KILLED = "its process ended without a word: killed, or out of memory"
 
 
 class SearchLoop:
@@ -65,7 +61,7 @@ class SearchLoop:
             earlier: The metric of trials that finished in earlier runs, by name: they are not run again.
         """
         self.study = study
-        self.schedule = Schedule([], slots)
+        self.queue = TrialQueue([], slots, args.root)
         self._args = args
         self._budget = budget
         self._earlier = earlier
@@ -79,37 +75,38 @@ class SearchLoop:
 
     def start_next(self) -> Trial | None:
         """The next trial to run, or None while there is no slot or every other one waits."""
-        trial = self.schedule.start_next()
+        trial = self.queue.start_next()
         while trial is None and self._may_ask():
             self._ask()
-            trial = self.schedule.start_next()
+            trial = self.queue.start_next()
         if trial:
-            self._budget.note(len(self.schedule.running) - 1)
+            self._budget.note(len(self.queue.running) - 1)
         return trial
 
     @property
     def exhausted(self) -> bool:
         """Whether nothing will ever start again."""
-        return self.schedule.exhausted and not self._budget_left()
+        return not self.queue.waiting and not self._budget_left()
 
     def report(self, name: str, step: int, value: float) -> bool:
         """A running trial is at a pruning step; returns whether it goes on."""
-        self._budget.note(len(self.schedule.running))
+        self._budget.note(len(self.queue.running))
         return self.study.report(self._numbers[name], step, value)
 
-    def end(self, name: str, *, why: str = "") -> None:
+    def end(self, name: str, why: str = "") -> Ended:
         """A running trial has ended for good: finished, stopped on its way, or failed, and `why`."""
-        self._budget.note(len(self.schedule.running))
-        trial = self.schedule.running[name]
-        self.schedule.end(name, failed=bool(why))
+        self._budget.note(len(self.queue.running))
+        forks = [fork.name for fork in self.queue.waiting.values() if fork.warmup == name]
+        ended = self.queue.end(name, why)
+        trial = ended.trial
         if trial.kind == "trial":
             self._end(trial, why)
         elif why:
             # The preset's own warm-up serves all trials, unless the space varies what it trains.
             self._exhausted |= warmup_identity(trial.config) == warmup_identity(self._args.base)
-            for fork in [t for t in self.schedule.skipped.values() if t.warmup == name]:
-                del self.schedule.skipped[fork.name]
-                self.study.fail(self._numbers[fork.name], f"not run: {name} failed ({why})")
+            for fork in forks:
+                self.study.fail(self._numbers[fork], f"not run: {name} failed ({why})")
+        return ended
 
     def found(self, name: str) -> FrozenTrial | None:
         """A trial in the study; None for a warm-up."""
@@ -136,9 +133,9 @@ class SearchLoop:
 
     def _may_ask(self) -> bool:
         """A slot is free, and not so many wait for their warm-up already that they would be asked blindly."""
-        waiting = sum(trial.kind == "trial" for trial in self.schedule.waiting.values())
-        free = len(self.schedule.running) < self.schedule.slots
-        return free and waiting < self.schedule.slots and self._budget_left()
+        waiting = sum(trial.kind == "trial" for trial in self.queue.waiting.values())
+        free = len(self.queue.running) < self.queue.slots
+        return free and waiting < self.queue.slots and self._budget_left()
 
     def _ask(self) -> None:
         """Begin one more trial; one whose Config was tried before is not trained again."""
@@ -168,100 +165,41 @@ class SearchLoop:
         if not all(self.study.report(number, step, passed[step]) for step in sorted(passed)):
             return False
         for warmup in warmups:
-            if folders.read_result(root, warmup) is None and warmup.name not in self.schedule.running:
-                self.schedule.waiting.setdefault(warmup.name, warmup)
-        self.schedule.waiting[trial.name] = trial
+            if folders.read_result(root, warmup) is None and warmup.name not in self.queue.running:
+                self.queue.waiting.setdefault(warmup.name, warmup)
+        self.queue.waiting[trial.name] = trial
         return True
 
 
-class SearchProgress(Progress):
-    """The live line of a search."""
+class StudySearcher(TrialSearcher):
+    """Hands Tune the loop's next trial whenever one is ready, and watches it end."""
 
-    def __init__(self, loop: SearchLoop, args: SearchArgs) -> None:
-        super().__init__(loop.schedule, args.root, done_before=0, clock=time.monotonic)
-        self._loop, self._args = loop, args
-        self._running: dict[str, Trial] = {}
+    def __init__(self, loop: SearchLoop, out: Path, line: LiveLine, make: Callable[[Trial], RunSpec]) -> None:
+        super().__init__(loop.queue, out, line)
+        self._loop, self._make = loop, make
 
-    def started(self, trial: Trial) -> None:
-        """A trial starts, perhaps from a checkpoint of its own."""
-        super().started(trial)
-        self._running[trial.name] = trial
+    @property
+    def exhausted(self) -> bool:
+        """Whether nothing will ever start again."""
+        return self._loop.exhausted
 
-    def ended(self, trial: Trial, *, failed: bool) -> float:
-        """A trial has ended; returns how many seconds it took."""
-        self._running.pop(trial.name)
-        return super().ended(trial, failed=failed)
+    def next_trial(self) -> Trial | None:
+        """Start the next trial; None while every other one waits."""
+        return self._loop.start_next()
 
-    def line(self) -> str:
-        """How things stand now."""
-        trials = self._loop.study.trials
-        ended = [studies.state(trial) for trial in trials if trial.state.is_finished()]
-        parts = [f"{len(ended)} trials done of {self._args.limits}"]
-        parts += [
-            f"best {100 * studies.last_value(best):.2f} (trial {studies.label(best)})"
-            for best in studies.finished(trials)[:1]
-        ]
-        parts += [f"{ended.count(state)} {state}" for state in ("pruned", "failed") if state in ended]
-        for trial in list(self._running.values()):
-            step = folders.read_step(folders.trial_folder(self._args.root, trial.name))
-            parts.append(f"{trial.label} {max(step, trial.first_step)}/{trial.last_step}")
-        return " | ".join(parts)
+    def settings(self, trial: Trial) -> dict[str, Any]:
+        """What the trial's process is given."""
+        return {**super().settings(trial), "spec": self._make(trial)}
 
-
-class StudySearcher(Searcher):
-    """Hands Tune the next trial whenever one is ready, and watches it end."""
-
-    def __init__(
-        self,
-        loop: SearchLoop,
-        progress: SearchProgress,
-        line: LiveLine,
-        make: Callable[[Trial], RunSpec],
-        stopping: Stopping,
-    ) -> None:
-        super().__init__()
-        self._loop, self._progress, self._line = loop, progress, line
-        self._make, self._stopping = make, stopping
-        self._names: dict[str, str] = {}
-
-    def suggest(self, trial_id: str) -> Any:
-        """The next trial's run; None while every other one waits; FINISHED when nothing is left to start."""
-        if self._stopping.told:
-            return Searcher.FINISHED
-        trial = self._loop.start_next()
-        if trial is None:
-            return Searcher.FINISHED if self._loop.exhausted else None
-        self._names[trial_id] = trial.name
-        self._progress.started(trial)
-        return {"trial": trial.name, "spec": self._make(trial)}
-
-    def on_trial_complete(
-        self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False
-    ) -> None:
-        """A trial has ended: done, stopped on its way, out of retries, or stopped with the whole search."""
-        trial = self._loop.schedule.running[self._names[trial_id]]
-        if (result or {}).get(STOPPED):  # goes on with the next start, like one whose driver was killed
-            self._line.note(f"stopped: {trial.label}")
-            return
-        why = (folders.read_failure(Path(self._make(trial).out)) or _KILLED) if error else ""
-        seconds = self._progress.ended(trial, failed=error)
-        self._loop.end(trial.name, why=why)
+    def end(self, trial: Trial, why: str) -> tuple[Ended, str]:
+        """A trial has ended: done, stopped on its way, or out of retries; returns what became of it, too."""
+        ended = self._loop.end(trial.name, why)
         found = self._loop.found(trial.name)
-        how = f"failed, {duration(seconds)} ({why})" if error else f"done, {duration(seconds)}"
-        if found is not None and not error:
-            at = 100 * studies.last_value(found)
-            how = f"{studies.state(found)} at {at:.2f}, {duration(seconds)}"
-        self._line.note(f"{trial.label}: {how}")
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing is saved: the study and the trials' folders have it all."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing is restored, see `save`."""
-
-    def __getstate__(self) -> dict[str, object]:
-        """Nothing is pickled: Tune writes a copy down that nobody reads, and what tracks is open files."""
-        return {}
+        if why:
+            return ended, f"failed ({why})"
+        if found is None:
+            return ended, "done"
+        return ended, f"{studies.state(found)} at {100 * studies.last_value(found):.2f}"
 
 
 class PruningScheduler(FIFOScheduler):
@@ -290,10 +228,8 @@ def search(
     loop: SearchLoop,
     args: SearchArgs,
     track: Callable[[Trial], TrackingSpec],
-    allotment: Allotment,
+    slots: Allotment,
     data_tags: Mapping[str, str],
-    line: LiveLine,
-    train: Train | None = None,
 ) -> None:
     """Run trials until the budget is spent; needs a running Ray.
 
@@ -301,42 +237,16 @@ def search(
         loop: What to run.
         args: What was asked for; its folder is on storage that all machines of the cluster reach.
         track: Where to track a trial.
-        allotment: What each trial gets.
+        slots: What each trial gets.
         data_tags: Fingerprints of the data that a trial must find on its machine; empty takes any.
-        line: Where progress is shown.
-        train: Stands for `cosa.training.trainer.train` in a test.
 
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM, once the trials have saved and stopped.
     """
-    root, workers = args.root, args.sweep.request.workers
-    progress = SearchProgress(loop, args)
+    out, workers, steps = args.root, args.sweep.resources.workers, args.steps
 
     def make(trial: Trial) -> RunSpec:
-        return make_spec(trial, root, track(trial), data_tags)
-
-    with orderly(root, line.note) as stopping, folders.scratch(root) as scratch, shown(progress, line):
-        tune.Tuner(
-            tune.with_resources(_trainable(args, train), resources(allotment, workers)),
-            tune_config=tune.TuneConfig(
-                search_alg=StudySearcher(loop, progress, line, make, stopping),
-                scheduler=PruningScheduler(loop),
-                num_samples=-1,
-                reuse_actors=True,
-                trial_dirname_creator=lambda trial: str(trial.trial_id),
-            ),
-            run_config=tune.RunConfig(
-                storage_path=str(scratch),
-                verbose=0,
-                failure_config=tune.FailureConfig(max_failures=args.sweep.retries),
-            ),
-        ).fit()
-    if stopping.told:
-        raise KeyboardInterrupt
-
-
-def _trainable(args: SearchArgs, train: Train | None) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    steps, root, workers = args.steps, args.root, args.sweep.request.workers
+        return make_spec(trial, out, track(trial), data_tags)
 
     def trainable(settings: dict[str, Any]) -> dict[str, Any]:
         spec: RunSpec = settings["spec"]
@@ -348,7 +258,19 @@ def _trainable(args: SearchArgs, train: Train | None) -> Callable[[dict[str, Any
                 # Blocks until the driver has decided; a trial that is stopped leaves by SystemExit.
                 tune.report({"step": progress.step, "value": progress.metrics[SEG_MIOU]})
 
-        ended = run(spec, root, workers=workers, train=train, report=ignore if spec.stop_at else report)
+        ended = run_trial(spec, out, workers=workers, report=ignore if spec.stop_at else report)
         return {STOPPED: not ended}
 
-    return trainable
+    def head() -> list[str]:
+        trials = loop.study.trials
+        ended = [studies.state(trial) for trial in trials if trial.state.is_finished()]
+        best = [
+            f"best {100 * studies.last_value(found):.2f} (trial {studies.label(found)})"
+            for found in studies.finished(trials)[:1]
+        ]
+        counts = [f"{ended.count(state)} {state}" for state in ("pruned", "failed") if state in ended]
+        return [f"{len(ended)} trials done of {args.limits}", *best, *counts]
+
+    progress = SweepProgress(loop.queue, out, head, all_queued=False)
+    searcher = StudySearcher(loop, out, LiveLine(), make)
+    run_on_tune(trainable, searcher, progress, args.sweep, slots, PruningScheduler(loop))

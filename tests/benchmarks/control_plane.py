@@ -108,6 +108,7 @@ def sweep(trials: int, folder: Path) -> None:
     from cosa.data.shapes import write_shapes
     from sweeps.reporting import render as report
     from sweeps.running import driver
+    from tests.sweeps.running.stub_trainer import train_with
 
     write_shapes(folder / "shapes", train_images=8, val_images=2)
     seeds = -(-trials // ROWS)
@@ -139,7 +140,8 @@ def sweep(trials: int, folder: Path) -> None:
     report.write = timed_write
     memory = Memory()
     begun = time.perf_counter()
-    code = driver.main("control_plane", "", ["3b"], arguments, train)
+    train_with(train)
+    code = driver.main("control_plane", "", ["3b"], arguments)
     wall = time.perf_counter() - begun
     memory.end()
     count = seeds * (ROWS + 1)

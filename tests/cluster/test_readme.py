@@ -12,7 +12,7 @@ import pytest
 from ray.dashboard.modules.job.cli import job_cli_group
 from ray.scripts.scripts import cli
 
-from sweeps.running.arguments import read_order
+from sweeps.running.arguments import read_args
 from tests.cluster.reading import CLUSTER, KUBERNETES, commands, documents, strings
 from tests.reading import ROOT
 
@@ -59,9 +59,9 @@ def test_a_sweep_is_what_the_script_accepts(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    order = read_order("ablation", "", ("3a", "3b"), [a for a in arguments if a != "--dry-run"])
+    args = read_args("ablation", "", ("3a", "3b"), [a for a in arguments if a != "--dry-run"])
 
-    assert {table.name for table in order.plan.tables} == {"3a", "3b"}
+    assert {table.name for table in args.tables} == {"3a", "3b"}
 
 
 def options(command: click.Command, words: list[str]) -> set[str]:

@@ -12,8 +12,9 @@ import pytest
 from cosa.config import Config
 from cosa.distributed.session import Request, _keep_quiet, _worker_environment
 from cosa.tracking import MlflowTracker, TrackingSpec, ui_hint
+from sweeps.planning.plan import make_plan
 from sweeps.reporting.render import trial_filter
-from sweeps.running.arguments import read_order
+from sweeps.running.arguments import read_args
 from sweeps.running.driver import main
 from sweeps.tables import Arm, Table
 from tests.cluster.reading import CLUSTER
@@ -71,11 +72,14 @@ def test_a_sweep_called_so_stays_in_its_folder(
     here = tmp_path / "a" / "b" / "c"
     here.mkdir(parents=True)
     monkeypatch.chdir(here)
-    order = read_order("ablation", "", ("3a",), [f"--out=runs/{name}", f"--experiment={name}"])
+    args = read_args("ablation", "", ("3a",), [f"--out=runs/{name}", f"--experiment={name}"])
 
-    assert order.root == Path(f"{here}/runs/{name}")
-    assert order.experiment == name
-    assert all(re.fullmatch(r"[\w.+=-]+", trial.name) for trial in order.plan.trials)
+    assert args.out == Path(f"{here}/runs/{name}")
+    assert args.experiment == name
+    assert all(
+        re.fullmatch(r"[\w.+=-]+", trial.name)
+        for trial in make_plan(args.base, args.tables, args.seeds).trials
+    )
 
 
 def test_a_run_and_an_experiment_called_so_leave_nothing_outside(

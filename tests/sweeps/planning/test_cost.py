@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import pytest
 from cosa.config import Config, TrainConfig, override, to_json
 from cosa.distributed.session import Request
 from sweeps.planning import cost
-from sweeps.planning.cost import Sample, Speed
+from sweeps.planning.cost import Speed
 from sweeps.planning.plan import make_plan
 from sweeps.tables import Arm, Table
 
@@ -52,10 +53,10 @@ def run(speed, *, config=BASE, seconds=None, number=0, **tags):
 
 def test_a_shared_warmup_and_its_forks_are_counted_once_each():
     trials = make_plan(BASE, [TABLE], [0]).trials
-    speed = Speed((Sample("warmup", 1.0, 10.0), Sample("cotraining", 2.0, 20.0)), "", on_gpu=False)
-    hours = cost.hours_of(trials, speed)
-    assert hours.training * 3600 == pytest.approx(40 * 1 + 2 * 60 * 2)
-    assert hours.evaluation * 3600 == pytest.approx((2 + 3 + 3) * 15)  # after 30, 40 | 60, 90, 100 each
+    speed = Speed(1.0, 2.0, 15.0, runs=2, hardware="", on_gpu=False)
+    training, evaluation = cost.hours_of(trials, speed)
+    assert training * 3600 == pytest.approx(40 * 1 + 2 * 60 * 2)
+    assert evaluation * 3600 == pytest.approx((2 + 3 + 3) * 15)  # after 30, 40 | 60, 90, 100 each
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,12 @@ def test_speeds_are_told_apart_by_phase():
         run(2.0, number=2),
     )
     speed = cost.measured(store, "1", BASE)
-    assert [speed.step(phase) for phase in ("warmup", "cotraining", "both")] == [1.0, 2.0, 4.0]
+    assert (speed.warmup, speed.cotraining, speed.runs) == (1.0, 2.0, 3)
+
+
+def test_a_phase_that_nobody_ran_alone_has_the_mean_of_all():
+    speed = cost.measured(Store(run(8.0, number=0, cosa_in_kind="warmup"), run(2.0, number=1)), "1", BASE)
+    assert (speed.warmup, speed.cotraining) == (1.0, 2.5)
 
 
 def test_what_an_evaluation_takes_is_the_rest_of_a_runs_time():
@@ -83,8 +89,8 @@ def test_what_an_evaluation_takes_is_the_rest_of_a_runs_time():
 def test_runs_that_evaluate_otherwise_say_nothing_of_evaluations():
     other = override(BASE, {"evaluation.size": 99})
     speed = cost.measured(Store(run(8.0, seconds=140.0, config=other)), "1", BASE)
-    assert (speed.step("both"), speed.evaluation) == (1.0, None)
-    assert "evaluations not included" in cost.told(make_plan(BASE, [TABLE], [0]).trials, speed, Request())
+    assert (speed.warmup, speed.evaluation) == (1.0, None)
+    assert "evaluations not included" in cost.price(make_plan(BASE, [TABLE], [0]).trials, speed, Request())
 
 
 @pytest.mark.parametrize(
@@ -101,15 +107,16 @@ def test_what_costs_nothing_may_differ():
 
 def test_only_the_newest_runs_hardware_counts():
     store = Store(run(8.0, number=0), run(80.0, number=1, **{"cosa.host.gpus": "1 x H"}))
-    assert cost.measured(store, "1", BASE).samples == (Sample("both", 1.0, None),)
+    speed = cost.measured(store, "1", BASE)
+    assert (speed.warmup, speed.runs) == (1.0, 1)
 
 
 def test_core_hours_count_the_cores_and_gpu_hours_the_gpus():
     trials = make_plan(BASE, [TABLE], [0]).trials
-    slow = Sample("both", 36.0, 0.0)  # 160 iterations: 1.6 hours
-    assert "about 6.4 core-hours" in cost.told(trials, Speed((slow,), "x", on_gpu=False), Request(cpus=4.0))
+    slow = Speed(36.0, 36.0, 0.0, runs=1, hardware="x", on_gpu=False)  # 160 iterations: 1.6 hours
+    assert "about 6.4 core-hours" in cost.price(trials, slow, Request(cpus=4.0))
     half = Request(cpus=4.0, gpus=0.5)
-    assert "about 0.8 GPU-hours" in cost.told(trials, Speed((slow,), "x", on_gpu=True), half)
+    assert "about 0.8 GPU-hours" in cost.price(trials, dataclasses.replace(slow, on_gpu=True), half)
 
 
 def test_without_a_finished_run_nothing_is_said():

@@ -1,10 +1,9 @@
-"""The folders say what is finished, and the locks who may write."""
+"""The folders say what is finished and what remains."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -16,7 +15,8 @@ from tests.sweeps.running.stub_checkpoint import leave_checkpoint
 
 BASE = Config(train=TrainConfig(iterations=10, warmup=4))
 TABLE = Table(name="t", title="", reference="a", arms=(Arm("a"), Arm("b", {"csc.weight": 0.0})))
-WARMUP, TRIAL, OTHER = make_plan(BASE, [TABLE], [0]).trials
+PLAN = make_plan(BASE, [TABLE], [0])
+WARMUP, TRIAL, OTHER = PLAN.trials
 
 
 def leave_result(root, trial, **changes):
@@ -80,52 +80,21 @@ def test_without_a_journal_no_step_is_done(tmp_path):
     assert folders.read_step(tmp_path) == 0
 
 
-HOLD = """
-import sys, time
-from pathlib import Path
-from sweeps.planning.folder import locked
-from tests.sweeps.running.stub_checkpoint import leave_checkpoint
-with locked(Path(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(60)
-"""
+def test_the_state_names_what_is_finished_what_failed_and_what_remains(tmp_path):
+    leave_result(tmp_path, TRIAL, metrics={"m": 0.5})
+    failed = folders.trial_folder(tmp_path, OTHER.name)
+    failed.mkdir(parents=True)
+    (failed / "failure.txt").write_text("ValueError: no\n")
+
+    state = folders.read_state(tmp_path, PLAN)
+
+    assert state.results[TRIAL.name]["metrics"] == {"m": 0.5}
+    assert (state.finished, state.failures) == ({TRIAL.name}, {OTHER.name: "ValueError: no"})
+    assert state.remaining == [WARMUP, OTHER]
 
 
-@pytest.fixture
-def holder(tmp_path):
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "held\n"
-    yield process
-    process.kill()
-    process.wait()
-    process.stdout.close()
+def test_a_state_grows_by_what_finishes_and_by_what_earlier_runs_stand_for(tmp_path):
+    state = folders.read_state(tmp_path, PLAN)
 
-
-def test_a_folder_in_use_names_its_holder(tmp_path, holder):
-    message = f"must not be in use, got '{tmp_path}', held by process {holder.pid}"
-    with pytest.raises(folders.FolderInUseError, match=message), folders.locked(tmp_path):
-        pass
-
-
-def test_a_killed_holder_lets_go(tmp_path, holder):
-    holder.kill()
-    with folders.locked(tmp_path, wait=10):
-        pass
-
-
-def test_waiting_for_a_folder_ends(tmp_path, holder):
-    with pytest.raises(folders.FolderInUseError), folders.locked(tmp_path, wait=0.3):
-        pass
-
-
-def test_a_folder_can_be_held_again_afterwards(tmp_path):
-    for _ in range(2):
-        with folders.locked(tmp_path / "new"):
-            pass
-
-
-def test_a_folder_that_cannot_be_made_is_told_in_one_line(tmp_path):
-    (tmp_path / "file").touch()
-    law = r"folder must be writable, got '.*file/sweep' \(Not a directory\)"
-    with pytest.raises(OSError, match=law), folders.locked(tmp_path / "file" / "sweep"):
-        pass
+    assert state.after({TRIAL.name: {"step": 10}}).remaining == [WARMUP, OTHER]
+    assert dataclasses.replace(state, reused={TRIAL.name: "abc", OTHER.name: "def"}).remaining == []

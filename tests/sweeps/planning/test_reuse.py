@@ -13,7 +13,8 @@ from sweeps import runs
 from sweeps.planning.plan import make_plan
 from sweeps.planning.reuse import find_reusable, still_there
 from sweeps.reporting import results
-from sweeps.running import driver, store
+from sweeps.running import driver, preview, store
+from sweeps.running.arguments import read_args
 from sweeps.tables import Arm, Table
 
 BASE = Config(train=TrainConfig(iterations=10, warmup=4))
@@ -137,9 +138,14 @@ def test_a_warmup_is_trained_only_for_arms_that_are(uri, experiment, finished):
     assert PLAN.remaining(taken) == []
 
 
+def open_new(uri, experiment, folder, reused):
+    given = ["--out", str(folder / "new"), "--tracking-uri", uri, "--experiment", experiment]
+    return store.open_sweep(read_args("ablation", "", ("3b",), given), PLAN, reused)
+
+
 def test_the_report_reads_earlier_runs_where_they_are(uri, experiment, finished, tmp_path):
     run_id = finished()
-    sweep = store.open_sweep(uri, experiment, tmp_path / "new", BASE, PLAN, {}, {ARM.name: run_id})
+    sweep = open_new(uri, experiment, tmp_path, {ARM.name: run_id})
     found = results.read_results(uri, sweep.run_id)
     (filled,) = found.tables
     rows = {row.arm.name: row for row in filled.rows}
@@ -152,7 +158,7 @@ def test_the_report_reads_earlier_runs_where_they_are(uri, experiment, finished,
 
 def test_an_earlier_run_that_was_deleted_is_a_gap(uri, experiment, finished, tmp_path):
     run_id = finished()
-    sweep = store.open_sweep(uri, experiment, tmp_path / "new", BASE, PLAN, {}, {ARM.name: run_id})
+    sweep = open_new(uri, experiment, tmp_path, {ARM.name: run_id})
     store.client_of(uri).delete_run(run_id)
     row = results.read_results(uri, sweep.run_id).tables[0].rows[0]
     assert (row.runs, row.gaps) == ({}, ("seed 0: not run yet",))
@@ -174,12 +180,12 @@ def sweep(uri, experiment, finished, tmp_path, monkeypatch, shapes_root, capsys)
         *("--experiment", experiment, "--set", f"data.root={shapes_root}", "train.iterations=10"),
         *("train.warmup=4", "optim.lr_warmup=0"),
     ]
-    order = driver.read_order("ablation", "", (), arguments)
-    tags = {name.replace(".", "_in_"): tag for name, tag in read_fingerprints(order.base.data).items()}
-    for trial in order.plan.trials:
+    args = read_args("ablation", "", (), arguments)
+    tags = {name.replace(".", "_in_"): tag for name, tag in read_fingerprints(args.base.data).items()}
+    for trial in make_plan(args.base, args.tables, args.seeds).trials:
         if trial.kind == "trial":
             finished(trial.config, **tags)
-    monkeypatch.setattr(driver, "source_tags", lambda: CODE)
+    monkeypatch.setattr(preview, "source_tags", lambda: CODE)
 
     def call(*more):
         code = driver.main("ablation", "", (), [*arguments, *more])
@@ -200,7 +206,7 @@ def test_a_sweep_of_trials_that_all_finished_earlier_trains_nothing_and_reports_
 
 def test_what_was_taken_stays_though_the_code_has_changed_since(sweep, monkeypatch):
     sweep()
-    monkeypatch.setattr(driver, "source_tags", lambda: {**CODE, "mlflow.source.git.commit": "beef"})
+    monkeypatch.setattr(preview, "source_tags", lambda: {**CODE, "mlflow.source.git.commit": "beef"})
     code, output = sweep("--retry-failed")
     assert (code, "nothing has failed" in output) == (0, True)
 

@@ -84,5 +84,7 @@ if __name__ == "__main__":
     sys.path[0] = str(ROOT)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a test's own parent may ignore it
     from sweeps.running.driver import main
+    from tests.sweeps.running.stub_trainer import train_with
 
-    sys.exit(main("stub", "A sweep of nothing.", tables=("3b",), arguments=sys.argv[2:], train=train))
+    train_with(train)
+    sys.exit(main("stub", "A sweep of nothing.", tables=("3b",), arguments=sys.argv[2:]))

@@ -11,18 +11,24 @@ import pytest
 
 from cosa.config import identity, warmup_identity
 from cosa.config.presets import PRESETS
+from cosa.storage.files import lock
 from sweeps.planning import folder as folders
-from sweeps.planning import kept_plan
-from sweeps.planning import plan as planning
-from sweeps.running.driver import main, read_order
+from sweeps.planning.plan import make_plan, to_json
+from sweeps.running.arguments import read_args
+from sweeps.running.driver import main
 from sweeps.tables import tables
 
 ROOT = Path(__file__).parents[3]
 TABLES = ("3a", "3b")
 
 
-def order(*arguments):
-    return read_order("ablation", "", TABLES, arguments)
+def given(*arguments):
+    return read_args("ablation", "", TABLES, arguments)
+
+
+def planned(*arguments):
+    args = given(*arguments)
+    return make_plan(args.base, args.tables, args.seeds)
 
 
 def run(*arguments):
@@ -83,7 +89,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(capsys, tmp_path):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_all_tables_of_every_preset_cost_at_most_60_percent_of_their_rows(preset):
-    plan = order("--preset", preset, "--tables", "all").plan
+    plan = planned("--preset", preset, "--tables", "all")
     assert len(plan.tables) == len(tables())
     assert plan.iterations <= 0.6 * plan.row_iterations
 
@@ -103,7 +109,7 @@ def test_the_plan_names_its_oracles(capsys):
 
 
 def test_a_dry_run_marks_what_is_finished(capsys, tmp_path):
-    trial = order().plan.trials[1]
+    trial = planned().trials[1]
     folder = folders.trial_folder(tmp_path / "sweep", trial.name)
     folder.mkdir(parents=True)
     result = {"identity": identity(trial.config), "step": trial.last_step}
@@ -141,6 +147,32 @@ def test_a_dry_run_goes_on_without_a_store_that_answers(capsys, monkeypatch):
     assert "hours: not known" in printed.out
 
 
+def test_a_dry_run_shows_the_plan_before_it_says_what_the_data_lack(capsys, tmp_path):
+    for folder in ("JPEGImages", "ImageSets/Segmentation"):
+        (tmp_path / "voc" / folder).mkdir(parents=True)
+    (tmp_path / "voc/JPEGImages/2007_000032.jpg").touch()
+    arguments = ["--preset", "voc", "--dry-run", "--set", f"data.root={tmp_path}/voc"]
+    assert run(*arguments) == 0
+    printed = capsys.readouterr()
+    assert "13 rows, 11 distinct trials, 1 shared warm-up" in printed.out
+    assert "hours: not known" in printed.out
+    assert printed.err.startswith("before training: ")
+    assert "train_aug" in printed.err
+    assert printed.err.count("\n") == 1
+    assert run(*(a for a in arguments if a != "--dry-run")) == 2
+
+
+def test_a_dry_run_says_that_there_are_no_data_unless_the_sweep_writes_them(capsys, tmp_path):
+    assert run("--preset", "voc", "--dry-run", "--set", f"data.root={tmp_path}/none") == 0
+    printed = capsys.readouterr()
+    assert printed.err == (
+        f"before training: data.root must be a folder that exists, got '{tmp_path}/none'\n"
+    )
+    assert run("--dry-run", "--set", f"data.root={tmp_path}/none") == 0
+    assert capsys.readouterr().err == ""
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_dry_run_waits_for_no_heavy_import():
     program = (
         "import sys; from sweeps.running.driver import main; "
@@ -163,19 +195,19 @@ def test_the_scripts_run_from_anywhere(script, tmp_path):
 
 
 def test_settings_change_every_arm_but_an_arms_own_changes_win():
-    plan = order("--set", "csc.weight=0.2", "c2s.weight=0.3").plan
+    plan = planned("--set", "csc.weight=0.2", "c2s.weight=0.3")
     trials = {trial.arm: trial.config for trial in plan.trials}
     assert (trials["full"].csc.weight, trials["no-CSC"].csc.weight) == (0.2, 0.0)
     assert {config.c2s.weight for arm, config in trials.items() if arm != "warm-up"} == {0.3}
 
 
 def test_seeds_count_up_from_the_presets_own():
-    assert order("--seeds", "2", "--set", "train.seed=5").plan.seeds == (5, 6)
+    assert given("--seeds", "2", "--set", "train.seed=5").seeds == range(5, 7)
 
 
 def test_every_path_is_absolute(tmp_path):
-    found = order("--preset", "voc", "--set", "network.weights=vit.pth", "network.pretrained=false")
-    assert found.root == tmp_path / "runs" / "ablation-voc"
+    found = given("--preset", "voc", "--set", "network.weights=vit.pth", "network.pretrained=false")
+    assert found.out == tmp_path / "runs" / "ablation-voc"
     assert found.uri == f"sqlite:///{tmp_path}/runs/mlflow.db"
     assert found.base.network.weights == str(tmp_path / "vit.pth")
     assert Path(found.base.data.root).is_absolute()
@@ -186,20 +218,20 @@ def test_a_ray_jobs_outputs_outlive_its_folder(tmp_path, monkeypatch):
     copied.mkdir(parents=True)
     monkeypatch.chdir(copied)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    found = order("--out", "sweep")
-    assert found.root == tmp_path / "home" / "cosa" / "sweep"
+    found = given("--out", "sweep")
+    assert found.out == tmp_path / "home" / "cosa" / "sweep"
     assert found.base.data.root == str(tmp_path / "home" / "cosa" / "data" / "shapes")
 
 
 def test_the_users_store_is_taken_from_the_environment(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
-    assert order().uri == "http://127.0.0.1:5000"
+    assert given().uri == "http://127.0.0.1:5000"
 
 
 def test_other_settings_in_the_same_folder_are_refused_with_the_difference(tmp_path, capsys):
-    plan = order("--out", "sweep").plan
+    plan = planned("--out", "sweep")
     (tmp_path / "sweep").mkdir()
-    kept_plan.keep(tmp_path / "sweep", planning.to_json(plan))
+    (tmp_path / "sweep" / "plan.json").write_text(to_json(plan))
     assert run("--out", "sweep", "--dry-run", "--set", "csc.tau=0.2") == 2
     error = capsys.readouterr().err
     assert "got csc.tau 0.5 -> 0.2; go on with the old ones, or begin another sweep" in error
@@ -208,7 +240,7 @@ def test_other_settings_in_the_same_folder_are_refused_with_the_difference(tmp_p
 
 
 def test_two_drivers_never_run_the_same_sweep(tmp_path, capsys):
-    with folders.locked(tmp_path / "sweep"):
+    with lock(tmp_path / "sweep" / ".lock"):
         assert run("--out", "sweep") == 2
     error = capsys.readouterr().err
     assert error.startswith("ablation: folder must not be in use, got")
@@ -226,7 +258,7 @@ def test_a_missing_data_folder_is_one_line_before_anything_is_started(tmp_path, 
 @pytest.mark.parametrize("name", ["data_fingerprint", "val_fingerprint"])
 def test_other_data_than_the_finished_trials_saw_is_refused(name, tmp_path, capsys, shapes_root):
     arguments = ["--out", "sweep", "--set", f"data.root={shapes_root}"]
-    trial = order(*arguments).plan.trials[1]
+    trial = planned(*arguments).trials[1]
     folder = folders.trial_folder(tmp_path / "sweep", trial.name)
     folder.mkdir(parents=True)
     result = {

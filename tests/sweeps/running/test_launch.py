@@ -20,7 +20,8 @@ import psutil
 import pytest
 
 from sweeps.planning import folder as folders
-from sweeps.running.driver import read_order
+from sweeps.planning.plan import Plan, make_plan
+from sweeps.running.arguments import read_args
 from sweeps.running.launch import Times
 
 STUB = Path(__file__).with_name("stub_sweep.py")
@@ -35,7 +36,7 @@ class Story:
 
     root: Path
     uri: str
-    order: object
+    plan: Plan
     codes: list[int] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
     survivors: list[str] = field(default_factory=list)
@@ -76,7 +77,7 @@ def driver(story, control, arguments):
 def note(story, code, output):
     story.codes.append(code)
     story.outputs.append(output)
-    trials = story.order.plan.trials
+    trials = story.plan.trials
     story.starts.append({trial.label: starts for trial in trials if (starts := starts_of(story, trial))})
     story.finished.append({trial.label for trial in trials if folders.read_result(story.root, trial)})
     story.runs.append(sorted((run.info.run_name, run.info.status) for run in runs_of(story)))
@@ -100,7 +101,7 @@ def numbers(path):
 
 def wait_for_held_trial(story, process, step):
     """Until the held arm itself says that it stands at `step`, its checkpoint of that step written."""
-    held = next(trial for trial in story.order.plan.trials if trial.label == "no-CSC, seed 0")
+    held = next(trial for trial in story.plan.trials if trial.label == "no-CSC, seed 0")
     deadline = time.monotonic() + PATIENCE
     while step not in numbers(folders.trial_folder(story.root, held.name) / "held.txt"):
         assert process.poll() is None, "the driver ended early"
@@ -125,8 +126,8 @@ def story(tmp_path_factory, shapes_root):
         *("--cpus-per-trial", "0.5"),
         *("--set", f"data.root={shapes_root}", "train.iterations=12", "train.warmup=4"),
     ]
-    order = read_order("stub", "", ("3b",), arguments)
-    story = Story(base / "sweep", uri, order)
+    args = read_args("stub", "", ("3b",), arguments)
+    story = Story(base / "sweep", uri, make_plan(args.base, args.tables, args.seeds))
     (control / "break").touch()
 
     (control / "hold").write_text("7")
@@ -180,7 +181,7 @@ def test_an_interrupted_driver_says_how_to_go_on(story):
 
 
 def test_failing_arms_leave_the_others_alone(story):
-    labels = {trial.label for trial in story.order.plan.trials}
+    labels = {trial.label for trial in story.plan.trials}
     assert story.finished[2] == labels - {"no-RAW, seed 0", "no-GC, seed 0"}
 
 
@@ -194,7 +195,7 @@ def test_failing_arms_are_reported_with_their_reasons(story):
 def test_what_failed_is_all_that_retry_failed_runs(story):
     again = {label for label, starts in story.starts[3].items() if starts != story.starts[2][label]}
     assert again == {"no-RAW, seed 0", "no-GC, seed 0"}
-    assert story.finished[3] == {trial.label for trial in story.order.plan.trials}
+    assert story.finished[3] == {trial.label for trial in story.plan.trials}
     assert "2 trials to run" in story.outputs[3]
 
 

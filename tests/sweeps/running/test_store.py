@@ -14,9 +14,11 @@ from cosa.tracking import TrackingError, read_run_id
 from cosa.tracking.journal import Journal
 from sweeps import runs
 from sweeps.planning import folder as folders
+from sweeps.planning.folder import SweepState
 from sweeps.planning.plan import make_plan
 from sweeps.reporting import results
 from sweeps.running import store
+from sweeps.running.arguments import read_args
 from sweeps.tables import Arm, Table, get_table
 
 BASE = Config(train=TrainConfig(iterations=10, warmup=4))
@@ -38,8 +40,9 @@ def root(tmp_path):
     return tmp_path / "sweep"
 
 
-def open_sweep(uri, root, plan=PLAN):
-    return store.open_sweep(uri, "test", root, BASE, plan, {"cosa.preset": "voc"})
+def open_sweep(uri, root, plan=PLAN, experiment="test"):
+    given = ["--preset", "voc", "--out", str(root), "--tracking-uri", uri, "--experiment", experiment]
+    return store.open_sweep(read_args("ablation", "", ("3b",), given), plan)
 
 
 def train(sweep, root, trial, status="FINISHED"):
@@ -166,7 +169,7 @@ def test_a_sweep_is_stopped_by_what_stops_it_and_not_by_its_store(uri, root, mon
 
     sweep = open_sweep(uri, root)
     monkeypatch.setattr(store, "client_of", gone)
-    sweep.stop(root, PLAN.trials, "KILLED")
+    sweep.stop("KILLED")
     assert "must answer" in caplog.text
 
 
@@ -227,7 +230,7 @@ def test_an_experiment_of_another_project_is_refused(uri, root):
     client = store.client_of(uri)
     client.create_run(client.create_experiment("theirs"), run_name="their-run")
     with pytest.raises(ValueError, match="got 'theirs' with runs of another project such as 'their-run'"):
-        store.open_sweep(uri, "theirs", root, BASE, PLAN, {})
+        open_sweep(uri, root, experiment="theirs")
     assert not (root / "run.json").exists()
 
 
@@ -262,10 +265,27 @@ def test_a_failed_trials_run_carries_its_reason_until_it_finishes(uri, root):
     assert "cosa.failure" not in read(uri, run_id).data.tags
 
 
+def test_what_interrupts_a_sweep_closes_its_run_as_killed_and_what_breaks_it_as_failed(uri, root):
+    for error, status in ((KeyboardInterrupt, "KILLED"), (OSError, "FAILED")):
+        with pytest.raises(error), open_sweep(uri, root) as sweep:
+            raise error
+        assert read(uri, sweep.run_id).info.status == status
+
+
+def test_a_sync_brings_the_store_to_what_the_folders_say(uri, root):
+    sweep = open_sweep(uri, root)
+    run_id = train(sweep, root, TRIAL, status=None)
+    state = SweepState(PLAN, {TRIAL.name: {**result_of(TRIAL), "seconds": 1800.0}}, {})
+    sweep.sync(state, {FAILING.name: "never started"})
+    assert read(uri, run_id).info.status == "FINISHED"
+    assert sweep.failures() == {FAILING.name: "never started"}
+    assert read(uri, sweep.run_id).data.tags["cosa.training_hours"] == "0.500"
+
+
 def test_stopping_closes_the_runs_that_were_training_and_no_others(uri, root):
     sweep = open_sweep(uri, root)
     done, cut = train(sweep, root, WARMUP), train(sweep, root, TRIAL, status=None)
-    sweep.stop(root, PLAN.trials, "KILLED")
+    sweep.stop("KILLED")
     states = [read(uri, run_id).info.status for run_id in (done, cut, sweep.run_id)]
     assert states == ["FINISHED", "KILLED", "KILLED"]
 

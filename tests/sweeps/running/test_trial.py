@@ -10,46 +10,62 @@ import pytest
 
 from cosa.config import Config, TrainConfig
 from cosa.data.open import read_fingerprints
+from cosa.storage.files import InUseError, lock
 from cosa.tracking import TrackingSpec
+from cosa.training import trainer
 from sweeps.planning import folder as folders
 from sweeps.planning.plan import make_plan
 from sweeps.running import trial
 from sweeps.tables import Arm, Table
 
+UNTRACKED = TrackingSpec()
 BASE = Config(train=TrainConfig(iterations=10, warmup=4))
 TABLE = Table(name="t", title="", reference="a", arms=(Arm("a"), Arm("b", {"csc.weight": 0.0})))
 WARMUP, ARM, _ = make_plan(BASE, [TABLE], [0]).trials
 
 
-def run(root, one, train):
-    trial.run(trial.make_spec(one, root, TrackingSpec(), {}), root, workers=1, train=train)
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Trains one trial of the sweep in `tmp_path`, by `train` in place of the trainer."""
+
+    def call(one, train, tracking=UNTRACKED):
+        monkeypatch.setattr(trainer, "train", train)
+        trial.run_trial(trial.make_spec(one, tmp_path, tracking, {}), tmp_path, workers=1)
+
+    return call
 
 
-def seen(root, one):
-    calls = []
-    run(root, one, lambda spec, **_: calls.append(spec))
-    return calls[0]
+@pytest.fixture
+def seen(run):
+    """The run that a trial is."""
+
+    def look(one, tracking=UNTRACKED):
+        calls = []
+        run(one, lambda spec, **_: calls.append(spec), tracking)
+        return calls[0]
+
+    return look
 
 
-def test_a_warmup_stops_where_cotraining_would_start(tmp_path):
-    spec = seen(tmp_path, WARMUP)
+def test_a_warmup_stops_where_cotraining_would_start(seen):
+    spec = seen(WARMUP)
     assert (spec.config, spec.stop_at, spec.fork_from) == (WARMUP.config, 4, None)
 
 
-def test_an_arm_forks_from_its_warmups_last_checkpoint(tmp_path):
-    spec = seen(tmp_path, ARM)
+def test_an_arm_forks_from_its_warmups_last_checkpoint(tmp_path, seen):
+    spec = seen(ARM)
     place = tmp_path / "trials" / WARMUP.name / "checkpoints" / "step_00000004.pt"
     assert (spec.config, spec.stop_at, spec.fork_from) == (ARM.config, None, place)
     assert spec.out == tmp_path / "trials" / ARM.name
 
 
-def test_a_failure_leaves_its_reason_in_one_line_and_all_of_it_in_the_log(tmp_path):
+def test_a_failure_leaves_its_reason_in_one_line_and_all_of_it_in_the_log(tmp_path, run):
     def train(spec, **rest):
         sys.stdout.write("a last word\n")
         raise ValueError("loss must stay finite, got nan\nand more")
 
     with pytest.raises(ValueError, match="must stay finite"):
-        run(tmp_path, ARM, train)
+        run(ARM, train)
     folder = tmp_path / "trials" / ARM.name
     assert folders.read_failure(folder) == "ValueError: loss must stay finite, got nan"
     log = (folder / "log.txt").read_text()
@@ -58,51 +74,44 @@ def test_a_failure_leaves_its_reason_in_one_line_and_all_of_it_in_the_log(tmp_pa
     assert "and more" in log
 
 
-def test_a_new_start_forgets_the_old_reason(tmp_path):
+def test_a_new_start_forgets_the_old_reason(tmp_path, run):
     def broken(spec, **rest):
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        run(tmp_path, ARM, broken)
-    run(tmp_path, ARM, lambda *_, **__: None)
+        run(ARM, broken)
+    run(ARM, lambda *_, **__: None)
     assert folders.read_failure(tmp_path / "trials" / ARM.name) == ""
 
 
-def test_warnings_of_the_trainer_reach_the_log_and_no_other_trials(tmp_path, monkeypatch):
+def test_warnings_of_the_trainer_reach_the_log_and_no_other_trials(tmp_path, run, monkeypatch):
     # the command line, run in this process by another test, keeps cosa's records to itself
     monkeypatch.setattr(logging.getLogger("cosa"), "propagate", True)
-    run(tmp_path, ARM, lambda *_, **__: logging.getLogger("cosa.training.trainer").warning("skipped one"))
+    run(ARM, lambda *_, **__: logging.getLogger("cosa.training.trainer").warning("skipped one"))
     logging.getLogger("cosa.training.trainer").warning("of somebody else")
     log = (tmp_path / "trials" / ARM.name / "log.txt").read_text()
     assert "skipped one" in log
     assert "of somebody else" not in log
 
 
-def test_standard_output_is_given_back(tmp_path):
+def test_standard_output_is_given_back(run):
     before = sys.stdout
-    run(tmp_path, ARM, lambda *_, **__: None)
+    run(ARM, lambda *_, **__: None)
     assert sys.stdout is before
 
 
-def test_a_folder_that_is_being_trained_in_is_left_alone(tmp_path, monkeypatch):
+def test_a_folder_that_is_being_trained_in_is_left_alone(tmp_path, run, monkeypatch):
     monkeypatch.setattr(trial, "LOCK_SECONDS", 0.0)
-    with folders.locked(tmp_path / "trials" / ARM.name), pytest.raises(folders.FolderInUseError):
-        run(tmp_path, ARM, lambda *_, **__: pytest.fail("trained beside another process"))
+    with lock(tmp_path / "trials" / ARM.name / ".lock"), pytest.raises(InUseError):
+        run(ARM, lambda *_, **__: pytest.fail("trained beside another process"))
 
 
-def test_the_run_of_an_arm_names_the_run_it_was_forked_from(tmp_path):
+def test_the_run_of_an_arm_names_the_run_it_was_forked_from(tmp_path, seen):
     warmup = tmp_path / "trials" / WARMUP.name
     warmup.mkdir(parents=True)
     (warmup / "run.json").write_text('{"run_id": "abc"}')
     spec = TrackingSpec(uri=f"sqlite:///{tmp_path}/mlflow.db", tags={"cosa.kind": "trial"})
-    tags = []
-    made = trial.make_spec(ARM, tmp_path, spec, {})
-    trial.run(made, tmp_path, workers=1, train=lambda told, **_: tags.append(told.tracking.tags))
-    assert tags == [{"cosa.kind": "trial", "cosa.forked_from": "abc"}]
-
-
-def test_an_error_without_words_is_named_by_its_type():
-    assert trial.describe(MemoryError()) == "MemoryError"
+    assert seen(ARM, spec).tracking.tags == {"cosa.kind": "trial", "cosa.forked_from": "abc"}
 
 
 def test_a_trial_on_a_machine_with_other_data_than_the_sweeps_fails_naming_it(tmp_path, tiny_config):
@@ -110,6 +119,6 @@ def test_a_trial_on_a_machine_with_other_data_than_the_sweeps_fails_naming_it(tm
     seen = read_fingerprints(tiny_config.data)
     spec = trial.make_spec(one, tmp_path, TrackingSpec(), {**seen, "cosa.data_fingerprint": "f00"})
     with pytest.raises(ValueError, match="must be the same on every machine"):
-        trial.run(spec, tmp_path, workers=1)
+        trial.run_trial(spec, tmp_path, workers=1)
     reason = folders.read_failure(tmp_path / "trials" / one.name)
     assert f"on {socket.gethostname()}: 24 images to train on; copy them there again" in reason

@@ -6,7 +6,9 @@ import re
 
 import pytest
 
-from sweeps.running.driver import main, read_order
+from sweeps.planning.plan import make_plan
+from sweeps.running.arguments import read_args
+from sweeps.running.driver import main
 from sweeps.tables import get_tables
 from tests.reading import ROOT
 
@@ -32,7 +34,8 @@ def test_the_documented_table_has_about_ten_lines():
 
 
 def test_the_documented_table_is_planned_beside_the_papers(own):
-    plan = read_order("ablation", "", (), ["--tables", "3b", own(EXAMPLE)]).plan
+    args = read_args("ablation", "", (), ["--tables", "3b", own(EXAMPLE)])
+    plan = make_plan(args.base, args.tables, args.seeds)
     rows = {row for trial in plan.trials if trial.kind == "trial" for row in trial.arms}
     assert {"tau/full", "tau/tau-0.1", "tau/tau-half", "3b/full"} <= rows
     full = next(trial for trial in plan.trials if "tau/full" in trial.arms)

@@ -87,5 +87,7 @@ def train(spec, *, report, should_stop):  # noqa: PLR0915 (Ray ships it alone: i
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)
     from sweeps.tuning.driver import main
+    from tests.sweeps.running.stub_trainer import train_with
 
-    sys.exit(main(sys.argv[2:], train=train))
+    train_with(train)
+    sys.exit(main(sys.argv[2:]))

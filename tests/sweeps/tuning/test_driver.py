@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from cosa.config import from_json
-from sweeps.planning.cost import Sample, Speed
+from sweeps.planning.cost import Speed
 from sweeps.tables.metrics import SEG_MIOU
 from sweeps.tuning import driver
 from sweeps.tuning.arguments import read_arguments
@@ -119,7 +119,7 @@ def test_another_process_reads_the_study_while_this_one_holds_it(begun, tmp_path
 
 
 def test_hours_are_told_for_what_is_left_and_for_the_confirmation():
-    speed = Speed((Sample("both", 3.6, 36.0),), "a machine", on_gpu=False)
+    speed = Speed(3.6, 3.6, 36.0, runs=1, hardware="a machine", on_gpu=False)
     search, confirmation, _ = driver.costs(read_arguments(["--preset", "shapes"]), speed, done=10)
     # 400 + (30 - 10) 300 iterations of 0.001 h; 2 + 20 x 2 evaluations of 0.01 h
     assert "about 6.8 core-hours, evaluations 0.42 of them" in search
@@ -128,7 +128,7 @@ def test_hours_are_told_for_what_is_left_and_for_the_confirmation():
 
 
 def test_a_budget_of_hours_is_told_what_one_trial_costs():
-    speed = Speed((Sample("both", 3.6, 36.0),), "a machine", on_gpu=False)
+    speed = Speed(3.6, 3.6, 36.0, runs=1, hardware="a machine", on_gpu=False)
     trial, *_ = driver.costs(read_arguments(["--preset", "shapes", "--hours", "2"]), speed, done=0)
     assert trial == "a trial that is not stopped: about 0.32 core-hours, evaluations 0.02 of them"
 

@@ -13,7 +13,7 @@ from cosa import cli
 from cosa.cli.common import as_text
 from cosa.config import flatten, from_json, identity, override
 from cosa.config.presets import get_preset
-from sweeps.running.arguments import read_order
+from sweeps.running.arguments import read_args
 from sweeps.tables.metrics import SEG_MIOU, SEG_MIOU_LABELLED
 from sweeps.tuning import report
 from sweeps.tuning.arguments import read_arguments
@@ -106,10 +106,10 @@ def test_the_best_settings_are_a_preset_of_other_sweeps(finished, tmp_path, monk
     python, script, *arguments = shlex.split(findings.commands[1])
     assert (python, script) == ("python", "sweeps/ablation.py")
 
-    order = read_order("ablation", "", ("3b",), arguments)
+    args = read_args("ablation", "", ("3b",), arguments)
 
-    assert order.base == findings.best
-    assert order.root == tmp_path / "runs/ablation-best"
+    assert args.base == findings.best
+    assert args.out == tmp_path / "runs/ablation-best"
 
 
 def test_with_three_fresh_seeds_the_page_shows_means_deviations_and_what_was_lost(finished):

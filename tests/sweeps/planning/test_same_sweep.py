@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from cosa.config import Config, TrainConfig, override
-from sweeps.planning import kept_plan
-from sweeps.planning import plan as planning
-from sweeps.planning.plan import make_plan
+from sweeps.planning.folder import read_plan, require_same_sweep, taken_before
+from sweeps.planning.plan import make_plan, to_json
 from sweeps.tables import Arm, Table, get_table, times
 
 BASE = Config(train=TrainConfig(iterations=10, warmup=4))
@@ -16,12 +15,12 @@ TABLE = Table(name="mine", title="", arms=(Arm("full"), Arm("weak", {"csc.weight
 
 def begin(root, tables=(TABLE,), base=BASE, seeds=(0,), reused=None):
     plan = make_plan(base, tables, seeds)
-    kept_plan.keep(root, planning.to_json(plan, reused))
+    (root / "plan.json").write_text(to_json(plan, reused))
     return plan
 
 
 def test_a_folder_without_a_plan_takes_any(tmp_path):
-    kept_plan.check(tmp_path, make_plan(BASE, [TABLE], [0]))
+    require_same_sweep(tmp_path, make_plan(BASE, [TABLE], [0]))
 
 
 @pytest.mark.parametrize(
@@ -36,7 +35,7 @@ def test_a_folder_without_a_plan_takes_any(tmp_path):
 )
 def test_what_changes_no_trial_is_fine(tmp_path, base, tables, seeds):
     begin(tmp_path)
-    kept_plan.check(tmp_path, make_plan(base, tables, seeds))
+    require_same_sweep(tmp_path, make_plan(base, tables, seeds))
 
 
 def test_a_weights_file_may_move_but_not_change(tmp_path):
@@ -45,45 +44,45 @@ def test_a_weights_file_may_move_but_not_change(tmp_path):
         for path in ("/a/vit.pth", "/b/vit.pth", "/a/deit.pth")
     )
     begin(tmp_path, base=here)
-    kept_plan.check(tmp_path, make_plan(there, [TABLE], [0]))
+    require_same_sweep(tmp_path, make_plan(there, [TABLE], [0]))
     with pytest.raises(ValueError, match=r"network.weights /a/vit.pth -> /a/deit.pth"):
-        kept_plan.check(tmp_path, make_plan(other, [TABLE], [0]))
+        require_same_sweep(tmp_path, make_plan(other, [TABLE], [0]))
 
 
 def test_other_settings_are_refused_with_each_difference(tmp_path):
     begin(tmp_path)
     changed = override(BASE, {"train.iterations": 20, "threshold.xi": 0.4})
     with pytest.raises(ValueError, match=r"got threshold.xi 0.45 -> 0.4; train.iterations 10 -> 20; go on"):
-        kept_plan.check(tmp_path, make_plan(changed, [TABLE], [0]))
+        require_same_sweep(tmp_path, make_plan(changed, [TABLE], [0]))
 
 
 def test_a_row_that_changed_under_its_name_is_refused(tmp_path):
     begin(tmp_path)
     table = Table(name="mine", title="", arms=(Arm("full"), Arm("weak", {"csc.weight": 0.2})))
     with pytest.raises(ValueError, match=r"got row mine/weak: csc.weight 0.1 -> 0.2; go on"):
-        kept_plan.check(tmp_path, make_plan(BASE, [table], [0]))
+        require_same_sweep(tmp_path, make_plan(BASE, [table], [0]))
 
 
 def test_a_new_row_of_a_known_table_is_fine(tmp_path):
     begin(tmp_path)
     table = Table(name="mine", title="", arms=(*TABLE.arms, Arm("strong", {"csc.weight": 0.5})))
-    kept_plan.check(tmp_path, make_plan(BASE, [table], [0]))
+    require_same_sweep(tmp_path, make_plan(BASE, [table], [0]))
 
 
 def test_a_relative_value_is_compared_as_what_it_comes_to(tmp_path):
     relative = Table(name="mine", title="", arms=(Arm("full"), Arm("weak", {"csc.weight": times(1.0)})))
     begin(tmp_path, [relative])
-    kept_plan.check(tmp_path, make_plan(BASE, [relative], [0]))
+    require_same_sweep(tmp_path, make_plan(BASE, [relative], [0]))
 
 
 def test_trials_taken_from_earlier_runs_are_remembered(tmp_path):
     plan = begin(tmp_path, reused={})
-    assert kept_plan.reused(tmp_path) == {}
+    assert taken_before(tmp_path) == {}
     name = plan.trials[-1].name
     begin(tmp_path, reused={name: "abc"})
-    assert kept_plan.reused(tmp_path) == {name: "abc"}
+    assert taken_before(tmp_path) == {name: "abc"}
 
 
 def test_a_torn_plan_counts_as_none(tmp_path):
     (tmp_path / "plan.json").write_text('{"config": ')
-    assert kept_plan.read(tmp_path) == {}
+    assert read_plan(tmp_path) == {}

@@ -1,0 +1,95 @@
+"""Which trial may start next, and how those ended that did. Knows no Ray."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sweeps.planning.folder import read_step, trial_folder
+from sweeps.planning.plan import Trial
+
+
+@dataclass(frozen=True)
+class Running:
+    """A trial in its process."""
+
+    trial: Trial
+    started: float
+    """Seconds of the queue's clock."""
+    first_step: int
+    """Step that this start goes on from."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A trial whose process is done with it."""
+
+    trial: Trial
+    seconds: float
+    """From its start by the driver until the driver knew its end."""
+    steps: int
+    """Steps that it had to do."""
+    why: str
+    """Why it failed; empty where it did not."""
+
+
+class TrialQueue:
+    """Trials in the order in which they start, as many at a time as allowed, each after its warm-up.
+
+    There is no barrier between warm-ups and the rest: what is ready starts, whatever others wait for. The
+    warm-up of a seed comes before the trials of the seed ahead of it, or in the end the last warm-up would
+    run with nothing beside it: on two slots, Tables 3a and 3b of `shapes` over three seeds would leave 6 % of
+    the time idle, as a barrier does; so it is 1 %.
+    """
+
+    def __init__(
+        self,
+        trials: Sequence[Trial],
+        slots: int,
+        out: Path,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Start with nothing running.
+
+        Args:
+            trials: Those to run; a warm-up that is not among them is finished.
+            slots: Most trials that run at a time, >= 1.
+            out: The sweep's folder, whose journals say where a trial goes on.
+            clock: Seconds that only rise.
+        """
+        self.slots = slots
+        first = sorted(trials, key=lambda t: (t.seed - (t.kind == "warmup"), t.kind != "warmup"))
+        self.waiting = {trial.name: trial for trial in first}
+        self.running: dict[str, Running] = {}
+        self.ended: list[Ended] = []
+        self.failures: dict[str, str] = {}
+        """Why trials failed or could not start, by name."""
+        self._out = out
+        self.clock = clock
+
+    def start_next(self) -> Trial | None:
+        """Start the first trial that is ready, or None while there is no slot or every other one waits."""
+        if len(self.running) >= self.slots:
+            return None
+        for trial in self.waiting.values():
+            if trial.warmup not in self.waiting and trial.warmup not in self.running:
+                step = max(trial.first_step, read_step(trial_folder(self._out, trial.name)))
+                del self.waiting[trial.name]
+                self.running[trial.name] = Running(trial, self.clock(), step)
+                return trial
+        return None
+
+    def end(self, name: str, why: str = "") -> Ended:
+        """A running trial has ended, failed where there is a reason: what forks from it cannot run then."""
+        run = self.running.pop(name)
+        ended = Ended(run.trial, self.clock() - run.started, run.trial.last_step - run.first_step, why)
+        self.ended.append(ended)
+        if why:
+            forks = [trial.name for trial in self.waiting.values() if trial.warmup == name]
+            self.failures[name] = why
+            for fork in forks:
+                del self.waiting[fork]
+                self.failures[fork] = f"not run: {name} failed"
+        return ended
