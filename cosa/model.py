@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -275,3 +276,25 @@ def as_rgb(image: Picture) -> UInt8[np.ndarray, "h w 3"]:
             f"image must be uint8 RGB of shape (height, width, 3), got {image.dtype} of shape {image.shape}"
         )
     return image
+
+
+class Predictor:
+    """A model behind the one method that MLflow calls: `mlflow.pyfunc.load_model(FOLDER)`."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    def predict(self, model_input: Any) -> list[UInt8[np.ndarray, "_h _w"]]:
+        """The class of each pixel of each image, as `Model.predict`.
+
+        Args:
+            model_input: A data frame whose first column names image files, a list of what `Model.predict`
+                takes, or one uint8 array (images, height, width, 3).
+        """
+        images: list[Picture] = list(model_input.iloc[:, 0] if hasattr(model_input, "iloc") else model_input)
+        return [self.model.predict(image) for image in images]
+
+
+def _load_pyfunc(path: str) -> Predictor:
+    """Called by MLflow, by this name, with the folder that `export` put the model in."""
+    return Predictor(load_model(Path(path)))

@@ -7,7 +7,7 @@ import graphlib
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,7 @@ FLOORS = (
     {"cosa.equations", "cosa.networks", "cosa.data"},
     {"cosa.tracking"},
     {"cosa.model"},
-    {"cosa.evaluation", "cosa.pyfunc"},
+    {"cosa.evaluation"},
     {"cosa.training"},
     {"cosa.distributed"},
     {"cosa.cli"},
@@ -32,9 +32,6 @@ FLOORS = (
     {"sweeps.tuning"},
     {"sweeps.ablation", "sweeps.hyperparameters", "sweeps.search", "sweeps.report"},
 )
-PENDING = pytest.mark.xfail(strict=True, reason="the redesign is under way")
-PENDING_IMPORTS: set[str] = set()
-PENDING_FOLDERS = {"cosa"}
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 MOST_ENTRIES = 12
 
@@ -55,11 +52,7 @@ def _ids(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def _or_pending(paths: Iterable[Path], pending: set[str]) -> list[object]:
-    return [pytest.param(p, marks=PENDING) if _ids(p) in pending else p for p in paths]
-
-
-@pytest.mark.parametrize("path", _or_pending([*COSA, *SWEEPS], PENDING_IMPORTS), ids=_ids)
+@pytest.mark.parametrize("path", [*COSA, *SWEEPS], ids=_ids)
 def test_imports_run_one_way(path: Path) -> None:
     room = _room(module_name(path))
     assert room in FLOOR_OF, f"{room} has no place in FLOORS yet: give it one"
@@ -78,9 +71,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
         pytest.fail(" <- ".join(error.args[1]))
 
 
-@pytest.mark.parametrize(
-    "folder", _or_pending(sorted({path.parent for path in [*COSA, *SWEEPS]}), PENDING_FOLDERS), ids=_ids
-)
+@pytest.mark.parametrize("folder", sorted({path.parent for path in [*COSA, *SWEEPS]}), ids=_ids)
 def test_a_folder_is_seen_at_a_glance(folder: Path) -> None:
     hidden = {"__init__.py", "__pycache__"}
     entries = [entry.name for entry in folder.iterdir() if entry.name not in hidden]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -268,9 +267,7 @@ def _write(
 def _submit(stored: StoredModel, path: Path) -> None:
     """Write the class maps of a split, label-free, as the VOC server takes them."""
     from cosa.data.open import open_dataset
-    from cosa.evaluation.crf import CrfPool
-    from cosa.evaluation.predict import Prediction, predict_files
-    from cosa.evaluation.submission import write_submission
+    from cosa.evaluation.predict import Prediction, predict_files, write_submission
     from cosa.model import build_model
 
     config = stored.config
@@ -289,7 +286,7 @@ def _submit(stored: StoredModel, path: Path) -> None:
             yield prediction
             counter.add(1)
 
-    with CrfPool(config.data.loader_workers) if config.evaluation.crf else contextlib.nullcontext() as crf:
-        count = write_submission(path, counted(predict_files(model, dataset.image_paths, crf=crf)))
+    predictions = predict_files(model, dataset.image_paths, crf=config.evaluation.crf)
+    count = write_submission(path, counted(predictions))
     counter.keep()
     print(f"{count} class maps of {config.data.val_split}, read back, in {path}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +37,6 @@ _SETTINGS = (
 def main(prog: str, arguments: Sequence[str]) -> int:
     """What `cosa-predict` does; returns the exit code: not 0 where an image could not be read."""
     given = _parser(prog).parse_known(arguments)
-    from cosa.evaluation.crf import CrfPool
     from cosa.evaluation.predict import find_images, output_names, predict_files, write_prediction
     from cosa.model import build_model
 
@@ -51,19 +49,14 @@ def main(prog: str, arguments: Sequence[str]) -> int:
     _keep_images(paths, [stem.with_name(f"{stem.name}.png") for stem in stems])
     counter = Counter(len(paths), "images")
     skipped = []
-    with ExitStack() as stack:
-        workers = model.config.data.loader_workers
-        crf = stack.enter_context(CrfPool(workers)) if given.crf else None
-        predictions = predict_files(model, paths, labels=given.labels, crf=crf)
-        for stem, prediction in zip(stems, predictions, strict=True):
-            if prediction.output is None:
-                skipped.append(f"{prediction.path}: {prediction.error}")
-            else:
-                shown = cams if given.cams else _likely(prediction.output)
-                write_prediction(
-                    prediction, stem, model.classes, cams=shown if given.cams is not None else ()
-                )
-            counter.add(1)
+    predictions = predict_files(model, paths, labels=given.labels, crf=given.crf)
+    for stem, prediction in zip(stems, predictions, strict=True):
+        if prediction.output is None:
+            skipped.append(f"{prediction.path}: {prediction.error}")
+        else:
+            shown = cams if given.cams else _likely(prediction.output)
+            write_prediction(prediction, stem, model.classes, cams=shown if given.cams is not None else ())
+        counter.add(1)
     counter.keep()
     print(f"{len(paths) - len(skipped)} class maps with their overlays in {out}")
     if skipped:

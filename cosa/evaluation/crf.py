@@ -6,14 +6,11 @@ pydensecrf keeps the interpreter locked while it computes, so that threads would
 from __future__ import annotations
 
 import importlib.util
-import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
+from joblib import Parallel, delayed
 
 _ITERATIONS = 1
 _POSITION_STD, _POSITION_WEIGHT = 1, 1
@@ -65,45 +62,22 @@ def refine(
     return refined
 
 
-class CrfPool:
-    """Processes that refine the images of a batch side by side; a context manager that ends them."""
+def refined_maps(
+    images: Sequence[UInt8[np.ndarray, "_h _w 3"]],
+    probs: Sequence[Float[np.ndarray, "_k _h2 _w2"]],
+    *,
+    workers: int,
+) -> list[UInt8[np.ndarray, "_h _w"]]:
+    """The likeliest class of each pixel after the CRF, image by image.
 
-    def __init__(self, workers: int) -> None:
-        """Start nothing yet.
-
-        Args:
-            workers: Processes, as `data.loader_workers`; 0 computes in this one.
-
-        Raises:
-            ValueError: pydensecrf is missing.
-        """
-        require_crf()
-        # a fork would copy a process that already runs CUDA and threads
-        spawn = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(workers, mp_context=spawn) if workers else None
-
-    def predictions(
-        self,
-        images: Sequence[UInt8[np.ndarray, "_h _w 3"]],
-        probs: Sequence[Float[np.ndarray, "_k _h2 _w2"]],
-    ) -> list[UInt8[np.ndarray, "_h _w"]]:
-        """The likeliest class of each pixel after the CRF, image by image.
-
-        Args:
-            images: RGB, each in the size of its maps.
-            probs: As `refine` takes them; 0 for the classes an image lacks in the labelled protocol.
-        """
-        mapped = map if self._pool is None else self._pool.map
-        return list(mapped(_index_map, images, probs))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+    Args:
+        images: RGB, each in the size of its maps.
+        probs: As `refine` takes them; 0 for the classes an image lacks in the labelled protocol.
+        workers: Processes that refine side by side, as `data.loader_workers`; they stay for the next call.
+    """
+    # a copy for each process: pydensecrf cannot read the read-only memory that joblib would share
+    parallel = Parallel(n_jobs=max(1, workers), max_nbytes=None)
+    return list(parallel(delayed(_index_map)(image, maps) for image, maps in zip(images, probs, strict=True)))
 
 
 def _index_map(

@@ -24,7 +24,6 @@ classification alone.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -40,7 +39,7 @@ from cosa.config import Config, EvaluationConfig, nearest
 from cosa.equations.cam import to_activation
 from cosa.equations.pseudo_labels import keep_labelled
 from cosa.equations.reliability import perplexity
-from cosa.evaluation.crf import CrfPool
+from cosa.evaluation.crf import refined_maps, require_crf
 from cosa.evaluation.metrics import CplCounts, ImageCounts, ScoreCounts, confusion_matrix, iou, mean_iou
 from cosa.networks.multiscale import multiscale, resize
 from cosa.networks.network import CosaNetwork
@@ -135,12 +134,12 @@ class _Counts:
             counts.update(nu, present[strongest], target)
         nu, strongest = activation.max(1)
         cpl = torch.where(nu >= self.xi, present[strongest] + 1, 0)[0]
-        doubt = perplexity(nu, self.xi, self.config.raw.alpha, self.config.raw.beta)
+        perplexities = perplexity(nu, self.xi, self.config.raw.alpha, self.config.raw.beta)
         quality = iou(confusion_matrix(cpl, target, len(self.seg))).nanmean()
-        self.single.update(quality, doubt.double().mean())
+        self.single.update(quality, perplexities.double().mean())
 
     def add_refined(
-        self, pool: CrfPool, fused: FusedOutput, batch: EvaluationBatch, masks: Sequence[Tensor], begun: float
+        self, fused: FusedOutput, batch: EvaluationBatch, masks: Sequence[Tensor], begun: float
     ) -> None:
         """Count what the CRF makes of a batch; `begun` is when the network was first asked about it."""
         maps = [
@@ -150,7 +149,8 @@ class _Counts:
         for logits in maps:
             logits.argmax(1).cpu()  # what the network's own prediction takes
         seconds = [time.perf_counter() - begun]
-        free = pool.predictions(batch.originals, [_probs(logits) for logits in maps])
+        workers = self.config.data.loader_workers
+        free = refined_maps(batch.originals, [_probs(logits) for logits in maps], workers=workers)
         seconds.append(time.perf_counter() - begun)
         self.seconds += torch.tensor(seconds, dtype=torch.float64, device=self.seconds.device)
         own = [
@@ -158,7 +158,7 @@ class _Counts:
             for i, logits in enumerate(maps)
         ]
         self.refined += self._confusion(free, masks)
-        self.refined_labelled += self._confusion(pool.predictions(batch.originals, own), masks)
+        self.refined_labelled += self._confusion(refined_maps(batch.originals, own, workers=workers), masks)
 
     def _confusion(
         self, predictions: Sequence[UInt8[np.ndarray, "_h _w"]], masks: Sequence[Int[Tensor, "_h _w"]]
@@ -230,29 +230,29 @@ def evaluate(
     settings = config.evaluation
     affected = coexistence_indices(settings, classes)
     counts = _Counts(len(classes), config, xi, device)
-    with _crf(config) if settings.crf and segmentation else contextlib.nullcontext() as pool:
-        for batch in batches:
-            begun = time.perf_counter()
-            images = batch.images.to(device)
-            size = (images.shape[2], images.shape[3])
-            fused = multiscale(network, images, scales=settings.scales, flip=settings.flip, size=size)
-            masks = [mask.to(device) for mask in batch.masks]
-            if pool:
-                counts.add_refined(pool, fused, batch, masks, begun)
-            counts.add(fused, batch.labels.to(device), masks, segmentation=segmentation)
+    crf = settings.crf and segmentation
+    if crf:
+        _start_crf(config.data.loader_workers)
+    for batch in batches:
+        begun = time.perf_counter()
+        images = batch.images.to(device)
+        size = (images.shape[2], images.shape[3])
+        fused = multiscale(network, images, scales=settings.scales, flip=settings.flip, size=size)
+        masks = [mask.to(device) for mask in batch.masks]
+        if crf:
+            counts.add_refined(fused, batch, masks, begun)
+        counts.add(fused, batch.labels.to(device), masks, segmentation=segmentation)
     counts.reduce(reduce)
     return _summarise(
         counts, config, classes, affected, {"cpl": xi, "aux_cpl": aux_xi}, segmentation=segmentation
     )
 
 
-def _crf(config: Config) -> CrfPool:
-    """Processes that are up and running, so that no image waits for their start."""
-    workers = config.data.loader_workers
-    pool = CrfPool(workers)
+def _start_crf(workers: int) -> None:
+    """Have the CRF's processes up and running, so that no image waits for their start."""
+    require_crf()
     grey, probs = np.full((8, 8, 3), 128, np.uint8), np.full((2, 8, 8), 0.5, np.float32)
-    pool.predictions([grey] * workers, [probs] * workers)
-    return pool
+    refined_maps([grey] * workers, [probs] * workers, workers=workers)
 
 
 def coexistence_indices(config: EvaluationConfig, classes: tuple[str, ...]) -> list[int]:
@@ -305,7 +305,7 @@ def _summarise(
         metrics[f"{head}_best_xi"], metrics[f"{head}_best_miou"] = max(curve, key=lambda point: point[1])
     for head, heads_counts in cpl.items():
         metrics |= {
-            f"{head}{name}": value for name, value in _doubts(heads_counts, own[head], config).items()
+            f"{head}{name}": value for name, value in _by_perplexity(heads_counts, own[head], config).items()
         }
     return Evaluation(
         metrics=metrics,
@@ -338,13 +338,13 @@ def _perplexities(counts: CplCounts, xi: float, config: Config) -> Float[Tensor,
     return perplexity(middles, xi, config.raw.alpha, config.raw.beta)[0, 0]
 
 
-def _doubts(counts: CplCounts, xi: float, config: Config) -> dict[str, float]:
+def _by_perplexity(counts: CplCounts, xi: float, config: Config) -> dict[str, float]:
     """Mean perplexity, and CPL quality where it is low, at the training's threshold."""
-    doubt = _perplexities(counts, xi, config)
+    perplexities = _perplexities(counts, xi, config)
     pixels, _ = counts.accuracy(xi)
     return {
-        "_perplexity": ((doubt * pixels).sum() / pixels.sum()).item(),
-        "_miou_sure": mean_iou(counts.confusion(xi, only=doubt <= config.csc.epsilon)),
+        "_perplexity": ((perplexities * pixels).sum() / pixels.sum()).item(),
+        "_miou_sure": mean_iou(counts.confusion(xi, only=perplexities <= config.csc.epsilon)),
     }
 
 
@@ -353,8 +353,8 @@ def _accuracies(counts: CplCounts, xi: float, config: Config) -> dict[str, Any]:
     pixels, correct = counts.accuracy(xi)
     edges = torch.tensor(_PERPLEXITY_EDGES[1:], dtype=torch.float64, device=pixels.device)
     places = torch.bucketize(_perplexities(counts, xi, config), edges, right=True)
-    by_doubt = torch.zeros(2, len(_PERPLEXITY_EDGES), dtype=torch.int64, device=pixels.device)
-    by_doubt.index_add_(1, places, torch.stack([pixels, correct]))
+    by_perplexity = torch.zeros(2, len(_PERPLEXITY_EDGES), dtype=torch.int64, device=pixels.device)
+    by_perplexity.index_add_(1, places, torch.stack([pixels, correct]))
     merged = torch.stack([pixels, correct]).view(2, _CONFIDENCE_BINS, -1).sum(2)
     return {
         "confidence": {
@@ -364,8 +364,8 @@ def _accuracies(counts: CplCounts, xi: float, config: Config) -> dict[str, Any]:
         },
         "perplexity": {
             "edges": [*_PERPLEXITY_EDGES, None],
-            "pixels": by_doubt[0].tolist(),
-            "correct": by_doubt[1].tolist(),
+            "pixels": by_perplexity[0].tolist(),
+            "correct": by_perplexity[1].tolist(),
         },
     }
 

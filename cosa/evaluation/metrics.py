@@ -6,8 +6,10 @@ ground truth, columns the prediction; classes are in [0, k) with the background 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -91,36 +93,6 @@ class CplCounts:
         return [(xi, mean_iou(self.confusion(xi))) for xi in xis]
 
 
-def multilabel_average_precision(
-    scores: Float[Tensor, "n c"], labels: Float[Tensor, "n c"], counts: Float[Tensor, "n c"] | None = None
-) -> float:
-    """mAP: average precision of each class, averaged over the classes that occur.
-
-    The precision is not interpolated, and equal scores form one step.
-
-    Args:
-        scores: Higher means surer; only the order counts.
-        labels: 0 or 1.
-        counts: How many images each entry stands for; one each by default.
-
-    Returns:
-        A value in [0, 1]; NaN if no class occurs.
-    """
-    counts = torch.ones_like(scores) if counts is None else counts
-    order = scores.argsort(dim=0, descending=True)
-    scores, labels, counts = (t.gather(0, order).double() for t in (scores, labels, counts))
-    positives = labels * counts
-    precision = positives.cumsum(0) / counts.cumsum(0).clamp_min(1)
-    # each entry takes the precision at the end of its run of equal scores
-    positions = torch.arange(len(scores), device=scores.device)[:, None].expand_as(scores)
-    following = scores.roll(-1, dims=0)
-    ends = torch.where(scores != following, positions, len(scores) - 1)
-    ends = ends.flip(0).cummin(0).values.flip(0)
-    occurrences = positives.sum(0)
-    average = (positives * precision.gather(0, ends)).sum(0) / occurrences
-    return average.nanmean().item()
-
-
 class ScoreCounts:
     """Images by class, presence and score, from which the mAP of a data set shared among workers follows.
 
@@ -149,15 +121,17 @@ class ScoreCounts:
         return (named[1] / named.sum()).item(), (named[1] / present).item()
 
     def average_precision(self) -> float:
-        """mAP over the classes that occur; NaN if none does."""
-        presence, classes, bins = self.counts.shape
-        scores = torch.arange(bins, device=self.counts.device).double().repeat(presence)
-        labels = torch.tensor([0.0, 1.0], device=self.counts.device).double().repeat_interleave(bins)
-        counts = self.counts.transpose(1, 2).reshape(-1, classes).double()
-        columns = (presence * bins, classes)
-        return multilabel_average_precision(
-            scores[:, None].expand(columns), labels[:, None].expand(columns), counts
-        )
+        """mAP: average precision of each class that occurs, not interpolated, averaged; NaN if none does."""
+        from sklearn.metrics import average_precision_score  # takes a second to import
+
+        present, scores = np.divmod(np.arange(2 * self._BINS), self._BINS)
+        counts = self.counts.transpose(0, 1).cpu().numpy()
+        found = [
+            average_precision_score(present, scores, sample_weight=of_class.reshape(-1))
+            for of_class in counts
+            if of_class[1].any()
+        ]
+        return float(np.mean(found)) if found else math.nan
 
 
 class ImageCounts:

@@ -1,13 +1,17 @@
 """Class maps, overlays and heat maps of image files, streamed: memory holds a few batches, not the files.
 
 For each image NAME.png holds the class of each pixel (index PNG in the colours of VOC), NAME_overlay.png
-shows it on the image, NAME_cam_CLASS.png shows where a class is activated.
+shows it on the image, NAME_cam_CLASS.png shows where a class is activated. `write_submission` packs the class
+maps of a whole split instead, as the VOC server takes them.
 """
 
 from __future__ import annotations
 
 import glob
+import gzip
+import io
 import itertools
+import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,13 +24,16 @@ from PIL import Image
 from torch import Tensor
 
 from cosa.data.dataset import read_image
-from cosa.evaluation.crf import CrfPool
+from cosa.evaluation.crf import refined_maps, require_crf
 from cosa.evaluation.pictures import heat_map, index_png, legend, overlay
 from cosa.model import ImageOutput, Model
-from cosa.storage.files import write_error
+from cosa.storage.files import write_atomically, write_error
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 """Files of a folder that are taken for images."""
+
+SUBMISSION_FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"
+"""Where the PASCAL VOC server looks for NAME.png of its test set (comp6: any training data)."""
 
 _BATCHES_AHEAD = 2
 
@@ -106,7 +113,7 @@ def predict_files(
     paths: Sequence[Path],
     *,
     labels: Sequence[str] | None = None,
-    crf: CrfPool | None = None,
+    crf: bool = False,
 ) -> Iterator[Prediction]:
     """What the model says of each file, in order; files are read ahead while the network computes.
 
@@ -114,8 +121,13 @@ def predict_files(
         model: Its `evaluation.batch_size` images share a forward pass.
         paths: Image files; one that cannot be read comes back with its error.
         labels: Classes that all the images hold, where they are known.
-        crf: Refines the class maps.
+        crf: Refine the class maps, `data.loader_workers` at a time.
+
+    Raises:
+        ValueError: A label is no class of the model, or pydensecrf is missing.
     """
+    if crf:
+        require_crf()
     known = None if labels is None else model.label_vector(labels)
     size = model.config.evaluation.batch_size
     groups = [paths[i : i + size] for i in range(0, len(paths), size)]
@@ -140,14 +152,15 @@ def _read(paths: Iterable[Path]) -> list[Prediction]:
 
 
 def _predict(
-    model: Model, batch: Sequence[Prediction], labels: Float[Tensor, "1 c"] | None, crf: CrfPool | None
+    model: Model, batch: Sequence[Prediction], labels: Float[Tensor, "1 c"] | None, crf: bool
 ) -> Iterator[Prediction]:
     images = [item.image for item in batch if item.image is not None]
     outputs = model.outputs(images) if images else []
-    if crf is None:
-        maps = [output.classes(labels) for output in outputs]
+    if crf:
+        probs = [output.seg_probs(labels) for output in outputs]
+        maps = refined_maps(images, probs, workers=model.config.data.loader_workers)
     else:
-        maps = crf.predictions(images, [output.seg_probs(labels) for output in outputs])
+        maps = [output.classes(labels) for output in outputs]
     said = zip(maps, outputs, strict=True)
     for item in batch:
         if item.image is None:
@@ -206,3 +219,63 @@ def named_overlay(
         width = shown.shape[1]
         shown = np.concatenate([shown, legend(present, names, width, size=max(14, width // 32))])
     return Image.fromarray(shown)
+
+
+def write_submission(path: Path, predictions: Iterable[Prediction]) -> int:
+    """Write the archive that the VOC server takes: a palette PNG of each image's class map, in its own size.
+
+    All of them are read back.
+
+    The same predictions give the same bytes. The archive is there whole or not at all.
+
+    Args:
+        path: A .tar.gz file.
+        predictions: In the order of the test list; images are streamed.
+
+    Returns:
+        The number of images.
+
+    Raises:
+        ValueError: An image could not be read: a submission needs all of them.
+        OSError: The archive cannot be written.
+    """
+    sizes: dict[str, tuple[int, int]] = {}
+
+    def write(draft: Path) -> None:
+        with (
+            draft.open("wb") as file,
+            gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed,
+            tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive,
+        ):
+            for name, classes in _class_maps(predictions):
+                content = io.BytesIO()
+                index_png(classes).save(content, format="PNG")
+                entry = tarfile.TarInfo(f"{SUBMISSION_FOLDER}/{name}.png")
+                entry.size, entry.mode = content.tell(), 0o644
+                content.seek(0)
+                archive.addfile(entry, content)
+                sizes[entry.name] = (classes.shape[1], classes.shape[0])
+        _read_back(draft, sizes)
+
+    write_atomically(path, write)
+    return len(sizes)
+
+
+def _class_maps(predictions: Iterable[Prediction]) -> Iterator[tuple[str, UInt8[np.ndarray, "h w"]]]:
+    for prediction in predictions:
+        if prediction.classes is None:
+            raise ValueError(prediction.error)
+        yield prediction.path.stem, prediction.classes
+
+
+def _read_back(path: Path, sizes: dict[str, tuple[int, int]]) -> None:
+    """Every image is in the archive, once, as a palette PNG of its size."""
+    found = {}
+    with tarfile.open(path, "r:gz") as archive:
+        for entry in archive:
+            content = archive.extractfile(entry)
+            assert content is not None, "only files are written"
+            with Image.open(content) as picture:
+                picture.load()
+                found[entry.name] = picture.size if picture.mode == "P" else None
+    assert found == sizes, "what was written is what is read"

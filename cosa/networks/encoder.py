@@ -15,9 +15,6 @@ from cosa.storage.model_files import read_tensors
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
 
-_HUB_SECONDS, _HUB_ATTEMPTS = 5.0, 2
-_OLDER_NAME = "pytorch_model.bin"
-
 
 class Encoder(nn.Module):
     """A ViT whose blocks `aux_block` and last are read as feature maps, both through the final norm."""
@@ -71,8 +68,6 @@ def build_encoder(config: NetworkConfig, image_size: int) -> Encoder:
     }
     own = {name: value for name, value in shape.items() if value}
     try:
-        if config.pretrained:
-            _require_published_weights(config.encoder)
         vit = timm.create_model(
             config.encoder,
             pretrained=config.pretrained,
@@ -89,6 +84,13 @@ def build_encoder(config: NetworkConfig, image_size: int) -> Encoder:
             f"network must be one that timm can build, got {config.encoder!r} with {own} ({reason}); "
             "change these settings"
         ) from error
+    except OSError as error:  # whatever kept timm from the hub: no network, a proxy, a full disk
+        reason = " ".join(str(error).split()).partition(". ")[0] or type(error).__name__
+        raise OSError(
+            f"network.pretrained must find the weights of {config.encoder!r} on this machine or on the hub, "
+            f"got neither ({reason}); set --network.pretrained false and --network.weights FILE.safetensors, "
+            "or fetch them once where there is a network"
+        ) from error
     if not isinstance(vit, VisionTransformer):
         raise ValueError(f"network.encoder must be a plain Vision Transformer, got {config.encoder!r}")
     if -config.aux_block > len(vit.blocks):
@@ -99,41 +101,6 @@ def build_encoder(config: NetworkConfig, image_size: int) -> Encoder:
     if config.weights:
         load_weights(vit, Path(config.weights))
     return Encoder(vit, config.aux_block)
-
-
-def _require_published_weights(encoder: str) -> None:
-    """Find out in seconds that weights can be neither fetched nor found; timm would try for a minute.
-
-    The hub is asked as timm asks it, so proxies and mirrors count. Whatever it answers is timm's business.
-
-    Raises:
-        OSError: It does not answer, and there is no copy on this machine.
-    """
-    import huggingface_hub as hub
-    from timm.models import get_pretrained_cfg
-
-    published = get_pretrained_cfg(encoder)
-    if published is None or not published.hf_hub_id:
-        return
-    repository = published.hf_hub_id.partition("@")[0]
-    names = [published.hf_hub_filename] if published.hf_hub_filename else ["model.safetensors", _OLDER_NAME]
-    if any(hub.try_to_load_from_cache(repository, name) for name in names):
-        return
-    for attempt in range(_HUB_ATTEMPTS):
-        try:
-            hub.get_hf_file_metadata(hub.hf_hub_url(repository, names[0]), timeout=_HUB_SECONDS)
-        except hub.errors.HfHubHTTPError:
-            return
-        except Exception as error:  # noqa: BLE001 (of its HTTP library, another one in each version)
-            if attempt == _HUB_ATTEMPTS - 1:
-                reason = " ".join(str(error).split()) or type(error).__name__
-                raise OSError(
-                    f"network.pretrained must find the weights of {encoder!r} on this machine or on "
-                    f"{hub.constants.ENDPOINT}, got neither ({reason}); set --network.pretrained false and "
-                    "--network.weights FILE.safetensors, or fetch them once where there is a network"
-                ) from None
-        else:
-            return
 
 
 def load_weights(vit: VisionTransformer, path: Path) -> None:

@@ -76,7 +76,7 @@ def download_model(uri: str, run_id: str, folder: Path) -> Path:
 
 
 def save_pyfunc(model: Path, out: Path) -> None:
-    """Make a model's folder an MLflow model that loads through `cosa.pyfunc`; nothing is pickled.
+    """Make a model's folder an MLflow model that loads through `cosa.model`; nothing is pickled.
 
     Args:
         model: Copied into `out`.
@@ -93,7 +93,7 @@ def save_pyfunc(model: Path, out: Path) -> None:
         raise TrackingError(f"an MLflow model must find mlflow, got {error}; install it") from None
     pyfunc.save_model(
         out,
-        loader_module="cosa.pyfunc",
+        loader_module="cosa.model",
         data_path=str(model),
         pip_requirements=[f"cosa-wsss=={cosa.__version__}"],
     )

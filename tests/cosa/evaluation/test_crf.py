@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cosa.evaluation import crf
-from cosa.evaluation.crf import CrfPool, refine, require_crf
+from cosa.evaluation.crf import refine, refined_maps, require_crf
 
 installed = pytest.mark.skipif(
     importlib.util.find_spec("pydensecrf") is None,
@@ -73,17 +73,27 @@ def test_a_single_class_wins_everywhere() -> None:
 
 
 @installed
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_pool_refines_images_of_many_sizes_in_order(workers: int) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_processes_refine_images_of_many_sizes_in_order(workers: int) -> None:
     sizes = [(24, 32), (10, 40), (30, 12)]
     images = [two_halves(*size) for size in sizes]
     probs = [blurred_halves(*size) for size in sizes]
 
-    with CrfPool(workers) as pool:
-        found = pool.predictions(images, probs)
+    found = refined_maps(images, probs, workers=workers)
 
     for index_map, image, maps in zip(found, images, probs, strict=True):
         np.testing.assert_array_equal(index_map, refine(image, maps).argmax(0))
+
+
+def test_the_likeliest_class_of_each_image_is_taken_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crf, "refine", lambda _, probs: probs)
+    probs = [blurred_halves(*size) for size in ((24, 32), (10, 40))]
+
+    found = refined_maps([two_halves(24, 32), two_halves(10, 40)], probs, workers=0)
+
+    assert [(index_map.dtype, index_map.tolist()) for index_map in found] == [
+        (np.uint8, maps.argmax(0).tolist()) for maps in probs
+    ]
 
 
 def test_the_missing_extra_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cosa.evaluation import submission
-from cosa.evaluation.predict import Prediction
-from cosa.evaluation.submission import write_submission
+from cosa.evaluation import predict
+from cosa.evaluation.predict import Prediction, write_submission
 
 
 def predictions(count: int = 3) -> Iterator[Prediction]:
@@ -54,7 +53,7 @@ def test_an_unreadable_image_leaves_no_archive(tmp_path: Path) -> None:
 
 
 def test_what_does_not_read_back_is_no_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submission, "index_png", Image.fromarray)
+    monkeypatch.setattr(predict, "index_png", Image.fromarray)
 
     with pytest.raises(AssertionError, match="what was written is what is read"):
         write_submission(tmp_path / "out.tar.gz", predictions())
