@@ -136,7 +136,7 @@ def open_run_data(config: Config, ranks: Ranks, expected: Mapping[str, str]) -> 
     seen = ranks.gather(_Seen(place, data.tags, data.images) if data else _Seen(place, failure=failure))
     for one in seen:
         if one.failure:
-            raise _told(one.failure, one.place) from failure
+            raise _on_machine(one.failure, one.place) from failure
     _require_the_same(seen, expected or seen[0].tags, config.data.root)
     assert data is not None
     return data
@@ -164,7 +164,7 @@ class _Seen:
     """Why it could not be opened."""
 
 
-def _told(failure: Exception, place: str) -> Exception:
+def _on_machine(failure: Exception, place: str) -> Exception:
     """A rank's failure with the name of its machine, of the same kind: some are worth another attempt."""
     if isinstance(failure, OSError) and failure.errno is not None:
         return OSError(failure.errno, f"{failure.strerror} on {place}", failure.filename)

@@ -278,9 +278,12 @@ def test_a_wrong_hash_is_told_with_the_right_one(
     assert_nothing_is_left(tmp_path / "node")
 
 
-def test_a_missing_archive_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"data\.archive must name an archive, got '.*none\.tar'"):
-        stage(str(tmp_path / "none.tar"), "", tmp_path / "node")
+@pytest.mark.parametrize("name", ["none.tar", "folder.tar"])
+def test_a_missing_archive_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder.tar").mkdir()
+
+    with pytest.raises(FileNotFoundError, match=rf"data\.archive must name an archive, got '.*{name}'"):
+        stage(str(tmp_path / name), "", tmp_path / "node")
 
     assert_nothing_is_left(tmp_path / "node")
 
@@ -391,12 +394,15 @@ def test_an_archive_without_files_is_refused(tmp_path: Path) -> None:
         stage(str(tar(tmp_path / "empty", tmp_path / "a.tar")), "", tmp_path / "node")
 
 
-def test_a_full_disk_is_told_in_one_line(voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("owner", "name"), [(tarfile, "copyfileobj"), (LocalFileSystem, "get_file")])
+def test_a_disk_that_is_full_for_the_archive_or_the_data_is_told_in_one_line(
+    voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: object, name: str
+) -> None:
     def full(*arguments: object, **more: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "image.png")
 
     archive = tar(voc, tmp_path / "a.tar")
-    monkeypatch.setattr(tarfile, "copyfileobj", full)
+    monkeypatch.setattr(owner, name, full)
 
     with pytest.raises(OSError, match=r"data\.root must have room .*'No space left on device' while") as told:
         stage(str(archive), "", tmp_path / "node")
