@@ -18,8 +18,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cosa.config import nearest
 from cosa.data.coco_masks import Region, Scene, draw_masks
 from cosa.data.dataset import Needs, SegmentationDataset
@@ -76,8 +74,8 @@ def read_coco(
     images = {p.name: p for p in (root / split).iterdir() if p.suffix.lower() in _SUFFIXES}
     if needs == "images":
         paths = tuple(images[name] for name in sorted(images))
-        names = tuple(path.stem for path in paths)
-        return SegmentationDataset(COCO_CLASSES, names, torch.zeros(len(names), len(COCO_CLASSES)), paths, ())
+        names, labels = tuple(path.stem for path in paths), one_hot([[]] * len(paths), len(COCO_CLASSES))
+        return SegmentationDataset(COCO_CLASSES, names, labels, paths, ())
     path = _annotations(root, split)
     version = digest(path)[:16]
     store = cache / f"coco-{split}-{version}-{_FORMAT}"

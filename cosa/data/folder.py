@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from cosa.config import nearest
 from cosa.data.dataset import Needs, SegmentationDataset, classes_of_masks
 from cosa.data.files import OnProblem, found, one_hot, read_classes, refuse
@@ -71,13 +69,9 @@ def read_folder(
     mask_paths = tuple(there[file] for file in files) if there else ()
     if mask_paths and (verify_masks or needs == "masks"):
         classes_of_masks(list(zip(mask_paths, image_paths, strict=True)), len(classes), on_problem)
-    labels = (
-        torch.zeros(len(files), len(classes))
-        if needs == "images"
-        else one_hot([[classes.index(label) for label in rows[file].labels] for file in files], len(classes))
-    )
+    present = [[] if needs == "images" else [*map(classes.index, rows[file].labels)] for file in files]
     names = tuple(file.rpartition(".")[0] for file in files)
-    return SegmentationDataset(classes, names, labels, image_paths, mask_paths)
+    return SegmentationDataset(classes, names, one_hot(present, len(classes)), image_paths, mask_paths)
 
 
 def folder_splits(root: Path) -> list[str]:

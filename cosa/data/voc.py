@@ -10,8 +10,6 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
-import torch
-
 from cosa.config import nearest
 from cosa.data.dataset import Needs, SegmentationDataset, classes_of_masks
 from cosa.data.files import (
@@ -77,7 +75,7 @@ def read_voc(
     names = keep(images, f"list {split!r} must name images of {root / _IMAGES}")
     if needs == "images":
         paths = tuple(images[name] for name in names)
-        return SegmentationDataset(classes, names, torch.zeros(len(names), len(classes)), paths, ())
+        return SegmentationDataset(classes, names, one_hot([[]] * len(names), len(classes)), paths, ())
     masks = {k: v for folder in reversed(_MASKS) for k, v in files_by_stem(root / folder, (".png",)).items()}
     annotated = (root / _ANNOTATIONS).is_dir()
     has_masks = needs == "masks" or not annotated or any(name in masks for name in names)
