@@ -117,13 +117,13 @@ class SearchArgs:
     """Fresh seeds of each."""
 
     @property
-    def root(self) -> Path:
+    def out(self) -> Path:
         """The search's folder."""
         return self.sweep.out
 
     def budget(self, gpus: float = 0.0) -> Budget:
         """The budget as it stands, for trials that hold so many GPUs."""
-        return Budget(self.limits, self.root / "spent.json", gpus)
+        return Budget(self.limits, self.out / "spent.json", gpus)
 
 
 def read_arguments(arguments: Sequence[str]) -> SearchArgs:
@@ -157,7 +157,7 @@ def read_arguments(arguments: Sequence[str]) -> SearchArgs:
         space=(read_space(Path(found.space)) if found.space else SPACE).resolved(base),
         steps=steps,
         limits=limits,
-        rows=paper_rows([table.resolved(sweep.base) for table in sweep.tables], base),
+        rows=paper_rows(sweep.tables, base),
         confirm=found.confirm if found.confirm_seeds else 0,
         seeds=found.confirm_seeds,
     )
@@ -183,7 +183,7 @@ def _parser() -> Parser:
 def paper_rows(tables: Sequence[Table], base: Config) -> dict[str, Config]:
     """The preset and the paper's rows by origin: first the preset, then of each table those nearest to it."""
     nearest: list[tuple[int, int, str, Config]] = []
-    for place, table in enumerate(tables):
+    for place, table in enumerate(table.resolved(base) for table in tables):
         names = [arm.name for arm in table.arms]
         middle = names.index(table.reference)
         nearest += [

@@ -16,7 +16,7 @@ import pandas as pd
 from optuna.trial import FrozenTrial
 
 from cosa.config import Config, override
-from sweeps.planning import folder as folders
+from sweeps.planning.folder import read_result
 from sweeps.planning.plan import Plan, make_plan
 from sweeps.reporting.results import LEAST_PAIRS, p_value
 from sweeps.tables import Arm, Table
@@ -92,7 +92,7 @@ def _values(plan: Plan | None, root: Path, key: str) -> pd.DataFrame:
     arms = [arm.name for arm in plan.tables[0].arms] if plan else [PRESET]
     values = pd.DataFrame(math.nan, index=list(plan.seeds) if plan else [], columns=arms)
     for trial in plan.trials if plan else ():
-        result = folders.read_result(root, trial) if trial.kind == "trial" else None
+        result = read_result(root, trial) if trial.kind == "trial" else None
         for row in trial.arms if result else ():
             values.loc[trial.seed, row.partition("/")[2]] = (result or {})["metrics"].get(key, math.nan)
     return values

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial
 
 from cosa.config import Config, flatten, to_json
 from cosa.config.presets import short_name
-from sweeps.planning import folder as folders
+from sweeps.planning.folder import trial_folder
 from sweeps.reporting.plots import Part
 from sweeps.reporting.render import ui_command
 from sweeps.tuning import confirm
@@ -29,7 +29,6 @@ from sweeps.tuning.study import (
     JOURNAL,
     PRESET,
     SearchStudy,
-    alone,
     failed,
     finished,
     label,
@@ -86,7 +85,7 @@ class Findings:
     @property
     def commands(self) -> list[str]:
         """What trains the best settings, and what sees what each of their components brings."""
-        file = str(self.args.root / BEST)
+        file = str(self.args.out / BEST)
         ablation = ["python", "sweeps/ablation.py", "--preset", file]
         return [shlex.join(["cosa-train", file]), shlex.join(ablation)] if self.best else []
 
@@ -116,7 +115,7 @@ def find(
     """
     trials, train = study.trials, args.base.train
     complete = finished(trials)
-    confirmation = confirm.read_confirmation(study, result, args.root)
+    confirmation = confirm.read_confirmation(study, result, args.out)
     best, why = confirm.best_config(study, confirmation, args.sweep.base) if complete else (None, "")
     importances = study.importances() if len(complete) >= LEAST_FOR_IMPORTANCE else {}
     steps = " and ".join(f"{step:,}" for step in args.steps)
@@ -138,7 +137,7 @@ def find(
             "suggested by": f"Optuna's TPE, multivariate and grouped, seed {train.seed}",
             "training seed": f"{train.seed} in the search",
             "data": ", ".join(data_tags.values()),
-            "study": f"optuna-dashboard {args.root / JOURNAL}",
+            "study": f"optuna-dashboard {args.out / JOURNAL}",
             "all runs": ui_command(args.sweep.uri),
         },
     )
@@ -147,8 +146,8 @@ def find(
 def _agreement(args: SearchArgs, study: SearchStudy, complete: list[FrozenTrial]) -> pd.DataFrame:
     """Of all evaluations in co-training, by the journals of trials that this search trained itself."""
     steps = range(args.base.train.warmup + 1, args.base.train.iterations)
-    names = {trial.number: alone(study.config(trial), "").name for trial in complete}
-    on_way = {n: metric_by_step(folders.trial_folder(args.root, name), steps) for n, name in names.items()}
+    names = {trial.number: study.runs(trial)[-1].name for trial in complete}
+    on_way = {n: metric_by_step(trial_folder(args.out, name), steps) for n, name in names.items()}
     ends = {trial.number: last_value(trial) for trial in complete if on_way[trial.number]}
     return agreement(pd.DataFrame([on_way[n] for n in ends], index=list(ends)), pd.Series(ends, dtype=float))
 
@@ -273,7 +272,7 @@ def html(findings: Findings) -> str:
     complete = finished(findings.trials)
     slices = [part for part in findings.pictures if part.file.startswith(SLICE)]
     return environment.get_template("search.html.j2").render(
-        title=findings.args.root.name,
+        title=findings.args.out.name,
         preset=short_name(findings.args.sweep.preset),
         findings=findings,
         top=[(t, _kind(t), points(last_value(t)), findings.settings(t)) for t in complete[:_TOP]],
@@ -306,7 +305,7 @@ def write(findings: Findings) -> list[Path]:
         contents[BEST] = to_json(findings.best).encode()
     contents |= {f"figures/{part.file}": part.data for part in findings.pictures}
     for name, content in contents.items():
-        path = findings.args.root / name
+        path = findings.args.out / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(content)
-    return [findings.args.root / name for name in contents]
+    return [findings.args.out / name for name in contents]

@@ -11,8 +11,6 @@ metric at the pruning steps, and its user attributes say whence it came and what
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
 import math
 import warnings
@@ -26,19 +24,9 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
-from cosa.config import (
-    COTRAINING_SECTIONS,
-    MACHINE_FIELDS,
-    Config,
-    difference,
-    from_json,
-    identity,
-    override,
-    to_json,
-    warmup_identity,
-)
-from sweeps.planning import folder as folders
-from sweeps.planning.plan import Trial
+from cosa.config import MACHINE_FIELDS, Config, difference, from_json, override, to_json
+from sweeps.planning.folder import read_journal
+from sweeps.planning.plan import Trial, shared_warmup, trial_of
 from sweeps.tables.metrics import SEG_MIOU
 from sweeps.tuning.space import Space
 
@@ -101,17 +89,11 @@ def begun(trials: Sequence[FrozenTrial]) -> int:
     return sum(_REPEATS not in trial.user_attrs for trial in trials)
 
 
-def alone(config: Config, row: str) -> Trial:
-    """The run of a config that fills `row` and trains its own warm-up."""
-    name = f"trial-seed{config.train.seed}-{identity(config)[:8]}"
-    return Trial(name, "trial", config, config.train.seed, (row,), None)
-
-
 def metric_by_step(folder: Path, steps: Container[int]) -> dict[int, float]:
     """What a run's journal says of the metric at those of `steps` where it was evaluated."""
     return {
         step: float(metrics[SEG_MIOU])
-        for step, metrics in folders.read_journal(folder)
+        for step, metrics in read_journal(folder)
         if step in steps and SEG_MIOU in metrics
     }
 
@@ -273,17 +255,12 @@ class SearchStudy:
         even the first one forks.
         """
         config, base = self.config(trial), self._base
-        run = alone(config, f"{TABLE}/{label(trial).replace(' ', '-')}")
+        row, seed = f"{TABLE}/{label(trial).replace(' ', '-')}", config.train.seed
         if config.train.warmup == 0:
-            return (run,)
-        own = {section: getattr(base, section) for section in COTRAINING_SECTIONS | {"ema"}}
+            return (trial_of(config, seed, (row,)),)
         others = tuple(momentum for momentum in self.space.momenta if momentum != base.ema.momentum)
-        carried = f"{warmup_identity(config)} {base.ema.momentum} {others}"
-        name = f"warmup-seed{run.seed}-{hashlib.sha256(carried.encode()).hexdigest()[:8]}"
-        return (
-            Trial(name, "warmup", config.replace(**own), run.seed, (TABLE + "/",), None, others),
-            dataclasses.replace(run, warmup=name),
-        )
+        warmup = shared_warmup(config, base, (TABLE + "/",), others)
+        return warmup, trial_of(config, seed, (row,), warmup)
 
     def importances(self) -> dict[str, float]:
         """How much of the metric's variance over finished trials each parameter explains (fANOVA).

@@ -1,4 +1,4 @@
-"""What a search starts next and what becomes of its trials, on folders alone: no Ray, no training."""
+"""What a search starts next and what becomes of its trials, on folders alone: no training."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import pytest
 from cosa.config import identity, override, warmup_identity
 from cosa.config.presets import get_preset
 from sweeps.planning import folder as folders
+from sweeps.planning.plan import trial_of
 from sweeps.tables.metrics import SEG_MIOU
 from sweeps.tuning.arguments import Budget, Limits, read_arguments
-from sweeps.tuning.launch import SearchLoop
+from sweeps.tuning.launch import StudySearcher
 from sweeps.tuning.space import SPACE, Choice, Range, Space
-from sweeps.tuning.study import SearchStudy, alone, begun, reason, state
+from sweeps.tuning.study import SearchStudy, begun, reason, state
 from tests.sweeps.running.stub_checkpoint import leave_checkpoint
 
 BASE = override(get_preset("shapes"), {"train.iterations": 20, "train.warmup": 8, "evaluation.every": 4})
@@ -40,7 +41,7 @@ class Bench:
         sweep = dataclasses.replace(args.sweep, retry_failed=retry_failed)
         args = dataclasses.replace(args, sweep=sweep, base=BASE, space=self.space, steps=STEPS, limits=limits)
         self.budget = Budget(limits, self.root / "spent.json", gpus, lambda: self.now)
-        return SearchLoop(args, self.study, self.budget, slots, dict(earlier))
+        return StudySearcher(args, self.study, self.budget, slots, None, dict(earlier))
 
     def write(self, trial, value=0.5):
         """What the trainer leaves of a finished trial."""
@@ -62,9 +63,9 @@ class Bench:
         lines = [json.dumps({"step": step, SEG_MIOU: value}) for step, value in values.items()]
         (folder / "journal.jsonl").write_text("\n".join([*lines, '{"step": 18, "tra']))
 
-    def finish(self, loop, trial, value=0.5):
+    def finish(self, searcher, trial, value=0.5):
         self.write(trial, value)
-        loop.end(trial.name)
+        searcher.end(trial, "")
 
 
 @pytest.fixture
@@ -77,206 +78,210 @@ def states(bench):
 
 
 def test_one_warm_up_comes_first_and_carries_every_momentum_of_the_space(bench):
-    loop = bench.start(slots=2)
-    warmup = loop.start_next()
+    searcher = bench.start(slots=2)
+    warmup = searcher.next_trial()
     assert (warmup.kind, warmup.last_step) == ("warmup", 8)
     assert {*warmup.momenta, BASE.ema.momentum} == set(bench.space.momenta)
-    assert loop.start_next() is None, "all others fork from it"
+    assert searcher.next_trial() is None, "all others fork from it"
     assert len(states(bench)) == 2, "no more are asked for than there are slots"
-    bench.finish(loop, warmup)
-    trials = [loop.start_next(), loop.start_next()]
+    bench.finish(searcher, warmup)
+    trials = [searcher.next_trial(), searcher.next_trial()]
     assert {trial.warmup for trial in trials} == {warmup.name}
-    assert loop.start_next() is None, "both slots are taken"
+    assert searcher.next_trial() is None, "both slots are taken"
 
 
 def test_trials_are_begun_until_the_budget_is_spent(tmp_path):
     bench = Bench(tmp_path, trials=3)
-    loop = bench.start()
-    while not loop.exhausted:
-        bench.finish(loop, loop.start_next())
+    searcher = bench.start()
+    while not searcher.exhausted:
+        bench.finish(searcher, searcher.next_trial())
     assert states(bench) == ["complete"] * 3
-    assert loop.start_next() is None
+    assert searcher.next_trial() is None
 
 
 def test_a_trial_among_the_worst_is_stopped_and_its_checkpoints_go(bench):
-    loop = bench.start()
-    bench.finish(loop, loop.start_next())
+    searcher = bench.start()
+    bench.finish(searcher, searcher.next_trial())
     for value in (0.5, 0.6, 0.7):
-        trial = loop.start_next()
-        assert loop.report(trial.name, 12, value)
-        bench.finish(loop, trial, value)
-    last = loop.start_next()
+        trial = searcher.next_trial()
+        assert searcher.report(trial.name, 12, value)
+        bench.finish(searcher, trial, value)
+    last = searcher.next_trial()
     (folders.trial_folder(bench.root, last.name) / "checkpoints").mkdir(parents=True)
-    assert not loop.report(last.name, 12, 0.1)
-    loop.end(last.name)
+    assert not searcher.report(last.name, 12, 0.1)
+    searcher.end(last, "")
     assert states(bench)[:4] == ["complete"] * 3 + ["pruned"]
     assert not (folders.trial_folder(bench.root, last.name) / "checkpoints").exists()
 
 
 def test_a_failed_trial_is_told_and_the_search_goes_on(bench):
-    loop = bench.start()
-    bench.finish(loop, loop.start_next())
-    trial = loop.start_next()
-    loop.end(trial.name, why="RuntimeError: no memory")
+    searcher = bench.start()
+    bench.finish(searcher, searcher.next_trial())
+    trial = searcher.next_trial()
+    searcher.end(trial, "RuntimeError: no memory")
     assert reason(bench.study.trial(0)) == "RuntimeError: no memory"
-    assert loop.start_next().name != trial.name
+    assert searcher.next_trial().name != trial.name
 
 
 def test_trials_of_a_warm_up_that_failed_say_so(bench):
-    loop = bench.start()
-    loop.end(loop.start_next().name, why="boom")
+    searcher = bench.start()
+    searcher.end(searcher.next_trial(), "boom")
     assert states(bench) == ["failed"]
     assert "warmup" in reason(bench.study.trial(0))
     assert "boom" in reason(bench.study.trial(0))
 
 
 def test_a_search_whose_one_warm_up_failed_ends_and_tries_it_again_when_it_is_started_anew(bench):
-    loop = bench.start()
-    warmup = loop.start_next()
-    loop.end(warmup.name, why="boom")
-    assert loop.start_next() is None
-    assert loop.exhausted
-    assert bench.start().start_next() == warmup
+    searcher = bench.start()
+    warmup = searcher.next_trial()
+    searcher.end(warmup, "boom")
+    assert searcher.next_trial() is None
+    assert searcher.exhausted
+    assert bench.start().next_trial() == warmup
 
 
 def test_a_space_that_varies_the_warm_up_goes_on_where_one_of_them_fails(tmp_path):
     bench = Bench(tmp_path, space=Space(Range("optim.lr", 1e-4, 1e-2, log=True)))
-    loop = bench.start()
-    warmup = loop.start_next()
-    loop.end(warmup.name, why="boom")
-    other = loop.start_next()
+    searcher = bench.start()
+    warmup = searcher.next_trial()
+    searcher.end(warmup, "boom")
+    other = searcher.next_trial()
     assert other.kind == "warmup"
     assert other.name != warmup.name
 
 
 def test_a_finished_trial_without_its_metric_has_failed(bench):
-    loop = bench.start()
-    bench.finish(loop, loop.start_next())
-    bench.finish(loop, loop.start_next(), value=float("nan"))
+    searcher = bench.start()
+    bench.finish(searcher, searcher.next_trial())
+    bench.finish(searcher, searcher.next_trial(), value=float("nan"))
     assert reason(bench.study.trial(0)) == "metric must be finite, got nan"
 
 
 def test_after_a_kill_what_was_finished_is_told_and_what_ran_goes_on_with_no_trial_twice(bench):
-    loop = bench.start(slots=2)
-    bench.finish(loop, loop.start_next())
-    done, cut = loop.start_next(), loop.start_next()
+    searcher = bench.start(slots=2)
+    bench.finish(searcher, searcher.next_trial())
+    done, cut = searcher.next_trial(), searcher.next_trial()
     bench.write(done, 0.7)  # killed before the driver heard of it
-    loop = bench.start(slots=2)
+    searcher = bench.start(slots=2)
     assert (state(bench.study.trial(0)), bench.study.trial(0).value) == ("complete", 0.7)
-    again = loop.start_next()
+    again = searcher.next_trial()
     assert (again.name, again.config) == (cut.name, cut.config)
-    assert loop.start_next().name not in {cut.name, done.name}
+    assert searcher.next_trial().name not in {cut.name, done.name}
     assert len(bench.study.trials) == 3
 
 
 def test_after_a_kill_the_warm_up_goes_on_before_its_trials(bench):
-    loop = bench.start()
-    warmup = loop.start_next()
-    loop = bench.start()
-    assert loop.start_next() == warmup
-    bench.finish(loop, warmup)
-    assert loop.start_next().kind == "trial"
+    searcher = bench.start()
+    warmup = searcher.next_trial()
+    searcher = bench.start()
+    assert searcher.next_trial() == warmup
+    bench.finish(searcher, warmup)
+    assert searcher.next_trial().kind == "trial"
     assert len(bench.study.trials) == 1
 
 
 def test_a_rung_that_the_driver_did_not_hear_of_is_judged_from_the_journal(bench):
-    loop = bench.start()
-    bench.finish(loop, loop.start_next())
+    searcher = bench.start()
+    bench.finish(searcher, searcher.next_trial())
     for _ in range(3):
-        trial = loop.start_next()
-        loop.report(trial.name, 12, 0.5)
-        bench.finish(loop, trial)
-    cut = loop.start_next()
+        trial = searcher.next_trial()
+        searcher.report(trial.name, 12, 0.5)
+        bench.finish(searcher, trial)
+    cut = searcher.next_trial()
     bench.journal(cut, {8: 0.9, 12: 0.1})
-    loop = bench.start()
+    searcher = bench.start()
     assert states(bench) == ["complete"] * 3 + ["pruned"]
-    assert loop.start_next().name != cut.name
+    assert searcher.next_trial().name != cut.name
 
 
 def test_what_was_tried_before_is_not_trained_again_and_a_space_of_few_points_ends(tmp_path):
     bench = Bench(tmp_path, space=Space(Choice("threshold.mode", ("dynamic", "fixed"))), trials=30)
-    loop = bench.start()
+    searcher = bench.start()
     trained = []
-    while not loop.exhausted:
-        trial = loop.start_next()
+    while not searcher.exhausted:
+        trial = searcher.next_trial()
         if trial is None:
             break
         trained.append(trial.name)
-        bench.finish(loop, trial, value=0.1 * len(trained))
+        bench.finish(searcher, trial, value=0.1 * len(trained))
     assert len(trained) == 3, "the warm-up and two trials"
     assert len({trial.value for trial in bench.study.trials}) == 2
 
 
 def test_failed_trials_alone_are_tried_again_where_that_is_asked(bench):
-    loop = bench.start()
-    bench.finish(loop, loop.start_next())
-    failed = loop.start_next()
-    loop.end(failed.name, why="boom")
-    bench.finish(loop, loop.start_next())
+    searcher = bench.start()
+    bench.finish(searcher, searcher.next_trial())
+    failed = searcher.next_trial()
+    searcher.end(failed, "boom")
+    bench.finish(searcher, searcher.next_trial())
     bench.study.repeat_failed()
-    loop = bench.start(retry_failed=True)
-    assert loop.start_next().name == failed.name
-    bench.finish(loop, failed)
-    assert loop.exhausted
+    searcher = bench.start(retry_failed=True)
+    assert searcher.next_trial().name == failed.name
+    bench.finish(searcher, failed)
+    assert searcher.exhausted
     assert states(bench) == ["failed", "complete", "complete"]
 
 
 def test_a_row_that_finished_in_an_earlier_run_is_not_run_again(bench):
     study = SearchStudy(bench.storage, bench.space, BASE, seed=0)
     study.enqueue({"full": bench.space.parameters(BASE, BASE)})
-    loop = bench.start(earlier={alone(BASE, "full").name: 0.42})
-    warmup = loop.start_next()
+    searcher = bench.start(earlier={trial_of(BASE, 0, ("full",)).name: 0.42})
+    warmup = searcher.next_trial()
     assert (state(bench.study.trial(0)), bench.study.trial(0).value) == ("complete", 0.42)
     assert warmup.kind == "warmup", "of the next trial"
     assert len(bench.study.trials) == 2
 
 
-def until_exhausted(bench, loop, seconds):
+def until_exhausted(bench, searcher, seconds):
     """Run one after the other, each for so long; returns how many trials were trained."""
     trained = 0
-    while not loop.exhausted:
-        trial = loop.start_next()
+    while not searcher.exhausted:
+        trial = searcher.next_trial()
         bench.now += seconds
         trained += trial.kind == "trial"
-        bench.finish(loop, trial, 0.5)
+        bench.finish(searcher, trial, 0.5)
     return trained
 
 
 def test_hours_end_a_search_once_the_trial_that_crosses_them_is_done(bench):
-    loop = bench.start(limits=Limits(hours=1))
-    assert until_exhausted(bench, loop, seconds=1000) == 3, "warm-up, then trials begun at 1000, 2000, 3000 s"
+    searcher = bench.start(limits=Limits(hours=1))
+    assert until_exhausted(bench, searcher, seconds=1000) == 3, (
+        "warm-up, then trials begun at 1000, 2000, 3000 s"
+    )
     assert states(bench) == ["complete"] * 3
     assert bench.start(limits=Limits(hours=1)).exhausted, "hours of earlier starts count"
     assert not bench.start(limits=Limits(hours=2)).exhausted
 
 
 def test_gpu_hours_count_what_every_running_trial_holds_the_warm_up_included(bench):
-    loop = bench.start(gpus=2.0, limits=Limits(gpu_hours=1))
-    assert until_exhausted(bench, loop, seconds=500) == 3, "at 1000 GPU-seconds each, the warm-up among them"
+    searcher = bench.start(gpus=2.0, limits=Limits(gpu_hours=1))
+    assert until_exhausted(bench, searcher, seconds=500) == 3, (
+        "at 1000 GPU-seconds each, the warm-up among them"
+    )
     assert bench.budget.gpu_seconds == 4 * 500 * 2
     assert bench.budget.seconds == 2000
 
 
 def test_retrying_what_failed_needs_no_budget_and_counts_no_trial_anew(tmp_path):
     bench = Bench(tmp_path, trials=2)
-    loop = bench.start()
-    bench.finish(loop, loop.start_next())
-    first = loop.start_next()
-    loop.end(first.name, why="boom")
-    bench.finish(loop, loop.start_next())
-    assert loop.exhausted, "the budget is spent"
+    searcher = bench.start()
+    bench.finish(searcher, searcher.next_trial())
+    first = searcher.next_trial()
+    searcher.end(first, "boom")
+    bench.finish(searcher, searcher.next_trial())
+    assert searcher.exhausted, "the budget is spent"
 
     bench.study.repeat_failed()
     bench.study.repeat_failed()
-    loop = bench.start(retry_failed=True)
-    assert until_exhausted(bench, loop, seconds=1) == 1
+    searcher = bench.start(retry_failed=True)
+    assert until_exhausted(bench, searcher, seconds=1) == 1
     assert states(bench) == ["failed", "complete", "complete"]
     assert begun(bench.study.trials) == 2
 
 
 def test_nothing_waits_where_nothing_failed(bench):
-    loop = bench.start()
-    bench.finish(loop, loop.start_next())
-    bench.finish(loop, loop.start_next())
+    searcher = bench.start()
+    bench.finish(searcher, searcher.next_trial())
+    bench.finish(searcher, searcher.next_trial())
     assert bench.study.repeat_failed() == 0
     assert bench.start(retry_failed=True).exhausted
