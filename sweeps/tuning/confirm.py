@@ -8,7 +8,7 @@ good it is. They say nothing of another bias: all is judged on the same validati
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +18,10 @@ from optuna.trial import FrozenTrial
 from cosa.config import Config, override
 from sweeps.planning.folder import read_result
 from sweeps.planning.plan import Plan, make_plan
-from sweeps.reporting.results import LEAST_PAIRS, p_value
+from sweeps.reporting.results import LEAST_PAIRS, VALUES, FilledTable
 from sweeps.tables import Arm, Table
 from sweeps.tables.metrics import SEG_MIOU, SEG_MIOU_LABELLED
-from sweeps.tuning.study import PRESET, SearchStudy, finished, label, last_value, origin
+from sweeps.tuning.study import PRESET, SearchStudy, finished, is_preset, label, last_value, origin
 
 _CHANCE = 0.05
 
@@ -42,7 +42,7 @@ def best_of(study: SearchStudy, most: int) -> tuple[FrozenTrial, ...]:
     """The best finished trials, each setting once and the preset itself apart, the best one first."""
     distinct: dict[tuple[object, ...], FrozenTrial] = {}
     for trial in finished(study.trials):
-        if origin(trial) != PRESET:
+        if not is_preset(trial):
             distinct.setdefault(tuple(sorted(study.changes(trial).items())), trial)
     return tuple(distinct.values())[:most]
 
@@ -58,44 +58,50 @@ def plan_confirmation(study: SearchStudy, best: Sequence[FrozenTrial], base: Con
 
 @dataclass(frozen=True)
 class Confirmation:
-    """What fresh seeds say; fractions of label-free mIoU throughout but for one column."""
+    """What fresh seeds say; fractions of label-free mIoU but for the columns that say otherwise."""
 
     table: pd.DataFrame
-    """A row for each setting with a finished run, the highest mean first; its index is `full` or `trial-12`.
+    """A row for each setting with a finished run, `full` or `trial-12`, the highest mean first.
 
-    Columns: `searched`, in the search with its one seed; `mean`, `sd`, `n` over fresh seeds; `lost`, searched
-    less mean; `gain`, `gain_sd`, `gain_n`, `p` of the differences to the preset seed by seed, paired t-test;
-    `labelled`, `labelled_sd`, the labelled mIoU. NaN where there is nothing to say.
+    Columns of `FilledTable.numbers`, differences being to the preset, and `searched`, in the search with its
+    one seed; `lost`, searched less mean; `labelled` and `labelled_std` of the labelled mIoU.
     """
     held_out: pd.Series
     """By fresh seed, the gain over the preset of the settings that all other seeds would choose."""
 
-
-def read_confirmation(study: SearchStudy, result: ConfirmResult, root: Path) -> Confirmation:
-    """What the runs of a confirmation left in the search's folder `root`."""
-    free, labelled = (_values(result.plan, root, key) for key in (SEG_MIOU, SEG_MIOU_LABELLED))
-    tried = {_arm(t): last_value(t) for t in result.best}
-    preset = [last_value(trial) for trial in finished(study.trials) if origin(trial) == PRESET]
-    tried[PRESET] = preset[0] if preset else math.nan
-    gains = free.sub(free[PRESET], axis=0)[[arm for arm in free if arm != PRESET]]
-    table = pd.DataFrame({"searched": pd.Series(tried, dtype=float).reindex(free.columns)})
-    table = table.assign(mean=free.mean(), sd=free.std(), n=free.count())
-    table = table.assign(lost=table["searched"] - table["mean"], gain=gains.mean(), gain_sd=gains.std())
-    table = table.assign(gain_n=gains.count(), p=gains.apply(p_value) if len(gains.columns) else math.nan)
-    table = table.assign(labelled=labelled.mean(), labelled_sd=labelled.std())
-    table = table[table["n"] > 0].sort_values("mean", ascending=False, kind="stable")
-    return Confirmation(table, held_out_gain(free[table.index]))
+    @property
+    def seeds(self) -> int:
+        """Fresh seeds that a setting has, at most."""
+        return int(self.table["count"].max()) if len(self.table) else 0
 
 
-def _values(plan: Plan | None, root: Path, key: str) -> pd.DataFrame:
-    """One metric by fresh seed (rows) and setting (columns)."""
-    arms = [arm.name for arm in plan.tables[0].arms] if plan else [PRESET]
-    values = pd.DataFrame(math.nan, index=list(plan.seeds) if plan else [], columns=arms)
-    for trial in plan.trials if plan else ():
-        result = read_result(root, trial) if trial.kind == "trial" else None
+def read_confirmation(study: SearchStudy, result: ConfirmResult, out: Path) -> Confirmation:
+    """What the runs of a confirmation left in the search's folder `out`."""
+    values = pd.DataFrame(_values(result.plan, out) if result.plan else (), columns=VALUES)
+    if result.plan is None or values.empty:
+        return Confirmation(pd.DataFrame(), pd.Series(dtype=float))
+    numbers = FilledTable(result.plan.tables[0], (), values).numbers
+    table = numbers.xs(SEG_MIOU, level="metric").sort_values("mean", ascending=False)
+    table = table[table["count"] > 0].copy()
+    tried = {_arm(trial): last_value(trial) for trial in result.best}
+    tried |= {origin(trial): last_value(trial) for trial in finished(study.trials) if is_preset(trial)}
+    table["searched"] = pd.Series(tried, dtype=float)
+    table.loc[table.index == PRESET, ["difference", "difference_std", "p"]] = math.nan  # to itself
+    table["lost"] = table["searched"] - table["mean"]
+    table[["labelled", "labelled_std"]] = numbers.xs(SEG_MIOU_LABELLED, level="metric")[["mean", "std"]]
+    free = values[values["metric"] == SEG_MIOU].pivot(index="seed", columns="arm", values="value")
+    return Confirmation(table, held_out_gain(free))
+
+
+def _values(plan: Plan, out: Path) -> Iterator[tuple[str, str, int, str, float, str]]:
+    """A tuple of VALUES for each number of a finished run."""
+    for trial in plan.trials:
+        result = read_result(out, trial) if trial.kind == "trial" else None
         for row in trial.arms if result else ():
-            values.loc[trial.seed, row.partition("/")[2]] = (result or {})["metrics"].get(key, math.nan)
-    return values
+            table, _, arm = row.partition("/")
+            for metric, value in (result or {})["metrics"].items():
+                if metric in plan.tables[0].metrics:
+                    yield table, arm, trial.seed, metric, value, ""
 
 
 def held_out_gain(free: pd.DataFrame) -> pd.Series:
@@ -127,10 +133,10 @@ def summary(found: Confirmation) -> dict[str, str]:
             f"{points(max(0.0, price))} ({name(first.name)} lost {points(first['lost'])} with fresh seeds, "
             f"the preset, which nobody chose, {points(preset['lost'])})"
         )
-    if top["gain_n"]:
-        n = f"n = {top['gain_n']:.0f}"
+    if top["pairs"]:
+        n = f"n = {top['pairs']:.0f}"
         test = f"p {top['p']:.2f}, paired t-test, {n}" if math.isfinite(top["p"]) else n
-        gain = over_seeds(top["gain"], top["gain_sd"], signed=True)
+        gain = over_seeds(top["difference"], top["difference_std"], signed=True)
         lines["gain over the preset"] = f"{gain} ({name(top.name)}, the highest of {len(tried)}; {test})"
     if len(found.held_out):
         gain = over_seeds(found.held_out.mean(), found.held_out.std(), signed=True)
@@ -139,7 +145,7 @@ def summary(found: Confirmation) -> dict[str, str]:
 
 
 def _advice(top: pd.Series) -> str:
-    if not top["gain"] > 0:
+    if not top["difference"] > 0:
         return "keep the preset: no confirmed settings are better"
     if math.isnan(top["p"]):
         return f"not to be told from chance: --confirm-seeds {LEAST_PAIRS} or more before relying on it"
@@ -160,7 +166,7 @@ def best_config(study: SearchStudy, found: Confirmation, base: Config) -> tuple[
     if len(found.table):
         top = found.table.iloc[0]
         arm = str(top.name)
-        seeds = f"{top['n']:.0f} fresh {'seed' if top['n'] == 1 else 'seeds'}"
+        seeds = f"{top['count']:.0f} fresh {'seed' if top['count'] == 1 else 'seeds'}"
         changes = {} if arm == PRESET else study.changes(study.trial(int(arm.removeprefix("trial-"))))
         return override(base, changes), f"{name(arm)}, the highest of {len(found.table)} with {seeds}"
     if not trials:

@@ -20,7 +20,7 @@ from cosa.config import Config, flatten, to_json
 from cosa.config.presets import short_name
 from sweeps.planning.folder import trial_folder
 from sweeps.reporting.plots import Part
-from sweeps.reporting.render import ui_command
+from sweeps.reporting.render import render_page, ui_command, write_files
 from sweeps.tuning import confirm
 from sweeps.tuning.arguments import SearchArgs
 from sweeps.tuning.confirm import Confirmation, ConfirmResult, over_seeds, points
@@ -242,17 +242,18 @@ def as_csv(findings: Findings) -> str:
 
 def confirmed_rows(confirmation: Confirmation) -> list[dict[str, str]]:
     """The confirmation's table for people, percent: a row for each setting, by the columns' titles."""
-    several = (confirmation.table["n"] > 1).any()
     return [
         {
             "settings": confirm.name(arm),
             "in the search, its one seed": points(row["searched"]),
-            "fresh seeds, mean" if several else "fresh seed": over_seeds(row["mean"], row["sd"]),
-            "n": f"{row['n']:.0f}",
+            "fresh seeds, mean" if confirmation.seeds > 1 else "fresh seed": over_seeds(
+                row["mean"], row["std"]
+            ),
+            "n": f"{row['count']:.0f}",
             "lost since the search": points(row["lost"]),
-            "over the preset": over_seeds(row["gain"], row["gain_sd"], signed=True),
+            "over the preset": over_seeds(row["difference"], row["difference_std"], signed=True),
             "p": "–" if math.isnan(row["p"]) else f"{row['p']:.3f}",
-            "labelled mIoU": over_seeds(row["labelled"], row["labelled_sd"]),
+            "labelled mIoU": over_seeds(row["labelled"], row["labelled_std"]),
         }
         for arm, row in confirmation.table.iterrows()
     ]
@@ -260,25 +261,17 @@ def confirmed_rows(confirmation: Confirmation) -> list[dict[str, str]]:
 
 def html(findings: Findings) -> str:
     """The page, complete in itself."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
     complete = finished(findings.trials)
     slices = [part for part in findings.pictures if part.file.startswith(SLICE)]
-    return environment.get_template("search.html.j2").render(
+    return render_page(
+        Path(__file__).with_name("search.html.j2"),
         title=findings.args.out.name,
         preset=short_name(findings.args.sweep.preset),
         findings=findings,
         top=[(t, _kind(t), points(last_value(t)), findings.settings(t)) for t in complete[:_TOP]],
         confirmed=confirmed_rows(findings.confirmation),
         summary=confirm.summary(findings.confirmation),
-        several=(findings.confirmation.table["n"] > 1).any(),
+        several=findings.confirmation.seeds > 1,
         changes={name: (_text(old), _text(new)) for name, (old, new) in findings.changes.items()},
         agreement=findings.agreement.itertuples(),
         finished=len(complete),
@@ -304,8 +297,4 @@ def write(findings: Findings) -> list[Path]:
     if findings.best:
         contents[BEST] = to_json(findings.best).encode()
     contents |= {f"figures/{part.file}": part.data for part in findings.pictures}
-    for name, content in contents.items():
-        path = findings.args.out / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(content)
-    return [findings.args.out / name for name in contents]
+    return write_files(findings.args.out, contents)

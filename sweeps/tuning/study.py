@@ -49,6 +49,11 @@ def origin(trial: FrozenTrial) -> str:
     return str(trial.user_attrs.get(_ORIGIN, ""))
 
 
+def is_preset(trial: FrozenTrial) -> bool:
+    """Whether a trial is the preset itself."""
+    return origin(trial) == PRESET
+
+
 def label(trial: FrozenTrial) -> str:
     """`12`, or `0 full` for one of the paper's rows."""
     return f"{trial.number} {origin(trial).rpartition('/')[2]}".strip()

@@ -97,10 +97,10 @@ def test_what_fresh_seeds_left_of_each_is_a_table_ordered_by_means(search):
     table = found.table
     assert list(table.index) == ["trial-2", "trial-1", "full"]
     assert table["mean"].tolist() == pytest.approx([0.44, 0.43, 0.39])
-    assert table["sd"].tolist() == pytest.approx([0.01 * math.sqrt(2)] * 3)
+    assert table["std"].tolist() == pytest.approx([0.01 * math.sqrt(2)] * 3)
     assert table["lost"].tolist() == pytest.approx([0.01, 0.07, 0.01])
-    assert table["gain"].tolist() == pytest.approx([0.05, 0.04, math.nan], nan_ok=True)
-    assert table["n"].tolist() == [2, 2, 2]
+    assert table["difference"].tolist() == pytest.approx([0.05, 0.04, math.nan], nan_ok=True)
+    assert table["count"].tolist() == [2, 2, 2]
     assert table["p"].isna().all(), "two seeds tell nothing"
     assert table["labelled"].tolist() == pytest.approx([0.9] * 3)
 
