@@ -126,22 +126,26 @@ def summary(found: Confirmation) -> dict[str, str]:
     if tried.empty or PRESET not in table.index:
         return {}
     preset, top, first = table.loc[PRESET], tried.iloc[0], tried.loc[tried["searched"].idxmax()]
-    lines = {}
+    if not top["pairs"]:
+        return {}
+    n = f"n = {top['pairs']:.0f}"
+    p = "p < 0.01" if top["p"] < 0.01 else f"p {top['p']:.2f}"
+    test = n if math.isnan(top["p"]) else f"{p}, paired t-test, {n}"
+    gain = over_seeds(top["difference"], top["difference_std"], signed=True)
+    lines = {
+        "gain over the preset": f"{gain} ({name(top.name)}, the highest of {len(tried)}; {test})",
+        "advice": _advice(top),
+    }
+    if len(found.held_out):
+        gain = over_seeds(found.held_out.mean(), found.held_out.std(), signed=True)
+        lines["gain on seeds without a say in the choice"] = f"{gain} (n = {len(found.held_out)})"
     price = first["lost"] - preset["lost"]
     if math.isfinite(price):
         lines["price of choosing the search's maximum"] = (
             f"{points(max(0.0, price))} ({name(first.name)} lost {points(first['lost'])} with fresh seeds, "
             f"the preset, which nobody chose, {points(preset['lost'])})"
         )
-    if top["pairs"]:
-        n = f"n = {top['pairs']:.0f}"
-        test = f"p {top['p']:.2f}, paired t-test, {n}" if math.isfinite(top["p"]) else n
-        gain = over_seeds(top["difference"], top["difference_std"], signed=True)
-        lines["gain over the preset"] = f"{gain} ({name(top.name)}, the highest of {len(tried)}; {test})"
-    if len(found.held_out):
-        gain = over_seeds(found.held_out.mean(), found.held_out.std(), signed=True)
-        lines["on seeds that had no say in the choice"] = f"{gain} (n = {len(found.held_out)})"
-    return lines | {"advice": _advice(top)}
+    return lines
 
 
 def _advice(top: pd.Series) -> str:

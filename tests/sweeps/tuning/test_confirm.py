@@ -119,7 +119,7 @@ def test_of_one_seed_no_deviation_is_told(search):
     found = search(0.40, 0.50, 0.48).confirm({"full": [0.39], "trial-1": [0.43], "trial-2": [0.46]})
     facts = summary(found)
     assert "±" not in " ".join(facts.values())
-    assert "on seeds that had no say in the choice" not in facts
+    assert "gain on seeds without a say in the choice" not in facts
     assert over_seeds(0.5, math.nan) == "50.00"
 
 
