@@ -15,6 +15,7 @@ from matplotlib import cm
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.ticker import MaxNLocator
+from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from sweeps.reporting.plots import BLUE, GREY, ORANGE, VERMILION, Canvas, Part, label_axes, styled
@@ -133,16 +134,16 @@ def _steps(shown: Sequence[FrozenTrial], last: int) -> Part:
 
 def _scale(dimension: Dimension) -> tuple[Callable[[Any], float], dict[float, str]]:
     """Where a setting's value lies between the dimension's ends, in [0, 1], and what marks such places."""
-    if isinstance(dimension, Choice):
-        marks = {i / max(1, len(dimension.values) - 1): str(v) for i, v in enumerate(dimension.values)}
-        return lambda value: list(marks)[dimension.values.index(value)], marks
-    ends = [float(dimension.parameter(end)) for end in dimension.ends()]
-    low, high = min(ends), max(ends)
-    if isinstance(dimension, Momentum) or dimension.log:
+    of = dimension.distribution
+    if isinstance(of, CategoricalDistribution):
+        marks = {i / max(1, len(of.choices) - 1): str(value) for i, value in enumerate(of.choices)}
+        return lambda value: list(marks)[of.choices.index(value)], marks
+    low, high = of.low, of.high
+    if of.log:
         marks = {at: f"{low * (high / low) ** at:.3g}" for at in (0.0, 0.5, 1.0)}
         return lambda value: math.log(dimension.parameter(value) / low, high / low), marks
     marks = {at: f"{low + (high - low) * at:.3g}" for at in (0.0, 0.5, 1.0)}
-    return lambda value: (value - low) / (high - low), marks
+    return lambda value: (dimension.parameter(value) - low) / (high - low), marks
 
 
 def _parallel(study: SearchStudy, complete: Sequence[FrozenTrial]) -> Part:

@@ -11,17 +11,19 @@
         Range("threshold.xi", 0.2, 0.6, when=("threshold.mode", "fixed")),
     )
 
-Pure: knows no Optuna. A dimension asks whoever suggests parameters; Optuna's trials are such.
+A dimension is a setting and the distribution of the parameter that Optuna suggests for it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from cosa.config import Config, fields, flatten, nearest, override
 from sweeps.tables import memory_times, plus, times
@@ -32,32 +34,46 @@ When = tuple[str, Any]
 
 
 class Suggester(Protocol):
-    """Who says a parameter's value: Optuna's Trial, or values that are known already."""
+    """What suggests parameters: Optuna's Trial."""
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
         """A number in [low, high]."""
 
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+    def suggest_categorical(self, name: str, choices: tuple[Any, ...]) -> Any:
         """One of `choices`."""
 
 
+class Varied:
+    """A setting that is its own parameter."""
+
+    setting: str
+
+    @property
+    def name(self) -> str:
+        """Of the parameter."""
+        return self.setting
+
+    def parameter(self, value: Any) -> Any:
+        """The parameter that gives the setting this value."""
+        return value
+
+    def value(self, parameter: Any) -> Any:
+        """The setting's value for a parameter."""
+        return parameter
+
+
 @dataclass(frozen=True)
-class Range:
+class Range(Varied):
     """A number in [low, high]."""
 
     setting: str
-    """Dotted name; it is the parameter's name, too."""
+    """Dotted name."""
     low: float | Relative
     high: float | Relative
     log: bool = False
     """Whether ratios count rather than differences; then low > 0."""
     when: When | None = None
     """Varied only where another setting, further up in the space, has this value."""
-
-    @property
-    def name(self) -> str:
-        """Of its parameter."""
-        return self.setting
 
     def resolved(self, own: float) -> Range:
         """With both ends worked out for the preset's `own` value."""
@@ -67,23 +83,19 @@ class Range:
             raise ValueError(f"range of {self.setting} must have finite {law}, got [{low:g}, {high:g}]")
         return dataclasses.replace(self, low=low, high=high)
 
-    def suggest(self, trial: Suggester) -> float:
-        """The setting's value."""
+    @property
+    def distribution(self) -> FloatDistribution:
+        """Of the parameter, in a resolved space."""
         assert not isinstance(self.low, Relative)
         assert not isinstance(self.high, Relative)
-        return trial.suggest_float(self.name, self.low, self.high, log=self.log)
-
-    def parameter(self, value: float) -> float:
-        """The parameter that gives the setting this value."""
-        return value
-
-    def text(self) -> str:
-        """For people, and to tell two spaces apart."""
-        return f"[{self.low:g}, {self.high:g}]{' log' * self.log}{_condition(self.when)}"
+        return FloatDistribution(self.low, self.high, log=self.log)
 
     def ends(self) -> tuple[Any, ...]:
         """Values that the setting must allow."""
         return (self.low, self.high)
+
+    def __str__(self) -> str:
+        return f"[{self.low:g}, {self.high:g}]{' log' * self.log}"
 
 
 @dataclass(frozen=True)
@@ -91,8 +103,7 @@ class Momentum:
     """The EMA's momentum, as the half-life of AN's memory in steps, on a log scale, among a few values.
 
     AN averages from the first step, so what a trial forks from must have carried an AN of its momentum all
-    along: few values, known beforehand, let one warm-up carry an AN for each and serve all trials. A trial
-    gets the value nearest to the half-life that was suggested.
+    along: few values, known beforehand, let one warm-up carry an AN for each and serve all trials.
     """
 
     values: tuple[float | Relative, ...]
@@ -116,20 +127,19 @@ class Momentum:
             )
         return dataclasses.replace(self, values=tuple(values))
 
-    def suggest(self, trial: Suggester) -> float:
-        """The momentum whose half-life is nearest, as a ratio, to the one suggested."""
-        lives = self._half_lives()
-        asked = trial.suggest_float(self.name, min(lives), max(lives), log=True)
-        return min(self.numbers, key=lambda value: abs(math.log(half_life(value) / asked)))
+    @property
+    def distribution(self) -> FloatDistribution:
+        """Of the half-life, in a resolved space."""
+        lives = [half_life(value) for value in self.numbers]
+        return FloatDistribution(min(lives), max(lives), log=True)
 
     def parameter(self, value: float) -> float:
         """The half-life of a momentum; infinite where it is 1."""
         return half_life(value)
 
-    def text(self) -> str:
-        """For people, and to tell two spaces apart."""
-        lives = ", ".join(f"{life:.3g}" for life in self._half_lives())
-        return f"half-lives of {lives} steps, log{_condition(self.when)}"
+    def value(self, parameter: float) -> float:
+        """The momentum whose half-life is nearest, as a ratio, to the one suggested."""
+        return min(self.numbers, key=lambda value: abs(math.log(half_life(value) / parameter)))
 
     def ends(self) -> tuple[Any, ...]:
         """Values that the setting must allow."""
@@ -140,44 +150,35 @@ class Momentum:
         """The momenta of a resolved space."""
         return [value for value in self.values if not isinstance(value, Relative)]
 
-    def _half_lives(self) -> list[float]:
-        return [half_life(value) for value in self.numbers]
+    def __str__(self) -> str:
+        return f"half-lives of {', '.join(f'{half_life(value):.3g}' for value in self.numbers)} steps, log"
 
 
 @dataclass(frozen=True)
-class Choice:
+class Choice(Varied):
     """One of a few values."""
 
     setting: str
-    """Dotted name; it is the parameter's name, too."""
+    """Dotted name."""
     values: tuple[Any, ...]
     when: When | None = None
     """As in `Range`."""
-
-    @property
-    def name(self) -> str:
-        """Of its parameter."""
-        return self.setting
 
     def resolved(self, own: Any) -> Choice:  # noqa: ARG002 (choices are absolute)
         """As it is."""
         return self
 
-    def suggest(self, trial: Suggester) -> Any:
-        """The setting's value."""
-        return trial.suggest_categorical(self.name, self.values)
-
-    def parameter(self, value: Any) -> Any:
-        """The parameter that gives the setting this value."""
-        return value
-
-    def text(self) -> str:
-        """For people, and to tell two spaces apart."""
-        return f"one of {', '.join(map(str, self.values))}{_condition(self.when)}"
+    @property
+    def distribution(self) -> CategoricalDistribution:
+        """Of the parameter."""
+        return CategoricalDistribution(self.values)
 
     def ends(self) -> tuple[Any, ...]:
         """Values that the setting must allow."""
         return self.values
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(map(str, self.values))}"
 
 
 Dimension = Range | Momentum | Choice
@@ -190,10 +191,6 @@ def half_life(momentum: float) -> float:
 
 def _value(value: float | Relative, own: float) -> float:
     return value.of(own) if isinstance(value, Relative) else value
-
-
-def _condition(when: When | None) -> str:
-    return f", where {when[0]} is {when[1]}" if when else ""
 
 
 class Space:
@@ -242,27 +239,48 @@ class Space:
 
     def suggest(self, trial: Suggester) -> dict[str, Any]:
         """Values of all settings that are varied; a conditional one only where its parent says so."""
-        changes: dict[str, Any] = {}
-        for dimension in self.dimensions:
-            if dimension.when is None or changes.get(dimension.when[0]) == dimension.when[1]:
-                changes[dimension.setting] = dimension.suggest(trial)
-        return changes
+
+        def ask(dimension: Dimension) -> Any:
+            of = dimension.distribution
+            if isinstance(of, CategoricalDistribution):
+                return trial.suggest_categorical(dimension.name, of.choices)
+            return trial.suggest_float(dimension.name, of.low, of.high, log=of.log)
+
+        return self._changes(ask)
 
     def changes(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Values of the settings that `parameters` give; a KeyError where one is missing."""
-        return self.suggest(_Known(parameters))
+        return self._changes(lambda dimension: parameters[dimension.name])
+
+    def _changes(self, ask: Callable[[Dimension], Any]) -> dict[str, Any]:
+        changes: dict[str, Any] = {}
+        for dimension in self.dimensions:
+            if dimension.when is None or changes.get(dimension.when[0]) == dimension.when[1]:
+                changes[dimension.setting] = dimension.value(ask(dimension))
+        return changes
 
     def parameters(self, config: Config, base: Config) -> dict[str, Any] | None:
         """The parameters that make `config` out of `base`, or None where it lies outside the space."""
         own = flatten(config)
-        wanted = {d.name: d.parameter(own[d.setting]) for d in self.dimensions}
+        wanted = {d.setting: d.parameter(own[d.setting]) for d in self.dimensions}
+
+        def inside(dimension: Dimension) -> Any:
+            of, parameter = dimension.distribution, wanted[dimension.setting]
+            if isinstance(of, CategoricalDistribution):
+                known = parameter in of.choices
+            else:
+                known = of.low <= parameter <= of.high
+            if not known:
+                raise ValueError(dimension.name)
+            return parameter
+
         try:
-            changes = self.changes(wanted)
+            changes = self._changes(inside)
         except ValueError:
             return None
         if flatten(override(base, changes)) != own:
             return None
-        return {d.name: wanted[d.name] for d in self.dimensions if d.setting in changes}
+        return {d.name: wanted[d.setting] for d in self.dimensions if d.setting in changes}
 
     @property
     def momenta(self) -> tuple[float, ...]:
@@ -271,26 +289,8 @@ class Space:
 
     def texts(self) -> dict[str, str]:
         """Every dimension in words, by its parameter's name."""
-        return {dimension.name: dimension.text() for dimension in self.dimensions}
-
-
-@dataclass(frozen=True)
-class _Known:
-    """Suggests what is known; a ValueError where that lies outside the range."""
-
-    values: Mapping[str, Any]
-
-    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:  # noqa: ARG002
-        value = float(self.values[name])
-        if not low <= value <= high:
-            raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {value:g}")
-        return value
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        value = self.values[name]
-        if value not in choices:
-            raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
-        return value
+        where = {d.name: f", where {d.when[0]} is {d.when[1]}" if d.when else "" for d in self.dimensions}
+        return {d.name: f"{d}{where[d.name]}" for d in self.dimensions}
 
 
 SPACE = Space(

@@ -65,16 +65,10 @@ def test_the_half_life_of_the_papers_momentum():
 def test_a_half_life_becomes_the_momentum_whose_own_is_nearest_as_a_ratio():
     momentum = Momentum((0.5, 0.5**0.25))  # half-lives of 1 and 4 steps: 2 is in the middle
 
-    class Fixed:
-        def __init__(self, value):
-            self.value = value
-
-        def suggest_float(self, name, low, high, *, log=False):
-            assert (name, low, high, log) == ("ema.half_life", 1, pytest.approx(4), True)
-            return self.value
-
-    assert momentum.suggest(Fixed(1.9)) == 0.5
-    assert momentum.suggest(Fixed(2.1)) == 0.5**0.25
+    distribution = momentum.distribution
+    assert (distribution.low, distribution.high, distribution.log) == (1, pytest.approx(4), True)
+    assert momentum.value(1.9) == 0.5
+    assert momentum.value(2.1) == 0.5**0.25
 
 
 def test_a_warm_up_knows_beforehand_every_momentum_that_a_trial_may_ask_for():
