@@ -10,34 +10,39 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from sweeps.reporting.histories import ANALYSIS, PANEL_ARRAYS, PANEL_PICTURES, ArmHistories, Bins, Histories
+from sweeps.reporting.histories import (
+    ANALYSIS,
+    PANEL_ARRAYS,
+    PANEL_PICTURES,
+    ArmHistories,
+    Histories,
+)
 from sweeps.reporting.plots import (
     AUX_COLOUR,
-    BLACK,
     BLUE,
     COLOURS,
-    GREEN,
     GREY,
-    ORANGE,
-    PURPLE,
-    VERMILION,
+    LEAST_SHARE,
+    OTHERS,
     Canvas,
     Drawing,
+    File,
     Part,
+    accuracy_lines,
+    boxes,
+    confidence_map,
+    confidences,
     draw_lines,
     label_axes,
     over_iterations,
     picture,
+    spread,
     styled,
-    thousands,
 )
 from sweeps.tables.metrics import METRICS, SEG_MIOU, SEG_MIOU_LABELLED
 from sweeps.tables.table import Table, without
@@ -54,19 +59,12 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "NS": {"s2c.source": "noise"},
 }
 """Arms that figures show, by what they change."""
-_OTHERS = (ORANGE, GREEN, VERMILION, PURPLE, GREY, BLACK)
-"""Colours of the arms beside a table's reference, solid and then dashed."""
-_MOST_STEPS, _MOST_LINES = 12, 5
-"""Rows of the heat map and lines beside it; of more evaluations some are left out, evenly."""
-_LEAST_SHARE = 0.01
-"""Share of the pixels that a dot of accuracy by perplexity stands for, at least."""
-_WHISKERS = (0.05, 0.25, 0.5, 0.75, 0.95)
+_MOST_STEPS = 12
+"""Rows of the heat map; of more evaluations some are left out, evenly."""
 
 Arms = dict[str, ArmHistories]
 Line = tuple[str, list[pd.Series], str, bool]
 """Label, a history for each seed, colour, whether it is dashed."""
-File = Mapping[str, Any]
-"""An analysis file's content."""
 
 
 def draw_figures(histories: Histories) -> Iterator[Drawing]:
@@ -96,8 +94,8 @@ def _curves(histories: Histories, table: Table) -> Drawing | None:
     for place, name in enumerate(names):
         arm = histories.arm(table.arm(name).changes)
         found = arm.metric(key, after=histories.base.train.warmup - 1 if place else -1)
-        colour = _OTHERS[(place - 1) % len(_OTHERS)] if place else BLUE
-        lines.append((name, found, colour, place > len(_OTHERS)))
+        colour = OTHERS[(place - 1) % len(OTHERS)] if place else BLUE
+        lines.append((name, found, colour, place > len(OTHERS)))
     title = f"{METRICS[key].title} over iterations"
     with styled():
         parts = [
@@ -215,87 +213,15 @@ def _figure_3(histories: Histories) -> Drawing | None:
     else:
         return None
     files = [trial.analysis(step) for step in spread(steps, _MOST_STEPS)]
-    parts = [_confidence_map(files), _accuracy_lines(files), _confidences(files[-1])]
+    parts = [confidence_map(files), accuracy_lines(files), confidences(files[-1])]
     seen = (
         "How often CPL of M are right (a) by confidence, the largest activation of a pixel, with the "
         "training's threshold at each step (black line; bins without a pixel are blank), and (c) by "
-        f"perplexity, at least {_LEAST_SHARE:.0%} of the pixels to a dot. (e) How confidences are "
+        f"perplexity, at least {LEAST_SHARE:.0%} of the pixels to a dot. (e) How confidences are "
         "distributed after the last step, split by the threshold. Since co-training began; seed "
         f"{trial.seed}."
     )
     return _drawing(histories, "3", "accuracy of CPL by confidence and perplexity", seen, parts, arms)
-
-
-def spread(steps: Sequence[int], most: int) -> list[int]:
-    """At most so many of `steps`, evenly, the first and the last among them."""
-    places = np.linspace(0, len(steps) - 1, min(len(steps), most)).round().astype(int)
-    return [steps[place] for place in places]
-
-
-def _bins(content: File, kind: str) -> Bins:
-    """A histogram of M of AN in an analysis file: of `confidence` or `perplexity`."""
-    return Bins.read(content["networks"]["assignment"]["cam"][kind])
-
-
-def accuracy_rows(files: Sequence[File]) -> NDArray[np.float64]:
-    """Accuracy in percent by analysis file and bin of confidence; NaN where a bin is empty."""
-    return np.stack([100 * _bins(content, "confidence").accuracy for content in files])
-
-
-def _confidence_map(files: Sequence[File]) -> Part:
-    """Accuracy by confidence, a row per file, with each one's threshold."""
-    canvas = Canvas()
-    axes = canvas.axes
-    axes.grid(visible=False)
-    edges = _bins(files[0], "confidence").edges
-    rows = np.arange(len(files) + 1) - 0.5
-    values = np.ma.masked_invalid(accuracy_rows(files))
-    mesh = axes.pcolormesh(
-        edges, rows, values, cmap="cividis", vmin=0, vmax=100, edgecolors="face", linewidth=0.3
-    )
-    xis = [content["xi"] for content in files]
-    for colour, width in (("white", 3.6), (BLACK, 1.5)):
-        axes.vlines(xis, rows[:-1], rows[1:], color=colour, linewidth=width)
-    axes.set_yticks(range(len(files)), [thousands(content["step"]) for content in files])
-    label_axes(axes, "confidence (line: threshold ξ)", "iteration")
-    canvas.colour_bar(mesh, "accuracy of CPL, %")
-    return canvas.part("fig3a", "(a) accuracy by confidence")
-
-
-def _accuracy_lines(files: Sequence[File]) -> Part:
-    """Accuracy by perplexity, a line for some of the files, the first and the last among them."""
-    canvas = Canvas()
-    axes = canvas.axes
-    shown = spread(range(len(files)), _MOST_LINES)
-    colours = ListedColormap(mpl.colormaps["cividis"](np.linspace(0, 0.85, len(shown))))
-    for place, index in enumerate(shown):
-        # pixels right at the threshold are few: bins of their own would show chance
-        bins = _bins(files[index], "perplexity").merged(_LEAST_SHARE)
-        label = f"{'step ' if place == 0 else ''}{thousands(files[index]['step'])}"
-        axes.plot(bins.middles, 100 * bins.accuracy, color=colours(place), label=label, marker="o")
-    label_axes(axes, "perplexity", "accuracy of CPL, %")
-    canvas.legend()
-    return canvas.part("fig3c", "(c) accuracy by perplexity")
-
-
-def _confidences(content: File) -> Part:
-    """How confidences are distributed, in one colour below the threshold and in another above it."""
-    canvas = Canvas()
-    axes = canvas.axes
-    bins, xi = _bins(content, "confidence"), content["xi"]
-    shares = 100 * bins.counts / max(bins.counts.sum(), 1)
-    for label, colour, low, high in (("background", GREY, 0.0, xi), ("foreground", BLUE, xi, 1.0)):
-        left, right = np.clip(bins.edges[:-1], low, high), np.clip(bins.edges[1:], low, high)
-        own = right > left  # a bin that the threshold cuts is drawn in both colours
-        axes.bar(
-            left[own], shares[own], (right - left)[own], align="edge", color=colour, label=label, linewidth=0
-        )
-    axes.axvline(xi, color=BLACK, linewidth=1.2, linestyle="--", label=f"threshold ξ = {xi:.2f}")
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")
-    label_axes(axes, "confidence", "share of pixels, % (log)")
-    canvas.legend()
-    return canvas.part("fig3e", f"(e) confidences after {thousands(content['step'])} iterations")
 
 
 # ---- Figures 4, 6 and 7: M and M-dagger, swapping, weighting ----
@@ -361,7 +287,7 @@ def _figure_7(histories: Histories) -> Drawing | None:
     key, warmup = "val/assignment/cpl_perplexity", histories.base.train.warmup
     lines = [(name, arm.metric(key, after=warmup), COLOURS[name], False) for name, arm in arms.items()]
     parts = [
-        *_boxes({name: [*_last_files(arm)] for name, arm in arms.items()}),
+        *boxes({name: [*_last_files(arm)] for name, arm in arms.items()}),
         *_lines(histories, "fig7-right", "over iterations", lines, "mean perplexity", scale=1, first=warmup),
     ]
     seen = (
@@ -377,51 +303,6 @@ def _last_files(arm: ArmHistories) -> Iterator[File]:
     for trial in arm.trials:
         if steps := [*trial.files(ANALYSIS)]:
             yield trial.analysis(steps[-1])
-
-
-def _boxes(files: Mapping[str, Sequence[File]]) -> Iterator[Part]:
-    """Box plots of single images by arm: mIoU, mean perplexity, and distance to (1, 0), the perfect CPL.
-
-    Args:
-        files: By arm, one of each seed; arms without any are left out, and nothing is drawn of none.
-    """
-    images = {
-        name: [content["networks"]["assignment"]["images"] for content in found]
-        for name, found in files.items()
-        if found
-    }
-    if not images:
-        return
-    canvas = Canvas(columns=3)
-    kinds = (
-        ("iou", "CPL mIoU, %", 100),
-        ("perplexity", "mean perplexity", 1),
-        ("distance", "MAE to (1, 0)", 1),
-    )
-    for axes, (kind, title, scale) in zip(canvas.all_axes, kinds, strict=True):
-        bins = {n: Bins.total([Bins.read(content[kind]) for content in own]) for n, own in images.items()}
-        _draw_boxes(axes, bins, scale)
-        axes.set_title(title, fontsize=9)
-    yield canvas.part("fig7-left", "over images")
-
-
-def _draw_boxes(axes: Axes, bins: Mapping[str, Bins], scale: float) -> None:
-    axes.grid(visible=False, axis="x")
-    names = ("whislo", "q1", "med", "q3", "whishi")
-    for place, (name, histogram) in enumerate(bins.items()):
-        values = [scale * histogram.quantile(share) for share in _WHISKERS]
-        axes.bxp(
-            [dict(zip(names, values, strict=True))],
-            positions=[place],
-            widths=0.6,
-            showfliers=False,
-            patch_artist=True,
-            boxprops={"facecolor": COLOURS[name], "alpha": 0.35, "edgecolor": COLOURS[name]},
-            medianprops={"color": BLACK, "linewidth": 1.6},
-            whiskerprops={"color": COLOURS[name]},
-            capprops={"color": COLOURS[name]},
-        )
-    axes.set_xticks(range(len(bins)), list(bins))
 
 
 # ---- Figure 9: thresholds ----
@@ -525,7 +406,7 @@ def _panels(arms: Arms, name: str, title: str, columns: Sequence[str]) -> Iterat
                 with np.load(io.BytesIO(trial.read(*arrays[-1]))) as content:
                     tiles[arm] = dict(content)
             elif pictures := [*trial.files(PANEL_PICTURES).values()]:
-                yield Part(f"{name}-{place + 1}.png", f"{title}: {arm}", trial.read(*pictures[-1]))
+                yield Part(f"{name}-{place + 1}.png", arm, trial.read(*pictures[-1]))
     if tiles:
         yield picture(side_by_side(tiles, columns), name, title)
 

@@ -13,7 +13,7 @@ from cosa.config import Config
 from cosa.distributed.session import Request, _keep_quiet, _worker_environment
 from cosa.tracking import MlflowTracker, TrackingSpec, ui_hint
 from sweeps.planning.plan import make_plan
-from sweeps.reporting.render import trial_filter
+from sweeps.reporting.forms import trial_filter
 from sweeps.running.arguments import read_args
 from sweeps.running.driver import main
 from sweeps.tables import Arm, Table

@@ -13,7 +13,7 @@ import pytest
 
 from cosa.config import Config, identity, override, to_json
 from cosa.data.voc import VOC_CLASSES
-from sweeps.reporting import render
+from sweeps.reporting import forms, render
 from sweeps.reporting.comparison import comparisons
 from sweeps.reporting.results import FullModel, Results, read_full_model
 
@@ -167,7 +167,7 @@ def results():
 
 
 def test_the_csv_says_whose_each_number_is(results):
-    rows = list(csv.DictReader(io.StringIO(render.comparison_csv(results))))
+    rows = list(csv.DictReader(io.StringIO(forms.comparison_csv(results))))
     assert {row["source"] for row in rows if row["row"].startswith("ours")} == {"ours"}
     found = {
         row["column"]: row["source"] for row in rows if row["row"] == "aeroplane" and "val" in row["table"]
@@ -176,7 +176,7 @@ def test_the_csv_says_whose_each_number_is(results):
 
 
 def test_markdown_sets_ours_apart(results):
-    text = render.comparison_markdown(results)
+    text = forms.comparison_markdown(results)
     assert "| **ours** | **** |" not in text
     assert "| **ours** |  | **78.1** | **76.0** |" in text
     assert "| CoSA | ViT-B | 78.5 | 76.4 |" in text

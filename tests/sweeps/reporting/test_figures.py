@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from cosa.evaluation.panels import panel_arrays
-from sweeps.reporting import figures, render
+from sweeps.reporting import figures, plots, render
 from sweeps.reporting.histories import Bins
 from sweeps.reporting.plots import Canvas, draw_lines, styled
 from sweeps.reporting.results import Results
@@ -84,7 +84,7 @@ def test_histograms_of_several_seeds_add_up():
 def test_the_heat_map_is_correct_over_pixels_and_blank_where_there_are_none():
     content = {"edges": [0, 0.5, 0.75, 1], "pixels": [8, 0, 4], "correct": [2, 0, 0]}
     file = {"networks": {"assignment": {"cam": {"confidence": content}}}}
-    row = figures.accuracy_rows([file])[0]
+    row = plots.accuracy_rows([file])[0]
     assert (row[0], row[2]) == (25.0, 0.0)
     assert math.isnan(row[1])
 
@@ -251,8 +251,8 @@ def test_old_runs_whose_panels_are_pictures_alone_show_them_as_they_are():
             del files[name]
     parts = draw(histories)["8"].parts
     assert [(part.file, part.title) for part in parts] == [
-        ("fig8-1.png", "no-CSC and full: no-CSC"),
-        ("fig8-2.png", "no-CSC and full: full"),
+        ("fig8-1.png", "no-CSC"),
+        ("fig8-2.png", "full"),
     ]
     (trial,) = histories.arm({}).trials
     assert parts[1].data == store.files[trial.run_ids[-1]]["panels/step_00002000.png"]()

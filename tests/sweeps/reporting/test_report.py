@@ -14,8 +14,8 @@ import scipy.stats
 from cosa.config import Config, TrainConfig
 from sweeps.planning import plan as planning
 from sweeps.planning.plan import make_plan
-from sweeps.reporting import render
-from sweeps.reporting.render import Links
+from sweeps.reporting import forms, render
+from sweeps.reporting.forms import Links
 from sweeps.reporting.results import Results, fill, p_value
 from sweeps.tables import Arm, Table
 from sweeps.tables.metrics import STANDARD
@@ -110,13 +110,13 @@ def test_one_seed_has_a_mean_and_no_deviation():
     runs = {trial_of("full", 0).identity: run_of(seg_miou=0.3)}
     found = numbers(fill(TABLE, plan_content(), runs, {}), "full")
     assert (found["mean"], math.isnan(found["std"])) == (0.3, True)
-    assert render.spread(SEG_MIOU, found["mean"], found["std"]) == "30.0"
+    assert forms.spread(SEG_MIOU, found["mean"], found["std"]) == "30.0"
 
 
 def test_no_seed_has_neither(filled):
     found = numbers(filled, "no-CSC")
     assert (found["count"], found["pairs"]) == (0, 0)
-    assert render.spread(SEG_MIOU, found["mean"], found["std"]) == "–"
+    assert forms.spread(SEG_MIOU, found["mean"], found["std"]) == "–"
 
 
 def test_differences_are_taken_seed_by_seed(filled):
@@ -155,7 +155,7 @@ def test_an_unfinished_run_is_a_gap_and_never_a_number(run, gap):
 
 
 def test_a_row_prints_ours_and_the_published_values(filled):
-    table = render.grid(filled, seeds=2)
+    table = forms.grid(filled, seeds=2)
     assert [column.title for column in table.columns] == [
         *("", "GC", "CSC", "labelled mIoU", "Δ full", "label-free mIoU", "Δ full", "CPL mIoU", "CPL C-mIoU"),
         *("VOC", "Δ full", "COCO", "Δ full"),
@@ -170,12 +170,12 @@ def test_a_row_prints_ours_and_the_published_values(filled):
 
 def test_an_arm_with_fewer_seeds_says_so():
     runs = {trial_of("full", 1).identity: run_of()}
-    table = render.grid(fill(TABLE, plan_content(), runs, {}), seeds=2)
+    table = forms.grid(fill(TABLE, plan_content(), runs, {}), seeds=2)
     assert table.rows[2][0] == "full (n = 1)"
 
 
 def test_the_terminals_columns_line_up(results):
-    lines = render.terminal(results).splitlines()
+    lines = forms.terminal(results).splitlines()
     none, no_csc, full = (
         next(line for line in lines if line.startswith(name)) for name in ("none", "no-", "full")
     )
@@ -184,20 +184,20 @@ def test_the_terminals_columns_line_up(results):
 
 
 def test_markdown_is_a_table_that_every_reader_knows(results):
-    lines = render.markdown(results).splitlines()
+    lines = forms.markdown(results).splitlines()
     start = lines.index("### Table 9z: A small one") + 2
     assert {line.count("|") for line in lines[start : start + 5]} == {14}
-    assert "http" not in render.markdown(results)
+    assert "http" not in forms.markdown(results)
     assert "- no-CSC, seed 1: not run yet" in lines
 
 
 def test_the_head_of_the_page_in_mlflow_holds_what_fits_and_says_where_the_rest_is(results):
     import dataclasses
 
-    assert render.headline(results).startswith(render.markdown(results).partition("\n\nPercent")[0])
-    assert "`tags.cosa.sweep = 'small' and tags.cosa.kind = 'trial'`" in render.headline(results)
+    assert forms.headline(results).startswith(forms.markdown(results).partition("\n\nPercent")[0])
+    assert "`tags.cosa.sweep = 'small' and tags.cosa.kind = 'trial'`" in forms.headline(results)
     many = dataclasses.replace(results, tables=results.tables * 40)
-    text = render.headline(many)
+    text = forms.headline(many)
     assert 7000 < len(text) <= 8000  # what MLflow keeps of a tag
     assert text.count("### Table 9z") < 40
     assert "Further tables are in the artifact report/tables.md." in text
@@ -205,7 +205,7 @@ def test_the_head_of_the_page_in_mlflow_holds_what_fits_and_says_where_the_rest_
 
 
 def test_csv_holds_every_number(results):
-    rows = list(csv.DictReader(io.StringIO(render.as_csv(results))))
+    rows = list(csv.DictReader(io.StringIO(forms.as_csv(results))))
     none = rows[0]
     assert (none["table"], none["arm"], none["GC"], none["CSC"]) == ("9z", "none", "0", "0")
     assert (none["seg_miou_n"], none["seg_miou_mean"], none["seg_miou_minus_full"]) == (
@@ -261,7 +261,7 @@ def test_a_store_without_a_server_has_no_addresses():
 
 
 def test_every_form_with_a_server_leads_to_the_runs_and_keeps_its_password(results):
-    for text in (render.html(results, "", SERVER), render.markdown(results, SERVER)):
+    for text in (render.html(results, "", SERVER), forms.markdown(results, SERVER)):
         assert text.count("https://mlflow.example:5000/#/compare-runs?") >= 8  # two arms, four metrics
         assert "secret" not in text
 
@@ -271,7 +271,7 @@ def test_the_page_of_a_store_in_a_file_shows_the_runs_ids(results):
 
 
 def test_the_csv_names_the_runs(results):
-    rows = list(csv.DictReader(io.StringIO(render.as_csv(results))))
+    rows = list(csv.DictReader(io.StringIO(forms.as_csv(results))))
     assert [row["runs"] for row in rows] == ["0:0a1b2c 1:0a1b2c", "", "0:0a1b2c 1:0a1b2c"]
 
 
@@ -291,19 +291,19 @@ def over_three_seeds(**values):
 def test_a_difference_over_three_seeds_carries_its_p_value():
     filled = over_three_seeds(none={0: 0.40, 1: 0.41, 2: 0.45}, full={0: 0.50, 1: 0.52, 2: 0.54})
     # differences -0.10, -0.11, -0.09: t = -0.1 / (0.01 / sqrt 3) = -17.32, df 2
-    assert render.grid(filled, seeds=3).rows[0][6] == "−10.0 (p 0.0033)"
+    assert forms.grid(filled, seeds=3).rows[0][6] == "−10.0 (p 0.0033)"
     assert numbers(filled, "none")["p"] == pytest.approx(0.003317, rel=1e-3)
 
 
 def test_too_few_common_seeds_are_told_where_others_have_enough():
     filled = over_three_seeds(none={0: 0.40, 1: 0.41}, full={0: 0.50, 1: 0.52, 2: 0.54})
-    table = render.grid(filled, seeds=3)
+    table = forms.grid(filled, seeds=3)
     assert (table.rows[0][0], table.rows[0][6]) == ("none (n = 2)", "−10.5 (n = 2, too small)")
 
 
 def test_with_fewer_than_three_seeds_the_legend_says_why_there_is_no_test(results):
-    assert "no p-values: n too small, a paired test wants 3 seeds or more" in render.terminal(results)
-    assert "(p" not in render.terminal(results)
+    assert "no p-values: n too small, a paired test wants 3 seeds or more" in forms.terminal(results)
+    assert "(p" not in forms.terminal(results)
 
 
 @pytest.mark.parametrize(("values", "p"), [((0.1, 0.1, 0.1), 0.0), ((0.0, 0.0, 0.0), 1.0)])
@@ -321,7 +321,7 @@ def test_the_p_value_is_that_of_a_paired_t_test():
 
 
 def test_latex_has_balanced_rows_and_environments_in_plain_ascii(results):
-    text = render.latex(results)
+    text = forms.latex(results)
     assert text.isascii()
     assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
     for name in ("table*", "tabular"):
@@ -335,7 +335,7 @@ def test_latex_has_balanced_rows_and_environments_in_plain_ascii(results):
 
 
 def test_latex_rules_ours_and_the_published_columns_apart(results):
-    text = render.latex(results)
+    text = forms.latex(results)
     assert r" & & & \multicolumn{6}{c}{ours} & \multicolumn{4}{c}{published} \\" in text
     assert r"\cmidrule(lr){4-9} \cmidrule(lr){10-13}" in text
 
@@ -350,7 +350,7 @@ def test_latex_rules_ours_and_the_published_columns_apart(results):
     ],
 )
 def test_latex_escapes_what_it_would_misread(text, escaped):
-    assert render.escape(text) == escaped
+    assert forms.escape(text) == escaped
 
 
 def test_a_chart_spans_all_values_and_keeps_arms_without_any(filled):
@@ -373,7 +373,7 @@ def test_a_chart_of_nothing_is_not_drawn():
     ("value", "text"), [(0.1234, "+12.3"), (-0.1234, "−12.3"), (-0.0001, "0.0"), (math.nan, "–")]
 )
 def test_signed_percent_has_one_decimal_and_no_negative_zero(value, text):
-    assert render.number(SEG_MIOU, value, signed=True) == text
+    assert forms.number(SEG_MIOU, value, signed=True) == text
 
 
 def test_all_five_forms_are_written(results, tmp_path):
@@ -435,7 +435,7 @@ def test_a_run_tagged_as_oracle_is_one_whatever_its_arm_says(filled):
     assert [row.oracle for row in found.rows] == [True, False, False]
 
 
-@pytest.mark.parametrize("form", [render.terminal, render.markdown, lambda results: render.html(results, "")])
+@pytest.mark.parametrize("form", [forms.terminal, forms.markdown, lambda results: render.html(results, "")])
 def test_every_readable_form_names_the_oracle_and_says_what_it_is(with_oracle, form):
     text = form(oracle_results(with_oracle))
     assert "GT (oracle)" in text
@@ -445,7 +445,7 @@ def test_every_readable_form_names_the_oracle_and_says_what_it_is(with_oracle, f
 
 
 def test_the_csv_has_a_column_for_oracles_and_the_best(with_oracle):
-    rows = list(csv.DictReader(io.StringIO(render.as_csv(oracle_results(with_oracle)))))
+    rows = list(csv.DictReader(io.StringIO(forms.as_csv(oracle_results(with_oracle)))))
     assert [(row["arm"], row["oracle"], row["best"]) for row in rows] == [
         ("GT", "1", "0"),
         ("NO", "0", "1"),
@@ -480,7 +480,7 @@ def test_one_row_alone_is_not_called_best():
 
 
 def test_a_table_shows_its_own_metrics_and_what_each_row_was_trained_with(with_oracle):
-    table = render.grid(with_oracle, seeds=1)
+    table = forms.grid(with_oracle, seeds=1)
     assert [column.title for column in table.columns] == [
         *("", "s2c.source", "train CPL mIoU", "Δ full", "val CPL perplexity", "Δ full", "train", "Δ full")
     ]

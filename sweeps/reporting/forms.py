@@ -1,0 +1,485 @@
+"""A sweep's tables as text, cell by cell, and in four forms: for the terminal, Markdown, CSV, LaTeX.
+
+All forms, the page among them, show one set of numbers. Ours are percent with the mean and the sample
+deviation over seeds; each leads to its runs where a server shows them. A row whose training saw ground-truth
+masks is called an oracle in each form, and never the best.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import urllib.parse
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from cosa.tracking import mask
+from sweeps.reporting.comparison import ABSENT, comparisons
+from sweeps.reporting.results import LEAST_PAIRS, FilledTable, Results, Row, shown_and_online
+from sweeps.tables.metrics import METRICS, SEG_MIOU
+
+DIFFERENCES = 2
+"""Metrics of a table, its first ones, whose difference to the reference arm has a column of its own."""
+_ORACLE = (
+    "oracle: its training saw ground-truth masks; it bounds the others and is no result of weak supervision"
+)
+_NOTE_LENGTH = 8000
+"""Characters that MLflow keeps of a tag, such as the one that heads a run's page."""
+
+
+# ---- numbers as text ----
+
+
+def number(key: str, value: float, *, signed: bool = False) -> str:
+    """A value in its metric's unit, percent with one decimal or two plain ones; a dash for NaN."""
+    if math.isnan(value):
+        return ABSENT
+    sign = "+" if signed else ""
+    if not METRICS[key].percent:
+        return f"{value:{sign}.2f}".replace("-", "−")
+    text = f"{100 * value:{sign}.1f}"
+    return "0.0" if float(text) == 0 else text.replace("-", "−")
+
+
+def spread(key: str, mean: float, deviation: float) -> str:
+    """Mean and deviation over seeds, `37.3 ± 1.2`; the mean alone of one seed."""
+    return number(key, mean) + ("" if math.isnan(deviation) else f" ± {number(key, deviation)}")
+
+
+def tested(key: str, found: pd.Series, seeds: int) -> str:
+    """A difference with the p-value of a paired test over seeds: `−1.2 (p 0.04)`.
+
+    Args:
+        key: The metric.
+        found: Its statistics, a line of `FilledTable.numbers`.
+        seeds: Those of the sweep; of fewer pairs their number is told, and that it is too small for a test.
+    """
+    text, pairs, p = number(key, found["difference"], signed=True), int(found["pairs"]), found["p"]
+    if seeds < LEAST_PAIRS or not pairs:
+        return text
+    if pairs < LEAST_PAIRS:
+        return f"{text} (n = {pairs}, too small)"
+    told = "p < 0.001" if p < 0.001 else f"p {p:.2g}" if p < 0.1 else f"p {p:.1f}"
+    return f"{text} ({told}{f', n = {pairs}' if pairs < seeds else ''})"
+
+
+def _printed(value: float | None, *, signed: bool = False) -> str:
+    """A published value in percent, as printed."""
+    return ABSENT if value is None else f"{value:{'+' if signed else ''}.2f}".replace("-", "−")
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, float):
+        return "∞" if math.isinf(value) else f"{value:.6g}"
+    return str(value)
+
+
+# ---- a table as text, cell by cell ----
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a printed table."""
+
+    title: str
+    group: str
+    """`ours`, `published`, or empty."""
+    kind: str
+    """`arm`, `mark`, `setting`, `value` or `difference`: how it is set."""
+    first: bool = False
+    """Whether its group begins with it."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A filled table as text: what all forms but the CSV show alike."""
+
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, ...], ...]
+    marked: tuple[str, ...]
+    """For each row its components and settings in words, for pages too narrow for their columns."""
+    remarks: tuple[str, ...]
+    """What a reader must know about the table, a line each."""
+    notes: tuple[str, ...]
+    """Why values are missing, a line each."""
+
+
+def grid(filled: FilledTable, seeds: int) -> Grid:
+    """`filled` as text; an arm that lacks some of its `seeds` says how many it has."""
+    table = filled.table
+    to_reference = f"Δ {table.reference}"
+    columns = [Column("", "", "arm"), *(Column(name, "", "mark") for name in table.components)]
+    columns += [Column(name, "", "setting") for name in table.settings]
+    for place, title in enumerate(titles(filled).values()):
+        columns.append(Column(title, "ours", "value", first=place == 0))
+        if place < DIFFERENCES:
+            columns.append(Column(to_reference, "ours", "difference"))
+    for place, name in enumerate(table.columns):
+        columns.append(Column(name, "published", "value", first=place == 0))
+        columns.append(Column(to_reference, "published", "difference"))
+    return Grid(
+        title=table.heading,
+        columns=tuple(columns),
+        rows=tuple(tuple(_cells(filled, row, seeds)) for row in filled.rows),
+        marked=tuple(_marked(filled, row) for row in filled.rows),
+        remarks=tuple(_remarks(filled)),
+        notes=tuple(f"{row.arm.name}, {gap}" for row in filled.rows for gap in row.gaps),
+    )
+
+
+def titles(filled: FilledTable) -> dict[str, str]:
+    """The titles of the table's metrics by key; `val` is said where training images are shown, too."""
+    keys = filled.table.metrics
+    both = any(key.startswith("train/") for key in keys)
+    return {key: ("val " if both and key.startswith("val/") else "") + METRICS[key].title for key in keys}
+
+
+def name_of(row: Row) -> str:
+    """The row's name, with a word where it is an oracle."""
+    return f"{row.arm.name} (oracle)" if row.oracle else row.arm.name
+
+
+def _cells(filled: FilledTable, row: Row, seeds: int) -> Iterator[str]:
+    table, own = filled.table, filled.seeds(row)
+    reference = table.arm(table.reference)
+    yield name_of(row) + (f" (n = {own})" if 0 < own < seeds else "")
+    yield from ("✓" if row.arm.has(name) else "" for name in table.components)
+    yield from (_setting(row.settings[name]) for name in table.settings)
+    for place, key in enumerate(table.metrics):
+        found = filled.of(row, key)
+        yield spread(key, found["mean"], found["std"])
+        if place < DIFFERENCES:
+            yield "" if row.arm == reference else tested(key, found, seeds)
+    for name in table.columns:
+        value, against = row.arm.paper.get(name), reference.paper.get(name)
+        gap = None if value is None or against is None else value - against
+        yield _printed(value)
+        yield "" if row.arm == reference else _printed(gap, signed=True)
+
+
+def _marked(filled: FilledTable, row: Row) -> str:
+    table = filled.table
+    names = [name for name in table.components if row.arm.has(name)]
+    if table.components and not names:
+        names = ["no component"]
+    return ", ".join([*names, *(f"{name} {_setting(row.settings[name])}" for name in table.settings)])
+
+
+def _remarks(filled: FilledTable) -> Iterator[str]:
+    table = filled.table
+    if table.columns:
+        held = {name: titles(filled)[key] for name, key in table.columns.items()}
+        yield f"published: {table.protocol}" if table.protocol else "published: as printed"
+        if len(set(held.values())) > 1:
+            yield "to be compared: " + "; ".join(f"{name} with our {title}" for name, title in held.items())
+    if table.note:
+        yield table.note.removesuffix(".")
+    if any(row.oracle for row in filled.rows):
+        yield _ORACLE
+    if best := filled.best:
+        key = table.metrics[0]
+        found = filled.of(best, key)
+        value = spread(key, found["mean"], found["std"])
+        yield f"highest {titles(filled)[key]} of ours: {best.arm.name}, {value}"
+
+
+def legend(results: Results) -> str:
+    seeds = len(results.seeds)
+    over = f"mean ± sample deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    if seeds < LEAST_PAIRS:
+        test = f"no p-values: n too small, a paired test wants {LEAST_PAIRS} seeds or more"
+    else:
+        test = "p: two-sided paired t-test over the seeds of both rows, each row by itself"
+    return f"Percent; ours on {results.preset}, AN, {over}; {test}"
+
+
+# ---- where a number leads: the MLflow run that it is from, or several compared ----
+
+
+@dataclass(frozen=True)
+class Links:
+    """Addresses of a store's runs; all are empty where no server shows the store."""
+
+    uri: str = ""
+    experiment_id: str = ""
+
+    def runs(self, ids: Iterable[str]) -> str:
+        """The page of one run, or of several compared."""
+        match list(ids):
+            case []:
+                return ""
+            case [run_id]:
+                return self._page(f"experiments/{self.experiment_id}/runs/{run_id}")
+            case several:
+                lists = {"runs": several, "experiments": [self.experiment_id]}
+                texts = {name: json.dumps(found, separators=(",", ":")) for name, found in lists.items()}
+                return self._page(f"compare-runs?{urllib.parse.urlencode(texts)}")
+
+    def arms(self, sweep: str) -> str:
+        """The chart view of a sweep's trials, best first.
+
+        Sorted by a metric, MLflow lists trials side by side instead of folding them under their sweep.
+        """
+        view = {
+            "workflowType": "machine_learning",
+            "searchFilter": trial_filter(sweep),
+            "orderByKey": f"metrics.`{SEG_MIOU}`",
+            "orderByAsc": "false",
+            "compareRunsMode": "CHART",
+        }
+        query = urllib.parse.urlencode(view, quote_via=urllib.parse.quote)
+        return self._page(f"experiments/{self.experiment_id}/runs?{query}")
+
+    def _page(self, path: str) -> str:
+        if not self.uri.startswith(("http://", "https://")):
+            return ""
+        return f"{mask(self.uri).replace('***@', '').rstrip('/')}/#/{path}"
+
+
+def trial_filter(sweep: str) -> str:
+    """What finds the trials of a sweep, and nothing else, in MLflow's search."""
+    quote = '"' if "'" in sweep else "'"  # it is the name of the user's folder
+    return f"tags.cosa.sweep = {quote}{sweep}{quote} and tags.cosa.kind = 'trial'"
+
+
+# ---- text for the terminal ----
+
+
+def terminal(results: Results) -> str:
+    """The tables as aligned plain text."""
+    parts = [_plain(grid(table, len(results.seeds))) for table in results.tables]
+    return "\n\n".join([*parts, legend(results)])
+
+
+def _plain(table: Grid) -> str:
+    align = {"arm": str.ljust, "mark": str.center, "setting": str.center}
+    heads = zip(*(_two_lines(column.title) for column in table.columns), strict=True)
+    cells = [*heads, *table.rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    groups = ""
+    for group, own in itertools.groupby(zip(table.columns, widths, strict=True), lambda pair: pair[0].group):
+        spans = [width for _, width in own]
+        span = sum(spans) + 2 * (len(spans) - 1)
+        groups += ("  " if groups else "") + (f" {group} ".center(span, "─") if group else " " * span)
+    lines = [
+        "  ".join(
+            align.get(column.kind, str.rjust)(text, width)
+            for text, column, width in zip(row, table.columns, widths, strict=True)
+        ).rstrip()
+        for row in cells
+    ]
+    return "\n".join(
+        [table.title, groups, *lines[:2], "─" * len(groups), *lines[2:], *table.remarks, *table.notes]
+    )
+
+
+def _two_lines(title: str) -> tuple[str, str]:
+    """A column's title over two lines, `labelled` above `mIoU`; short ones stand on the second."""
+    first, space, second = title.partition(" ")
+    return (first, second) if space and len(title) > 6 else ("", title)
+
+
+# ---- Markdown ----
+
+
+def markdown(results: Results, uri: str = "") -> str:
+    """The sweep's tables as Markdown; numbers lead to the runs of a server at `uri`."""
+    links = Links(uri, results.experiment_id)
+    return "\n\n".join([*_markdown_tables(results, links), _markdown_foot(results)]) + "\n"
+
+
+def headline(results: Results) -> str:
+    """The first of the tables, as many as the head of the sweep's page in MLflow can hold."""
+    foot = (
+        f"To compare the arms, search its experiment for `{trial_filter(results.sweep)}`, sort by "
+        f"`{SEG_MIOU}`, open the chart view and group by the tag `cosa.arm`.\n\n{_markdown_foot(results)}"
+    )
+    more = "Further tables are in the artifact report/tables.md."
+    parts: list[str] = []
+    tables = _markdown_tables(results, Links())
+    for table in tables:
+        if sum(len(part) + 2 for part in (*parts, table, foot, more)) > _NOTE_LENGTH:
+            break
+        parts.append(table)
+    return "\n\n".join([*parts, *([more] if len(parts) < len(tables) else []), foot])[:_NOTE_LENGTH]
+
+
+def _markdown_foot(results: Results) -> str:
+    facts = "\n".join(f"- {name}: {value}" for name, value in results.provenance.items() if value)
+    return f"{legend(results)}\n\n{facts}"
+
+
+def _markdown_tables(results: Results, links: Links) -> list[str]:
+    parts = []
+    for filled in results.tables:
+        table = grid(filled, len(results.seeds))
+        heads = [f"{c.title}, {c.group}" if c.group == "published" else c.title for c in table.columns]
+        rules = [{"arm": ":--", "mark": ":-:", "setting": ":-:"}.get(c.kind, "--:") for c in table.columns]
+        rows = []
+        for row, texts in zip(filled.rows, table.rows, strict=True):
+            address = links.runs(row.runs.values())
+            ours = (column.group == "ours" for column in table.columns)
+            cells = zip(texts, ours, strict=True)
+            rows.append([f"[{text}]({address})" if text and own and address else text for text, own in cells])
+        notes = [f"- {note}" for note in (*table.remarks, *table.notes)]
+        lines = [f"### {table.title}", "", *_markdown_rows([heads, rules, *rows])]
+        parts.append("\n".join([*lines, *([""] if notes else []), *notes]))
+    return parts
+
+
+def _markdown_rows(rows: Iterable[Sequence[str]]) -> list[str]:
+    return ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def comparison_markdown(results: Results) -> str:
+    """The full model among the paper's published rows, as Markdown."""
+    parts = []
+    for table in comparisons(results.full):
+        rules = [":--", *["--:"] * (len(table.columns) - 1)]
+        heads = [
+            f"**{title}**" if place in table.our_columns else title
+            for place, title in enumerate(table.columns)
+        ]
+        rows = [
+            [f"**{cell}**" if cell and (line.ours or line.heading) else cell for cell in line.cells]
+            for line in table.lines
+        ]
+        lines = [f"### {table.title}", "", table.protocol, "", *_markdown_rows([heads, rules, *rows]), ""]
+        parts.append("\n".join([*lines, *(f"- {note}" for note in table.notes)]).rstrip())
+    return "\n\n".join(parts) + "\n"
+
+
+# ---- CSV ----
+
+
+def as_csv(results: Results) -> str:
+    """Every row of every table with all its numbers, in percent with four decimals."""
+    records = [_record(filled, row) for filled in results.tables for row in filled.rows]
+    return _csv(pd.DataFrame(records))
+
+
+def _csv(frame: pd.DataFrame) -> str:
+    return str(frame.to_csv(index=False, lineterminator="\n"))
+
+
+def _record(filled: FilledTable, row: Row) -> dict[str, str]:
+    table = filled.table
+    record = {"table": table.name, "arm": row.arm.name}
+    record |= {"oracle": str(int(row.oracle)), "best": str(int(row is filled.best))}
+    record |= {name: str(int(row.arm.has(name))) for name in table.components}
+    record |= {name: _setting(row.settings[name]).replace("∞", "inf") for name in table.settings}
+    for key in shown_and_online(table):
+        found, scale = filled.of(row, key), 100 if METRICS[key].percent else 1
+        own = key.removeprefix("val/").removeprefix("assignment/").replace("/", "_")
+        gap = f"{own}_minus_{table.reference}"
+        record |= {
+            f"{own}_n": f"{found['count']:.0f}",
+            f"{own}_mean": _decimals(scale * found["mean"]),
+            f"{own}_deviation": _decimals(scale * found["std"]),
+            gap: _decimals(scale * found["difference"]),
+            f"{gap}_deviation": _decimals(scale * found["difference_std"]),
+            f"{gap}_n": f"{found['pairs']:.0f}",
+            f"{gap}_p": "" if row.arm.name == table.reference else _decimals(found["p"]),
+        }
+    record |= {f"published_{name}": f"{value:.2f}" for name, value in row.arm.paper.items()}
+    runs = " ".join(f"{seed}:{run_id}" for seed, run_id in sorted(row.runs.items()))
+    return record | {"missing": "; ".join(row.gaps), "runs": runs}
+
+
+def _decimals(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.4f}"
+
+
+def comparison_csv(results: Results) -> str:
+    """A line for each number of the same: table, row, column, whose it is, and the text of its cell."""
+    cells = [
+        (
+            table.title,
+            line.cells[0],
+            title,
+            "ours" if line.ours or place in table.our_columns else "published",
+            cell,
+        )
+        for table in comparisons(results.full)
+        for line in table.lines
+        for place, (title, cell) in enumerate(zip(table.columns, line.cells, strict=True))
+        if place and cell not in {"", ABSENT}
+    ]
+    return _csv(pd.DataFrame(cells, columns=["table", "row", "column", "source", "value"]))
+
+
+# ---- LaTeX with booktabs, to be \input as it is: every character is plain ASCII ----
+
+_ESCAPED = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": "$<$",
+    ">": "$>$",
+    "±": r"$\pm$",
+    "−": "$-$",
+    "–": "--",
+    "Δ": r"$\Delta$",
+    "✓": r"$\checkmark$",
+    "∞": r"$\infty$",
+    "ξ": r"$\xi$",
+    "τ": r"$\tau$",
+    "ε": r"$\epsilon$",
+    "†": r"$^\dagger$",
+    "×": r"$\times$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+}
+_LATEX_HEAD = """% Made from MLflow by sweeps/report.py. In the preamble:
+% \\usepackage{booktabs,amssymb}
+"""
+
+
+def escape(text: str) -> str:
+    """`text` as LaTeX prints it; what it has no sign for becomes a question mark."""
+    found = "".join(_ESCAPED.get(character, character) for character in text)
+    return found.encode("ascii", "replace").decode()
+
+
+def latex(results: Results) -> str:
+    """All tables, one float each."""
+    tables = (grid(filled, len(results.seeds)) for filled in results.tables)
+    return "\n".join([_LATEX_HEAD, *(_float(table, legend(results)) for table in tables)])
+
+
+def _float(table: Grid, legend: str) -> str:
+    name = table.title.partition(":")[0].lower().replace(". ", "-").replace(" ", "-")
+    notes = ". ".join(note[:1].upper() + note[1:] for note in (legend, *table.remarks, *table.notes))
+    alignment = "".join({"arm": "l", "mark": "c", "setting": "c"}.get(c.kind, "r") for c in table.columns)
+    groups, rules, place = [], [], 1
+    for group, own in itertools.groupby(table.columns, key=lambda column: column.group):
+        width = len(list(own))
+        groups.append(rf"\multicolumn{{{width}}}{{c}}{{{group}}}" if group else " &" * (width - 1))
+        if group:
+            rules.append(rf"\cmidrule(lr){{{place}-{place + width - 1}}}")
+        place += width
+    return "\n".join(
+        [
+            r"\begin{table*}",
+            r"\centering\footnotesize\setlength{\tabcolsep}{4pt}",
+            rf"\caption{{{escape(table.title)}. {escape(notes)}.}}",
+            rf"\label{{tab:{name}}}",
+            rf"\begin{{tabular}}{{{alignment}}}",
+            r"\toprule",
+            " & ".join(groups) + r" \\",
+            " ".join(rules),
+            " & ".join(escape(column.title) for column in table.columns) + r" \\",
+            r"\midrule",
+            *(" & ".join(map(escape, row)) + r" \\" for row in table.rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table*}",
+            "",
+        ]
+    )
