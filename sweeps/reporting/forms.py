@@ -45,18 +45,16 @@ def number(key: str, value: float, *, signed: bool = False) -> str:
     return "0.0" if float(text) == 0 else text.replace("-", "−")
 
 
-def spread(key: str, mean: float, deviation: float) -> str:
-    """Mean and deviation over seeds, `37.3 ± 1.2`; the mean alone of one seed."""
-    return number(key, mean) + ("" if math.isnan(deviation) else f" ± {number(key, deviation)}")
+def spread(key: str, found: pd.Series) -> str:
+    """Mean and deviation of a line of `FilledTable.numbers`, `37.3 ± 1.2`; the mean alone of one seed."""
+    deviation = "" if math.isnan(found["std"]) else f" ± {number(key, found['std'])}"
+    return number(key, found["mean"]) + deviation
 
 
-def tested(key: str, found: pd.Series, seeds: int) -> str:
-    """A difference with the p-value of a paired test over seeds: `−1.2 (p 0.04)`.
+def _tested(key: str, found: pd.Series, seeds: int) -> str:
+    """Its difference to the reference arm with the p-value of a paired test: `−1.2 (p 0.04)`.
 
-    Args:
-        key: The metric.
-        found: Its statistics, a line of `FilledTable.numbers`.
-        seeds: Those of the sweep; of fewer pairs their number is told, and that it is too small for a test.
+    Of fewer pairs than the sweep has `seeds` their number is told, and whether it is too small for a test.
     """
     text, pairs, p = number(key, found["difference"], signed=True), int(found["pairs"]), found["p"]
     if seeds < LEAST_PAIRS or not pairs:
@@ -67,9 +65,9 @@ def tested(key: str, found: pd.Series, seeds: int) -> str:
     return f"{text} ({told}{f', n = {pairs}' if pairs < seeds else ''})"
 
 
-def _printed(value: float | None, *, signed: bool = False) -> str:
-    """A published value in percent, as printed."""
-    return ABSENT if value is None else f"{value:{'+' if signed else ''}.2f}".replace("-", "−")
+def _printed(value: float, *, sign: str = "") -> str:
+    """A published value in percent, as printed; a dash for NaN."""
+    return ABSENT if math.isnan(value) else f"{value:{sign}.2f}".replace("-", "−")
 
 
 def _setting(value: Any) -> str:
@@ -90,6 +88,8 @@ class Column:
     """`ours`, `published`, or empty."""
     kind: str
     """`arm`, `mark`, `setting`, `value` or `difference`: how it is set."""
+    texts: tuple[str, ...]
+    """A cell for each row."""
     first: bool = False
     """Whether its group begins with it."""
 
@@ -100,7 +100,6 @@ class Grid:
 
     title: str
     columns: tuple[Column, ...]
-    rows: tuple[tuple[str, ...], ...]
     marked: tuple[str, ...]
     """For each row its components and settings in words, for pages too narrow for their columns."""
     remarks: tuple[str, ...]
@@ -108,24 +107,17 @@ class Grid:
     notes: tuple[str, ...]
     """Why values are missing, a line each."""
 
+    @property
+    def rows(self) -> list[tuple[str, ...]]:
+        """The cells, row by row."""
+        return [*zip(*(column.texts for column in self.columns), strict=True)]
+
 
 def grid(filled: FilledTable, seeds: int) -> Grid:
     """`filled` as text; an arm that lacks some of its `seeds` says how many it has."""
-    table = filled.table
-    to_reference = f"Δ {table.reference}"
-    columns = [Column("", "", "arm"), *(Column(name, "", "mark") for name in table.components)]
-    columns += [Column(name, "", "setting") for name in table.settings]
-    for place, title in enumerate(titles(filled).values()):
-        columns.append(Column(title, "ours", "value", first=place == 0))
-        if place < DIFFERENCES:
-            columns.append(Column(to_reference, "ours", "difference"))
-    for place, name in enumerate(table.columns):
-        columns.append(Column(name, "published", "value", first=place == 0))
-        columns.append(Column(to_reference, "published", "difference"))
     return Grid(
-        title=table.heading,
-        columns=tuple(columns),
-        rows=tuple(tuple(_cells(filled, row, seeds)) for row in filled.rows),
+        title=filled.table.heading,
+        columns=tuple(_columns(filled, seeds)),
         marked=tuple(_marked(filled, row) for row in filled.rows),
         remarks=tuple(_remarks(filled)),
         notes=tuple(f"{row.arm.name}, {gap}" for row in filled.rows for gap in row.gaps),
@@ -144,22 +136,34 @@ def name_of(row: Row) -> str:
     return f"{row.arm.name} (oracle)" if row.oracle else row.arm.name
 
 
-def _cells(filled: FilledTable, row: Row, seeds: int) -> Iterator[str]:
-    table, own = filled.table, filled.seeds(row)
-    reference = table.arm(table.reference)
-    yield name_of(row) + (f" (n = {own})" if 0 < own < seeds else "")
-    yield from ("✓" if row.arm.has(name) else "" for name in table.components)
-    yield from (_setting(row.settings[name]) for name in table.settings)
-    for place, key in enumerate(table.metrics):
-        found = filled.of(row, key)
-        yield spread(key, found["mean"], found["std"])
+def _columns(filled: FilledTable, seeds: int) -> Iterator[Column]:
+    table, rows = filled.table, filled.rows
+    others = [row.arm.name != table.reference for row in rows]
+
+    def column(title: str, group: str, kind: str, texts: Iterable[str], *, first: bool = False) -> Column:
+        return Column(title, group, kind, tuple(texts), first)
+
+    def differences(group: str, texts: Iterable[str]) -> Column:
+        own = (text if other else "" for text, other in zip(texts, others, strict=True))
+        return column(f"Δ {table.reference}", group, "difference", own)
+
+    counts = [filled.seeds(row) for row in rows]
+    names = zip(map(name_of, rows), counts, strict=True)
+    yield column("", "", "arm", (name + (f" (n = {n})" if 0 < n < seeds else "") for name, n in names))
+    for name in table.components:
+        yield column(name, "", "mark", ("✓" if row.arm.has(name) else "" for row in rows))
+    for name in table.settings:
+        yield column(name, "", "setting", (_setting(row.settings[name]) for row in rows))
+    for place, (key, title) in enumerate(titles(filled).items()):
+        found = [filled.of(row, key) for row in rows]
+        yield column(title, "ours", "value", (spread(key, one) for one in found), first=place == 0)
         if place < DIFFERENCES:
-            yield "" if row.arm == reference else tested(key, found, seeds)
-    for name in table.columns:
-        value, against = row.arm.paper.get(name), reference.paper.get(name)
-        gap = None if value is None or against is None else value - against
-        yield _printed(value)
-        yield "" if row.arm == reference else _printed(gap, signed=True)
+            yield differences("ours", (_tested(key, one, seeds) for one in found))
+    for place, name in enumerate(table.columns):
+        values = [row.arm.paper.get(name, math.nan) for row in rows]
+        reference = table.arm(table.reference).paper.get(name, math.nan)
+        yield column(name, "published", "value", map(_printed, values), first=place == 0)
+        yield differences("published", (_printed(value - reference, sign="+") for value in values))
 
 
 def _marked(filled: FilledTable, row: Row) -> str:
@@ -183,12 +187,11 @@ def _remarks(filled: FilledTable) -> Iterator[str]:
         yield _ORACLE
     if best := filled.best:
         key = table.metrics[0]
-        found = filled.of(best, key)
-        value = spread(key, found["mean"], found["std"])
-        yield f"highest {titles(filled)[key]} of ours: {best.arm.name}, {value}"
+        yield f"highest {titles(filled)[key]} of ours: {best.arm.name}, {spread(key, filled.of(best, key))}"
 
 
 def legend(results: Results) -> str:
+    """What the numbers of a report are, in a line."""
     seeds = len(results.seeds)
     over = f"mean ± sample deviation over {seeds} seeds" if seeds > 1 else "one seed"
     if seeds < LEAST_PAIRS:

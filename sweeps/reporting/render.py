@@ -89,10 +89,7 @@ def lead(results: Results) -> str:
     if any(math.isnan(one["mean"]) for one in found):
         return "Not all of it is trained yet."
     unit = " %" if METRICS[key].percent else ""
-    texts = [
-        f"{name_of(row)} {spread(key, one['mean'], one['std'])}{unit}"
-        for row, one in zip(both, found, strict=True)
-    ]
+    texts = [f"{name_of(row)} {spread(key, one)}{unit}" for row, one in zip(both, found, strict=True)]
     return f"{titles(filled)[key]}: {', '.join(texts)}"
 
 

@@ -110,13 +110,13 @@ def test_one_seed_has_a_mean_and_no_deviation():
     runs = {trial_of("full", 0).identity: run_of(seg_miou=0.3)}
     found = numbers(fill(TABLE, plan_content(), runs, {}), "full")
     assert (found["mean"], math.isnan(found["std"])) == (0.3, True)
-    assert forms.spread(SEG_MIOU, found["mean"], found["std"]) == "30.0"
+    assert forms.spread(SEG_MIOU, found) == "30.0"
 
 
 def test_no_seed_has_neither(filled):
     found = numbers(filled, "no-CSC")
     assert (found["count"], found["pairs"]) == (0, 0)
-    assert forms.spread(SEG_MIOU, found["mean"], found["std"]) == "–"
+    assert forms.spread(SEG_MIOU, found) == "–"
 
 
 def test_differences_are_taken_seed_by_seed(filled):
