@@ -157,10 +157,8 @@ def _parser(name: str, description: str, tables: Sequence[str]) -> Parser:
     add(
         "--fresh",
         action="store_true",
-        help=(
-            "train every trial here; by default one that finished in an earlier run of the experiment, with "
-            "the same settings, data and commit, is taken from there"
-        ),
+        help="train every trial here; by default one that finished in an earlier run of the experiment, with "
+        "the same settings, data and commit, is taken from there",
     )
     add("--commit", default="", help="commit to record where the code comes without its history: a Ray job")
     add("--dry-run", action="store_true", help="show the plan, train nothing")
