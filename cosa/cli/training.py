@@ -70,11 +70,8 @@ def _run(spec: RunSpec, workers: int, display: Callable[[TrainProgress], None]) 
             return trainer.train(spec, report=display, should_stop=should_stop)
     from cosa.distributed import train as distributed
 
-    address = os.environ.get("RAY_ADDRESS", "local")
     with until_terminated() as should_stop:
-        return distributed.fit(
-            spec, workers=workers, report=display, should_stop=should_stop, address=address
-        )
+        return distributed.fit(spec, workers=workers, report=display, should_stop=should_stop)
 
 
 def _training_parser(prog: str, preset: str | None) -> Parser:

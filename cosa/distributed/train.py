@@ -1,4 +1,4 @@
-"""Ray Train around `trainer.train`: the same run on N workers; the only file of cosa that knows Ray.
+"""Ray Train around `trainer.train`: the same run on N workers.
 
 How N workers agree: each takes a contiguous share of every batch, so together they see the images that one
 process would see. Gradients are averaged over the shares; the normaliser of RAW, the denominators of the
@@ -6,8 +6,8 @@ losses and the histograms behind both thresholds are summed over all workers bef
 them. The number of workers therefore changes nothing but rounding.
 
 How a run survives: the trainer's own checkpoints in `out` are the one truth. A worker that dies takes its
-group with it; Ray starts a new group, and the trainer goes on from the newest checkpoint. What Ray itself
-keeps, in `out/ray`, are its notes of this one attempt: metrics and a pointer to each checkpoint.
+group with it; Ray starts a new group, and the trainer goes on from the newest checkpoint. Ray itself is told
+of metrics alone; its notes of this one attempt lie in `out/ray`.
 """
 
 from __future__ import annotations
@@ -15,33 +15,29 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import json
 import logging
-import os
 import queue
-import re
 import secrets
 import shutil
-import signal
-import socket
-import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from logging.handlers import QueueHandler
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
 import torch
+from ray.actor import ActorHandle
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cosa.config import Config, identity, override
-from cosa.distributed.capacity import capacity
-from cosa.distributed.loopback import loopback_only
+from cosa.config import Config, flatten, identity, override
+from cosa.distributed.session import capacity, ray_session
+from cosa.storage.files import one_line
 from cosa.tracking import TrackingError, initialise_store, resolve_uri
 from cosa.tracking.provenance import source_tags
 from cosa.training.stop import StopCheck, StopFile, StoppedError, StopSignal, never
@@ -52,71 +48,20 @@ _ray: Any = ray  # partly without annotations
 _ray_train: Any = ray.train  # its annotations describe the first version of Train; what runs is the second
 
 _CPUS_PER_WORKER = 0.9  # below one, so that a Tune trial's own sliver of a CPU leaves room for its workers
-_OBJECT_STORE = 128 * 2**20  # bytes; nothing of size goes through Ray, whose default is a third of the memory
 _POLL_SECONDS = 0.5
 _STOP_SECONDS = 60
-_CONNECT_SECONDS = 10
-
-# What Ray reads from the environment; whoever runs us may have set it otherwise.
-_ENVIRONMENT = {
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
-    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # also how long a report waits to be taken: 2 s by default
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
-_LOCAL_ENVIRONMENT = {
-    "RAY_worker_niceness": "0",  # Ray's 15 makes workers crawl wherever anything else runs
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this machine back
-}
 
 
 class WorkerError(RuntimeError):
     """Workers died more often than is forgiven; the message is one line."""
 
 
-@dataclass(frozen=True)
-class _Begun:
-    """The first worker has begun; by its actor the run can be ended at once."""
-
-    worker: Any
-
-
-@dataclass(frozen=True)
-class _Line:
-    """A line of a worker's log."""
-
-    level: int
-    text: str
-
-
-_Message = TrainProgress | _Begun | Exception | _Line
-"""What a worker tells whoever follows the run."""
+_Message = TrainProgress | ActorHandle[Any] | Exception | logging.LogRecord | str
+"""What a worker tells whoever follows the run; its actor says that the first one has begun."""
 
 
 class _FinalError(Exception):
     """Raised in a worker for what no restart can mend."""
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What every worker is told."""
-
-    spec: RunSpec
-    token: str
-    messages: Queue
-
-    @property
-    def out(self) -> Path:
-        """The run's folder."""
-        return self.spec.storage.folder
-
-    @property
-    def stop_file(self) -> StopFile:
-        """How whoever follows the run tells its workers to stop."""
-        return StopFile(self.out / "ray" / "stop")
 
 
 def fit(
@@ -126,9 +71,8 @@ def fit(
     report: Callable[[TrainProgress], object] = ignore,
     should_stop: StopCheck = never,
     max_failures: int = 3,
-    address: str = "local",
 ) -> Result:
-    """Train on `workers` processes through Ray Train.
+    """Train on `workers` processes through Ray Train, see `ray_session` for which Ray.
 
     Each has a GPU and speaks NCCL where the cluster has GPUs, else a CPU and gloo. The same `config` and
     `out` resume, whatever the number of workers was before.
@@ -140,9 +84,9 @@ def fit(
         report: Called in this process with the progress of the first worker; what it raises ends the run.
         should_stop: Asked in this process, twice a second; the signal to stop is passed on to the workers.
         max_failures: How many times workers may die before the run is given up.
-        address: Cluster to join where this process is in none yet; `local` starts one for this run alone.
 
     Raises:
+        ConnectionError: There is no Ray, see `ray_session`.
         WorkerError: Workers died too often, or Ray could not start them.
         StoppedError: `should_stop` said so; the checkpoint of the last step is saved.
         ValueError: More workers than the cluster has room for, or whatever `trainer.train` refuses.
@@ -153,76 +97,22 @@ def fit(
     spec = _portable(spec)
     out = spec.storage.folder
     try:
-        with ray_instance(address):
+        with ray_session():
             gpus = _check_resources(workers)
-            messages = _queue_here()
-            job = _Job(spec, secrets.token_hex(8), messages)
+            worker = _Worker(spec, secrets.token_hex(8), _queue_here())
             try:
-                _mark_storage(out, job.token)
-                return _follow(_trainer(job, workers, max_failures, gpus=gpus), job, report, should_stop)
+                _mark_storage(out, worker.token)
+                return _follow(
+                    _trainer(worker, workers, max_failures, gpus=gpus), worker, report, should_stop
+                )
             finally:
-                messages.shutdown(force=True)
+                worker.messages.shutdown(force=True)
     except (KeyboardInterrupt, SystemExit):
         spec.tracking.close(out, "KILLED")
         raise
     except WorkerError:
         spec.tracking.close(out, "FAILED")
         raise
-
-
-@contextlib.contextmanager
-def ray_instance(address: str = "local") -> Iterator[None]:
-    """A connection to Ray: the one this process has, else to `address`, ended afterwards.
-
-    `local` starts an instance for this process alone, on 127.0.0.1 and locked by a random token, which stays
-    in this process's environment: Ray's own way would leave one in the home folder, and a later `ray start`
-    would silently ask everybody for it. The dashboard stays on: without it Train inside Tune never finishes.
-
-    Raises:
-        WorkerError: No cluster answers at `address`, or none could be started.
-    """
-    _set_environment(_ENVIRONMENT)
-    if ray.is_initialized():
-        yield
-        return
-    on_terminate = signal.getsignal(signal.SIGTERM)
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
-    if address == "local":
-        _set_environment({**_LOCAL_ENVIRONMENT, "RAY_AUTH_TOKEN": secrets.token_hex(32)})
-        options |= {"dashboard_host": "127.0.0.1", "include_dashboard": True}
-        options |= {"object_store_memory": _OBJECT_STORE}
-    else:
-        _check_address(address)
-    with loopback_only() if address == "local" else contextlib.nullcontext():
-        try:
-            ray.init(address=address, **options)
-        except Exception as error:  # Ray raises bare ones, with pages of its logs
-            where = "start on this machine" if address == "local" else f"run at {address!r}"
-            raise WorkerError(f"Ray must {where}, got {_one_line(error)}") from error
-        if callable(on_terminate) and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_terminate)  # Ray has put its own there, which prints C++ frames
-        try:
-            yield
-        finally:
-            ray.shutdown()
-
-
-def _check_address(address: str) -> None:
-    """Refuse a cluster that does not answer; Ray would try for minutes."""
-    found = re.fullmatch(r"(?:ray://)?([^/:]+):(\d+)", address)
-    if found is None:
-        return  # `auto`, or another form that Ray knows
-    try:
-        socket.create_connection((found[1], int(found[2])), timeout=_CONNECT_SECONDS).close()
-    except OSError as error:
-        raise WorkerError(
-            f"a Ray cluster must answer at {address!r} (RAY_ADDRESS), got {error}; start it or unset that"
-        ) from None
-
-
-def _set_environment(values: Mapping[str, str]) -> None:
-    for name, value in values.items():
-        os.environ.setdefault(name, value)
 
 
 def _check_resources(workers: int) -> bool:
@@ -273,15 +163,17 @@ def _queue_here() -> Queue:
 
 def _absolute_paths(config: Config) -> Config:
     """`config` with its paths made absolute, since workers run in folders of their own."""
-    changes = {
-        "data.root": str(Path(config.data.root).expanduser().absolute()),
-        "data.cache": str(Path(config.data.cache).expanduser().absolute()),
-    }
-    if config.data.archive and "://" not in config.data.archive:
-        changes["data.archive"] = str(Path(config.data.archive).expanduser().absolute())
-    if config.network.weights:
-        changes["network.weights"] = str(Path(config.network.weights).expanduser().absolute())
-    return override(config, changes)
+    settings = flatten(config)
+    names = ("data.root", "data.cache", "data.archive", "network.weights")
+    places = {name: str(settings[name]) for name in names if settings[name]}
+    return override(
+        config,
+        {
+            name: str(Path(place).expanduser().absolute())
+            for name, place in places.items()
+            if "://" not in place
+        },
+    )
 
 
 def _mark_storage(out: Path, token: str) -> None:
@@ -303,20 +195,19 @@ def _check_storage(out: Path, token: str) -> None:
         )
 
 
-def _trainer(job: _Job, workers: int, max_failures: int, *, gpus: bool) -> Any:
+def _trainer(worker: _Worker, workers: int, max_failures: int, *, gpus: bool) -> Any:
     resources = {"CPU": _CPUS_PER_WORKER, "GPU": 1} if gpus else {"CPU": _CPUS_PER_WORKER}
     trainer: Any = TorchTrainer
     return trainer(
-        _Worker(job),
+        worker,
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         scaling_config=_ray_train.ScalingConfig(
             num_workers=workers, use_gpu=gpus, resources_per_worker=resources
         ),
         run_config=_ray_train.RunConfig(
-            name=f"{job.out.name}-{identity(job.spec.config)[:8]}",
-            storage_path=str(job.out / "ray"),
-            callbacks=[_Watch(job.messages)],
-            checkpoint_config=_ray_train.CheckpointConfig(num_to_keep=1),
+            name=f"{worker.out.name}-{identity(worker.spec.config)[:8]}",
+            storage_path=str(worker.out / "ray"),
+            callbacks=[_Watch(worker.messages)],
             failure_config=_ray_train.FailureConfig(max_failures=max_failures, controller_failure_limit=0),
             # One thread each: workers that share cores are many times slower with more.
             worker_runtime_env={"env_vars": {} if gpus else {"OMP_NUM_THREADS": "1"}},
@@ -340,45 +231,58 @@ class _Watch(ray.train.UserCallback):
             if isinstance(error, _FinalError):
                 raise error
         rank, error = min(worker_exceptions.items())
-        text = f"worker {rank} failed, all go on from the newest checkpoint: {_one_line(error)}"
-        _publish(self.messages, _Line(logging.WARNING, text))
+        text = f"worker {rank} failed, all go on from the newest checkpoint: {one_line(error)}"
+        _publish(self.messages, text)
 
 
 @dataclass(frozen=True)
 class _Worker:
     """What runs in each worker; a callable object rather than a config, which Ray would show to others."""
 
-    job: _Job
+    spec: RunSpec
+    token: str
+    messages: Queue
+
+    @property
+    def out(self) -> Path:
+        """The run's folder."""
+        return self.spec.storage.folder
+
+    @property
+    def stop_file(self) -> StopFile:
+        """How whoever follows the run tells its workers to stop."""
+        return StopFile(self.out / "ray" / "stop")
 
     def __call__(self) -> Result:
-        job = self.job
         first = ray.train.get_context().get_world_rank() == 0
         try:
             if first:
-                _publish(job.messages, _Begun(ray.get_runtime_context().current_actor))
-            if not job.spec.storage.url:
-                _check_storage(job.out, job.token)
-            with _forwarded_log(job.messages) if first else contextlib.nullcontext():
-                return train(
-                    job.spec,
-                    report=lambda progress: _report(progress, job, first=first),
-                    should_stop=_stop_check(job),
-                )
+                _publish(self.messages, ray.get_runtime_context().current_actor)
+            if not self.spec.storage.url:
+                _check_storage(self.out, self.token)
+
+            def report(progress: TrainProgress) -> None:
+                ray.train.report({"step": progress.step, **progress.metrics})  # waits for every worker's
+                if first:
+                    _publish(self.messages, progress)
+
+            with _forwarded_log(self.messages) if first else contextlib.nullcontext():
+                return train(self.spec, report=report, should_stop=_stop_check(self.stop_file))
         except Exception as error:
             if isinstance(error, _FinalError) or not _is_final(error):
                 raise
             error.add_note(traceback.format_exc())  # of this process; travels with the error
-            _publish(job.messages, error)
-            raise _FinalError(_one_line(error)) from error
+            _publish(self.messages, error)
+            raise _FinalError(one_line(error)) from error
 
 
-def _stop_check(job: _Job) -> StopCheck:
+def _stop_check(stop_file: StopFile) -> StopCheck:
     """Whether a worker is to stop, or to save because Ray has word that a machine will be taken back.
 
     Ray goes on after the loss of a machine from the newest checkpoint, as soon as there is another. Every
     worker must ask equally often: for the word of a loss they wait for each other.
     """
-    stop_file, warned = job.stop_file, False
+    warned = False
 
     def should_stop() -> StopSignal:
         nonlocal warned
@@ -409,23 +313,6 @@ def _is_final(error: Exception) -> bool:
     return True
 
 
-def _report(progress: TrainProgress, job: _Job, *, first: bool) -> None:
-    """Tell Ray, which waits here until every worker does, and whoever follows the run.
-
-    Ray keeps what it is told of checkpoints in a folder that all machines reach: with a URL there is none.
-    """
-    metrics = {"step": progress.step, **progress.metrics}
-    if first and progress.checkpoint and not job.spec.storage.url:
-        with tempfile.TemporaryDirectory() as folder:
-            pointer = {"path": str(progress.checkpoint), "step": progress.step}
-            (Path(folder) / "checkpoint.json").write_text(json.dumps(pointer) + "\n")
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
-    else:
-        ray.train.report(metrics)
-    if first:
-        _publish(job.messages, progress)
-
-
 def _publish(messages: Queue, message: _Message) -> None:
     try:
         messages.put(message)
@@ -436,7 +323,7 @@ def _publish(messages: Queue, message: _Message) -> None:
 @contextlib.contextmanager
 def _forwarded_log(messages: Queue) -> Iterator[None]:
     """Send cosa's log to whoever follows the run: a worker's own output ends in a file of Ray's."""
-    handler = _QueueHandler(messages)
+    handler = QueueHandler(messages)
     logger = logging.getLogger("cosa")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -446,18 +333,8 @@ def _forwarded_log(messages: Queue) -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-class _QueueHandler(logging.Handler):
-    def __init__(self, messages: Queue) -> None:
-        super().__init__(logging.INFO)
-        self.messages = messages
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Send the text of one record."""
-        _publish(self.messages, _Line(record.levelno, record.getMessage()))
-
-
 def _follow(
-    trainer: Any, job: _Job, report: Callable[[TrainProgress], object], should_stop: StopCheck
+    trainer: Any, worker: _Worker, report: Callable[[TrainProgress], object], should_stop: StopCheck
 ) -> Result:
     """Run `trainer` to its end in a thread, passing on here what the first worker tells.
 
@@ -474,25 +351,27 @@ def _follow(
     thread = threading.Thread(target=run, name="ray-train", daemon=True)
     thread.start()
     failures: list[Exception] = []
-    worker, messages = None, job.messages
+    first, messages = None, worker.messages
     try:
         running = True
         while running:
             running = thread.is_alive()  # looked at first, so that the last messages are read after the end
             if should_stop() == StopSignal.STOP:
-                job.stop_file.give()
+                worker.stop_file.give()
             for message in _received(messages):
                 match message:
-                    case _Begun():
-                        worker = message.worker
+                    case ActorHandle():
+                        first = message
                     case Exception():
                         failures.append(message)
-                    case _Line():
-                        _log.log(message.level, "%s", message.text)
+                    case logging.LogRecord():
+                        _log.handle(message)
+                    case str():
+                        _log.warning("%s", message)
                     case TrainProgress():
                         report(message)
     except BaseException:
-        _stop(thread, messages, worker)
+        _stop(thread, messages, first)
         raise
     if failures:
         raise failures[0]
@@ -526,14 +405,9 @@ def _explain(error: Exception) -> Exception:
     """One line for what Ray Train raises; anything else as it is."""
     if isinstance(error, ray.train.WorkerGroupError):
         rank, first = min(error.worker_failures.items())
-        return WorkerError(f"worker {rank} failed: {_one_line(first)}")
+        return WorkerError(f"worker {rank} failed: {one_line(first)}")
     if isinstance(error, ray.train.ControllerError):
-        return WorkerError(f"Ray Train failed: {_one_line(error.controller_failure)}")
+        return WorkerError(f"Ray Train failed: {one_line(error.controller_failure)}")
     if isinstance(error, ray.exceptions.RayError):  # its last line is the cause in the other process
-        return WorkerError(f"Ray failed: {_one_line(error)} {str(error).strip().splitlines()[-1]}")
+        return WorkerError(f"Ray failed: {one_line(error)} {str(error).strip().splitlines()[-1]}")
     return error
-
-
-def _one_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:300]

@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from cosa.config import Config, difference, from_json
-from cosa.distributed.session import Request
+from cosa.distributed.session import TrialResources
 from sweeps.planning.plan import Trial
 from sweeps.runs import FORK_TAG, read_json
 
@@ -73,7 +73,7 @@ def hours_of(trials: Sequence[Trial], speed: Speed) -> tuple[float, float | None
     return seconds / 3600, None if speed.evaluation is None else evaluations * speed.evaluation / 3600
 
 
-def price(trials: Sequence[Trial], speed: Speed, resources: Request) -> str:
+def price(trials: Sequence[Trial], speed: Speed, resources: TrialResources) -> str:
     """What `trials` cost, in words: GPU-hours where the speed is a GPU's, else core-hours."""
     training, evaluation = hours_of(trials, speed)
     share = (1.0 if resources.gpus is None else resources.gpus) if speed.on_gpu else resources.cpus

@@ -10,7 +10,7 @@ from pathlib import Path
 from cosa.cli.common import Parser
 from cosa.config import Config, flatten, override
 from cosa.config.presets import PRESETS, get_preset, short_name
-from cosa.distributed.session import Request
+from cosa.distributed.session import TrialResources
 from cosa.tracking import mask, require_name, resolve_uri
 from sweeps.tables import Table, get_tables
 
@@ -38,7 +38,7 @@ class SweepArgs:
     uri: str
     """MLflow's tracking URI."""
     experiment: str
-    resources: Request
+    resources: TrialResources
     """What each trial asks of the cluster."""
     retries: int
     """New starts of a failed trial."""
@@ -89,7 +89,7 @@ def read_args(name: str, description: str, tables: Sequence[str], arguments: Seq
         out=home / Path(found.out or f"runs/{name}-{short_name(found.preset)}").expanduser(),
         uri=resolve_uri(uri),
         experiment=found.experiment,
-        resources=Request(
+        resources=TrialResources(
             found.cpus_per_trial, found.gpus_per_trial, found.workers_per_trial, found.max_concurrent
         ),
         retries=found.retries,

@@ -15,7 +15,7 @@ from typing import Literal
 from cosa.cli.common import FAILED, INTERRUPTED, MISTAKE
 from cosa.cli.console import print_error, print_line
 from cosa.config import Config
-from cosa.distributed.session import connected
+from cosa.distributed.session import trial_slots
 from cosa.storage.files import lock, write_atomically
 from cosa.tracking import TrackingError
 from sweeps.planning.folder import LOCK, Result, SweepState, read_state, require_same_sweep
@@ -142,14 +142,14 @@ def _train(
     trials = _chosen(args, sweep, state)
     if not trials:
         return {}, {}
-    with connected(args.resources) as slots:
+    with trial_slots(args.resources) as slots:
         from sweeps.running.launch import launch  # ray and torch
 
         share = f", {slots.gpus:g} GPU" if slots.gpus else ""
         print_line(
-            f"{len(trials)} trials to run, {slots.slots} at a time, each with {slots.cpus:g} CPU{share}"
+            f"{len(trials)} trials to run, {slots.count} at a time, each with {slots.cpus:g} CPU{share}"
         )
-        if args.resources.concurrent and slots.slots < args.resources.concurrent:
+        if args.resources.concurrent and slots.count < args.resources.concurrent:
             print_line(
                 f"--max-concurrent {args.resources.concurrent} does not fit: give each trial less than a CPU"
             )

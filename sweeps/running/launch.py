@@ -21,7 +21,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from cosa.cli.console import LiveLine, duration
-from cosa.distributed.session import Allotment
+from cosa.distributed.session import Slots
 from cosa.storage.files import one_line
 from cosa.tracking import TrackingSpec
 from cosa.training.stop import StopFile
@@ -152,7 +152,7 @@ def launch(
     state: SweepState,
     trials: Sequence[Trial],
     args: SweepArgs,
-    slots: Allotment,
+    slots: Slots,
     track: Callable[[Trial], TrackingSpec],
     data_tags: Mapping[str, str],
 ) -> LaunchResult:
@@ -169,7 +169,7 @@ def launch(
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM, once the trials have saved and stopped.
     """
-    queue = TrialQueue(trials, slots.slots, args.out)
+    queue = TrialQueue(trials, slots.count, args.out)
     searcher = TrialSearcher(queue, args.out, LiveLine())
     specs = {t.name: make_spec(t, args.out, track(t), data_tags) for t in trials}
     out, workers, total = args.out, args.resources.workers, len(state.plan.trials)
@@ -194,7 +194,7 @@ def launch(
     held = sum(ended.seconds for ended in queue.ended)
     times = Times(
         wall=time.monotonic() - begun,
-        slots=slots.slots,
+        slots=slots.count,
         trials=len(queue.ended),
         held=held,
         inside=searcher.inside,
@@ -207,7 +207,7 @@ def run_on_tune(
     searcher: TrialSearcher,
     progress: SweepProgress,
     args: SweepArgs,
-    slots: Allotment,
+    slots: Slots,
     scheduler: TrialScheduler | None = None,
 ) -> Mapping[str, Exception]:
     """Have Tune call `trainable` with what `searcher` hands out, until nothing is left.

@@ -15,7 +15,7 @@ from cosa.cli.common import FAILED
 from cosa.cli.console import print_error, print_line
 from cosa.config import override
 from cosa.config.presets import short_name
-from cosa.distributed.session import connected
+from cosa.distributed.session import trial_slots
 from cosa.storage.files import lock
 from cosa.tracking import TrackingError, read_run_id
 from sweeps.planning.cost import Speed, price
@@ -98,7 +98,7 @@ def _train(
         result, state = _confirmation(args, study)
         if state is None or not state.remaining:
             return result
-    with connected(args.sweep.resources) as slots:
+    with trial_slots(args.sweep.resources) as slots:
         if args.limits.gpu_hours is not None and not slots.gpus:
             raise ValueError(
                 "--gpu-hours must have GPUs to count, got trials without; take --hours or --trials"
@@ -111,9 +111,9 @@ def _train(
             return make_spec(trial, args.out, parent.spec(trial), data_tags)
 
         budget = args.budget(slots.gpus * max(1, args.sweep.resources.workers))
-        searcher = StudySearcher(args, study, budget, slots.slots, make, earlier)
+        searcher = StudySearcher(args, study, budget, slots.count, make, earlier)
         if not searcher.exhausted:
-            print_line(f"{slots.slots} at a time, {budget} spent before")
+            print_line(f"{slots.count} at a time, {budget} spent before")
             search(searcher, args, slots)
             budget.note(0)
         result, state = _confirmation(args, study)

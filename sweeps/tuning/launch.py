@@ -22,7 +22,7 @@ from ray.tune.schedulers import FIFOScheduler
 
 from cosa.cli.console import LiveLine
 from cosa.config import warmup_identity
-from cosa.distributed.session import Allotment
+from cosa.distributed.session import Slots
 from cosa.training.trainer import RunSpec, TrainProgress, ignore
 from sweeps.planning.folder import read_result, trial_folder
 from sweeps.planning.plan import Trial
@@ -196,7 +196,7 @@ class PruningScheduler(FIFOScheduler):
         return str(FIFOScheduler.CONTINUE if goes_on else FIFOScheduler.STOP)
 
 
-def search(searcher: StudySearcher, args: SearchArgs, slots: Allotment) -> None:
+def search(searcher: StudySearcher, args: SearchArgs, slots: Slots) -> None:
     """Run trials until the budget is spent; needs a running Ray.
 
     Raises:

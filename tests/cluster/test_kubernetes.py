@@ -11,7 +11,7 @@ import pytest
 from ray.autoscaler._private.kuberay import autoscaling_config
 from ray.autoscaler._private.util import validate_config
 
-from cosa.distributed.capacity import _limits
+from cosa.distributed.session import growth
 from tests.cluster.reading import CLUSTER, KUBERNETES, documents
 
 FOLDER = CLUSTER / "kubernetes"
@@ -183,7 +183,7 @@ def test_a_sweep_is_told_what_the_cluster_may_grow_to() -> None:
 
     limits = container["resources"]["limits"]
     per_pod = {"CPU": int(limits["cpu"]), "GPU": int(limits["nvidia.com/gpu"])}
-    assert _limits(said) == {name: group["maxReplicas"] * number for name, number in per_pod.items()}
+    assert growth(said) == {name: group["maxReplicas"] * number for name, number in per_pod.items()}
 
 
 def test_both_files_describe_the_same_cluster() -> None:

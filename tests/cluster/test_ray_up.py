@@ -13,7 +13,7 @@ from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingReque
 from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.core.generated.autoscaler_pb2 import ClusterResourceConstraint, ResourceRequestByCount
 
-from cosa.distributed.capacity import _limits
+from cosa.distributed.session import growth
 from tests.cluster.reading import CLUSTER, documents, strings
 
 CLOUDS = ("aws", "gcp")
@@ -118,6 +118,6 @@ def test_a_sweep_is_told_what_the_cluster_may_grow_to(cloud: str) -> None:
     said = re.search(r"COSA_GROWS_TO=(\S+)", start)
 
     assert said
-    assert _limits(said[1]) == {
+    assert growth(said[1]) == {
         name: sum(kind["max_workers"] * kind["resources"][name] for kind in types) for name in ("CPU", "GPU")
     }

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cosa.config import Config
-from cosa.distributed.session import Request, _keep_quiet, _worker_environment
+from cosa.distributed.session import TrialResources
 from cosa.tracking import MlflowTracker, TrackingSpec, ui_hint
 from sweeps.planning.plan import make_plan
 from sweeps.reporting.forms import trial_filter
@@ -125,8 +125,7 @@ def test_the_login_does_not_travel_with_what_everybody_on_a_cluster_can_see(
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "somebody")
     for name in ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"):
         monkeypatch.setenv(name, "hidden")
-    _keep_quiet()
-    sent = _worker_environment(Request())
+    sent = TrialResources().environment
 
     assert sent["MLFLOW_TRACKING_USERNAME"] == "somebody"
     assert "hidden" not in sent.values()

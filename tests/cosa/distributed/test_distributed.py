@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 
 from cosa.config import Config, override
 from cosa.distributed import train as distributed
-from cosa.distributed.train import WorkerError, fit, ray_instance
+from cosa.distributed.session import ray_session
+from cosa.distributed.train import WorkerError, fit
 from cosa.tracking import TrackingError, TrackingSpec
 from cosa.training.trainer import NonFiniteLossError, Result, RunSpec, TrainProgress
 from tests.cosa.runs import train
@@ -31,7 +32,7 @@ def cluster() -> Iterator[None]:
     """A Ray of this machine's CPUs, started once for the file and stopped with it."""
     if (psutil.cpu_count() or 1) < 2:
         pytest.skip("needs two CPUs")
-    with ray_instance():
+    with ray_session():
         yield
 
 

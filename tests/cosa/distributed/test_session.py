@@ -1,70 +1,114 @@
-"""A cluster is divided so that every trial fits, or refused at once instead of waiting for ever."""
+"""Ray is started or joined, and divided so that every trial fits, or refused at once."""
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
 
 import pytest
+import ray
 
-from cosa.distributed import session as ray_session
-from cosa.distributed.session import Request, allot, connected
-
-
-@pytest.mark.parametrize(
-    ("request_", "cpus", "gpus", "expected"),
-    [
-        (Request(), 2, 0, (1.0, 0.0, 2)),
-        (Request(concurrent=1), 2, 0, (1.0, 0.0, 1)),
-        (Request(concurrent=8), 2, 0, (1.0, 0.0, 2)),
-        (Request(cpus=0.5, concurrent=8), 2, 0, (0.5, 0.0, 4)),
-        (Request(cpus=4), 16, 1, (4, 1.0, 1)),  # one GPU, one trial, unless more are asked for
-        (Request(cpus=4, concurrent=4), 16, 1, (4, 0.25, 4)),
-        (Request(concurrent=3), 16, 1, (1.0, 0.3333, 3)),
-        (Request(concurrent=3), 16, 2, (1.0, 0.5, 3)),
-        (Request(concurrent=2), 16, 8, (1.0, 1.0, 2)),
-        (Request(gpus=0.5), 16, 2, (1.0, 0.5, 4)),
-        (Request(gpus=0.4), 16, 2, (1.0, 0.4, 4)),  # two to a GPU: none spans two
-        (Request(gpus=0.0), 4, 1, (1.0, 0.0, 4)),
-        (Request(workers=2), 16, 8, (1.0, 1.0, 4)),
-        (Request(workers=2), 4, 0, (1.0, 0.0, 2)),
-    ],
-)
-def test_trials_share_the_cluster(request_, cpus, gpus, expected):
-    found = allot(request_, cpus, gpus)
-    assert (found.cpus, found.gpus, found.slots) == expected
+from cosa.distributed import session
+from cosa.distributed.session import GROWS_TO, TrialResources, capacity, divide, ray_session, trial_slots
 
 
 @pytest.mark.parametrize(
-    ("request_", "law"),
+    ("resources", "cpus", "gpus", "expected"),
     [
-        (Request(cpus=3), "--cpus-per-trial must fit the cluster's 2 CPUs, got 3"),
-        (Request(workers=3), "--cpus-per-trial x --workers-per-trial must fit the cluster's 2 CPUs, got 3"),
-        (Request(gpus=1), "--gpus-per-trial must fit the cluster's 0 GPUs, got 1"),
+        (TrialResources(), 2, 0, (1.0, 0.0, 2)),
+        (TrialResources(concurrent=1), 2, 0, (1.0, 0.0, 1)),
+        (TrialResources(concurrent=8), 2, 0, (1.0, 0.0, 2)),
+        (TrialResources(cpus=0.5, concurrent=8), 2, 0, (0.5, 0.0, 4)),
+        (TrialResources(cpus=4), 16, 1, (4, 1.0, 1)),  # one GPU, one trial, unless more are asked for
+        (TrialResources(cpus=4, concurrent=4), 16, 1, (4, 0.25, 4)),
+        (TrialResources(concurrent=3), 16, 1, (1.0, 0.3333, 3)),
+        (TrialResources(concurrent=3), 16, 2, (1.0, 0.5, 3)),
+        (TrialResources(concurrent=2), 16, 8, (1.0, 1.0, 2)),
+        (TrialResources(gpus=0.5), 16, 2, (1.0, 0.5, 4)),
+        (TrialResources(gpus=0.4), 16, 2, (1.0, 0.4, 4)),  # two to a GPU: none spans two
+        (TrialResources(gpus=0.0), 4, 1, (1.0, 0.0, 4)),
+        (TrialResources(workers=2), 16, 8, (1.0, 1.0, 4)),
+        (TrialResources(workers=2), 4, 0, (1.0, 0.0, 2)),
     ],
 )
-def test_what_never_fits_is_refused(request_, law):
+def test_trials_share_the_cluster(resources, cpus, gpus, expected):
+    found = divide(cpus, gpus, resources)
+    assert (found.cpus, found.gpus, found.count) == expected
+
+
+@pytest.mark.parametrize(
+    ("resources", "law"),
+    [
+        (TrialResources(cpus=3), "--cpus-per-trial must fit the cluster's 2 CPUs, got 3"),
+        (
+            TrialResources(workers=3),
+            "--cpus-per-trial x --workers-per-trial must fit the cluster's 2 CPUs, got 3",
+        ),
+        (TrialResources(gpus=1), "--gpus-per-trial must fit the cluster's 0 GPUs, got 1"),
+    ],
+)
+def test_what_never_fits_is_refused(resources, law):
     with pytest.raises(ValueError, match=law):
-        allot(request_, 2, 0)
+        divide(2, 0, resources)
 
 
 @pytest.mark.parametrize("wrong", [{"cpus": 0}, {"gpus": -1}, {"workers": -1}, {"concurrent": 0}])
-def test_an_impossible_request_is_refused(wrong):
+def test_an_impossible_resourcesis_refused(wrong):
     with pytest.raises(ValueError, match="must be >"):
-        Request(**wrong)
+        TrialResources(**wrong)
 
 
 def test_the_address_for_jobs_is_not_mistaken_for_a_cluster(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8299")
     law = "RAY_ADDRESS must be a cluster's address"
-    with pytest.raises(ConnectionError, match=law), connected(Request()):
+    with pytest.raises(ConnectionError, match=law), trial_slots(TrialResources()):
         pass
 
 
-def test_session_folders_of_killed_sweeps_are_removed_and_no_others(tmp_path, monkeypatch):
+@pytest.mark.parametrize("entry", [ray_session, lambda: trial_slots(TrialResources())])
+def test_a_cluster_that_is_gone_is_told_at_once_in_one_line(entry, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    law = rf"a Ray cluster must answer at '{address}' \(RAY_ADDRESS\), got ConnectionRefusedError.*ray start"
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray would try for minutes"))
+    with pytest.raises(ConnectionError, match=law) as refused, entry():
+        pass
+    assert "\n" not in str(refused.value)
+
+
+@pytest.fixture
+def there(monkeypatch):
+    """A cluster of four CPUs and one GPU."""
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0, "GPU": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("", {"CPU": 4.0, "GPU": 1.0}),
+        ("CPU=64,GPU=8", {"CPU": 64.0, "GPU": 8.0}),
+        ("GPU=8", {"CPU": 4.0, "GPU": 8.0}),
+        ("CPU=2", {"CPU": 4.0, "GPU": 1.0}),  # it has more already
+    ],
+)
+def test_a_cluster_can_offer_what_is_there_or_what_may_come(there, monkeypatch, said, expected):
+    monkeypatch.setenv(GROWS_TO, said)
+    assert capacity() == expected
+
+
+@pytest.mark.parametrize("said", ["64", "CPU=many", "CPU=1=2"])
+def test_what_is_no_list_of_resources_is_refused(there, monkeypatch, said):
+    monkeypatch.setenv(GROWS_TO, said)
+    with pytest.raises(ValueError, match="COSA_GROWS_TO must read like CPU=64,GPU=8, got"):
+        capacity()
+
+
+def test_folders_of_killed_processes_rays_are_removed_and_no_others(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
@@ -79,7 +123,7 @@ def test_session_folders_of_killed_sweeps_are_removed_and_no_others(tmp_path, mo
         if what != "just killed":
             os.utime(tmp_path / name, (0, 0))
 
-    ray_session._remove_leftovers()
+    session._remove_leftovers()
 
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         name for what, name in names.items() if what != "killed"
@@ -87,9 +131,15 @@ def test_session_folders_of_killed_sweeps_are_removed_and_no_others(tmp_path, mo
 
 
 LISTENING = """
-import json, psutil
-from cosa.distributed.session import Request, connected
-with connected(Request()):
+import json, os, subprocess, sys, psutil, ray
+from cosa.distributed.session import ray_session
+
+def answers(**changes):
+    command = [os.path.dirname(sys.executable) + "/ray", "health-check", "--address"]
+    command.append(ray.get_runtime_context().gcs_address)
+    return subprocess.run(command, env={**os.environ, **changes}, capture_output=True).returncode == 0
+
+with ray_session(dashboard=False):
     processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
     found = [
         (process.name(), connection.laddr.ip.removeprefix("::ffff:"))
@@ -97,11 +147,12 @@ with connected(Request()):
         for connection in process.net_connections()
         if connection.status == psutil.CONN_LISTEN
     ]
-print(json.dumps(found))
+    admitted = [answers(), answers(RAY_AUTH_TOKEN="0" * 64), answers(RAY_AUTH_MODE="disabled")]
+print(json.dumps([found, admitted]))
 """
 
 
-def test_a_ray_of_our_own_listens_on_the_loopback_interface_alone():
+def test_a_ray_of_our_own_listens_on_the_loopback_interface_alone_and_asks_for_its_token():
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(
         [sys.executable, "-c", LISTENING],
@@ -112,6 +163,7 @@ def test_a_ray_of_our_own_listens_on_the_loopback_interface_alone():
         check=True,
     )
 
-    listening = json.loads(done.stdout.splitlines()[-1])
+    listening, admitted = json.loads(done.stdout.splitlines()[-1])
     assert {name for name, _ in listening} >= {"gcs_server", "raylet"}
     assert {address for _, address in listening} == {"127.0.0.1"}
+    assert admitted == [True, False, False]

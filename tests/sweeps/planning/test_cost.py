@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from cosa.config import Config, TrainConfig, override, to_json
-from cosa.distributed.session import Request
+from cosa.distributed.session import TrialResources
 from sweeps.planning import cost
 from sweeps.planning.cost import Speed
 from sweeps.planning.plan import make_plan
@@ -90,7 +90,7 @@ def test_runs_that_evaluate_otherwise_say_nothing_of_evaluations():
     other = override(BASE, {"evaluation.size": 99})
     speed = cost.measured(Store(run(8.0, seconds=140.0, config=other)), "1", BASE)
     assert (speed.warmup, speed.evaluation) == (1.0, None)
-    assert "evaluations not included" in cost.price(make_plan(BASE, [TABLE], [0]).trials, speed, Request())
+    assert "evaluations not included" in cost.price(make_plan(BASE, [TABLE], [0]).trials, speed, TrialResources())
 
 
 @pytest.mark.parametrize(
@@ -114,8 +114,8 @@ def test_only_the_newest_runs_hardware_counts():
 def test_core_hours_count_the_cores_and_gpu_hours_the_gpus():
     trials = make_plan(BASE, [TABLE], [0]).trials
     slow = Speed(36.0, 36.0, 0.0, runs=1, hardware="x", on_gpu=False)  # 160 iterations: 1.6 hours
-    assert "about 6.4 core-hours" in cost.price(trials, slow, Request(cpus=4.0))
-    half = Request(cpus=4.0, gpus=0.5)
+    assert "about 6.4 core-hours" in cost.price(trials, slow, TrialResources(cpus=4.0))
+    half = TrialResources(cpus=4.0, gpus=0.5)
     assert "about 0.8 GPU-hours" in cost.price(trials, dataclasses.replace(slow, on_gpu=True), half)
 
 
