@@ -85,14 +85,15 @@ def _targets(
     confidence = max_activation(activation)
     threshold.update(total(activation_histogram(confidence, valid)))
     xi = threshold.value
-    doubt = perplexity(confidence, xi, config.raw.alpha, config.raw.beta)
+    perplexities = perplexity(confidence, xi, config.raw.alpha, config.raw.beta)
     if config.raw.enabled:
-        reliability, count = total(reliability_sum(doubt, valid)).unbind()
-        raw = reliability_weights(doubt, valid, (reliability / count.clamp(min=1)).to(doubt.dtype))
+        reliability, count = total(reliability_sum(perplexities, valid)).unbind()
+        mean = (reliability / count.clamp(min=1)).to(perplexities.dtype)
+        raw = reliability_weights(perplexities, valid, mean)
     else:
-        raw = valid.to(doubt.dtype)
+        raw = valid.to(perplexities.dtype)
     return CamTargets(
-        activation=confidence, cpl=cam_pseudo_labels(activation, xi, valid), perplexity=doubt, raw=raw
+        activation=confidence, cpl=cam_pseudo_labels(activation, xi, valid), perplexity=perplexities, raw=raw
     )
 
 

@@ -5,10 +5,12 @@ What a run leaves in its folder is listed in `cosa.storage.run_folder`.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,12 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cosa.config import (
-    Config,
-    identity,
-    to_json,
-    warmup_identity,
-)
+from cosa.config import Config, identity, to_json, warmup_identity
 from cosa.data.loader import step_names, train_batches
 from cosa.data.open import TRAINING_TAG, VALIDATION_TAG, RunData, open_run_data
 from cosa.evaluation.evaluate import coexistence_indices
@@ -32,11 +29,10 @@ from cosa.storage.model_files import Facts, save_model
 from cosa.storage.run_folder import is_finished, require_same_run
 from cosa.structures import Batch, Ranks
 from cosa.tracking import NullTracker, Tracker, TrackingSpec
-from cosa.training.clock import Clock
-from cosa.training.judging import Judgement, judge, judge_training_images
 from cosa.training.step import TERMS, TrainingState, build_state, cotraining, training_step, wrap
 from cosa.training.stop import StopCheck, StoppedError, StopSignal, never
 from cosa.training.swap import objective
+from cosa.training.validation import evaluate_networks
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +108,32 @@ class Result:
     """The tracker's id of the run; None where nothing is tracked or the store did not answer."""
     seconds: float
     """Seconds over all sessions of the run, evaluations included."""
+
+
+class _Clock:
+    """Training speed of this session, evaluations left out."""
+
+    def __init__(self, step: int) -> None:
+        self.first_step = step
+        self.begun = self.lap_begun = time.perf_counter()
+        self.left_out = 0.0
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time that does not count as training."""
+        begun = time.perf_counter()
+        yield
+        self.left_out += time.perf_counter() - begun
+
+    def speed(self, step: int) -> float:
+        """Steps per second so far."""
+        return (step - self.first_step) / max(time.perf_counter() - self.begun - self.left_out, 1e-9)
+
+    def lap(self) -> float:
+        """Seconds since the last lap, everything counted."""
+        now = time.perf_counter()
+        seconds, self.lap_begun = now - self.lap_begun, now
+        return seconds
 
 
 class NonFiniteLossError(RuntimeError):
@@ -196,7 +218,7 @@ class _Run:
     should_stop: StopCheck
     data: RunData
     state: TrainingState
-    clock: Clock = field(init=False)
+    clock: _Clock = field(init=False)
 
     def begin(self, fork_from: Path | None) -> None:
         """Resume, fork, or start; then tell the tracker."""
@@ -230,7 +252,7 @@ class _Run:
         self.tracker.start(self.config, out=self.out, tags=tags, resume_step=state.step)
         if self.ranks.first:
             self.storage.push(keep=self.config.train.keep_checkpoints)
-        self.clock = Clock(state.step)
+        self.clock = _Clock(state.step)
 
     def loop(self) -> None:
         """Train from the state's step to the target; log, evaluate and save on the way."""
@@ -248,7 +270,7 @@ class _Run:
                 self._check_finite()
                 metrics = {
                     **(self._measure(terms) if measure else {}),
-                    **(self._judge() if evaluation_due else {}),
+                    **(self._evaluate() if evaluation_due else {}),
                 }
                 self._publish(metrics, save=save)
             self._handle_signal(saved=save, meet=measure or evaluation_due or save)
@@ -306,23 +328,14 @@ class _Run:
             metrics["train/aux_threshold"] = float(state.thresholds.aux_cam.value)
         return metrics
 
-    def _judge(self) -> dict[str, float]:
-        """Both networks on the validation split and, after the last step of all, CPL of training images."""
-        config, state = self.config, self.state
+    def _evaluate(self) -> dict[str, float]:
+        """Metrics of both networks, which the state keeps with their details."""
         with self.clock.paused():
-            found = (
-                judge(state, self.data.validation, config, self.ranks, self.out)
-                if self.data.validation
-                else Judgement()
-            )
-            metrics, details = found.metrics, found.details
-            if self.data.judged and state.step == config.train.iterations:
-                trained_on = judge_training_images(state, self.data.judged, config, self.ranks)
-                metrics, details = metrics | trained_on.metrics, details | trained_on.details
+            found = evaluate_networks(self.state, self.data, self.config, self.ranks, self.out)
         for path in found.files:
             self.tracker.log_artifact(path, path.parent.name)
-        state.metrics, state.details = metrics, details
-        return metrics
+        self.state.metrics, self.state.details = found.metrics, found.details
+        return found.metrics
 
     def _publish(self, metrics: dict[str, float], *, save: bool) -> None:
         """Write metrics, then the checkpoint, then tell whoever listens."""

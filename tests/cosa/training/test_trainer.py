@@ -358,7 +358,7 @@ def test_a_finished_run_called_again_does_nothing_and_says_the_same(
     def forbidden(*arguments: Any, **more: Any) -> Any:
         raise AssertionError("nothing is left to do")
 
-    for name in ("training_step", "judge", "judge_training_images"):
+    for name in ("training_step", "evaluate_networks"):
         monkeypatch.setattr(trainer, name, forbidden)
     again = train(tiny_config, out=tmp_path, report=forbidden)
 

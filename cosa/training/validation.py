@@ -1,4 +1,4 @@
-"""How a run judges its networks on the way: metrics by their tracked names, and the files that go with them.
+"""How a run evaluates its networks on the way: metrics by their tracked names, and the files beside them.
 
 What an evaluation leaves in the run's folder:
 
@@ -10,7 +10,8 @@ What an evaluation leaves in the run's folder:
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from cosa.config import Config
 from cosa.data.dataset import SegmentationDataset
 from cosa.data.loader import evaluation_batches
+from cosa.data.open import RunData
 from cosa.evaluation.evaluate import Evaluation, evaluate
 from cosa.evaluation.panels import panel_indices, panel_rows, save_panels
 from cosa.networks.network import CosaNetwork
@@ -28,49 +30,50 @@ from cosa.training.step import TrainingState
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Findings:
     """What one evaluation found."""
 
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float]
     """By their tracked names, `val/assignment/seg_miou`."""
-    details: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any]
     """Per-class IoU and curves, by network."""
-    files: tuple[Path, ...] = ()
+    files: tuple[Path, ...]
     """What was written; the name of its folder says what it is."""
 
 
-def judge(
-    state: TrainingState, validation: SegmentationDataset, config: Config, ranks: Ranks, out: Path
-) -> Judgement:
-    """Both networks on the validation split; the first rank writes the files.
+def evaluate_networks(
+    state: TrainingState, data: RunData, config: Config, ranks: Ranks, out: Path
+) -> Findings:
+    """Both networks on the validation split and, after the last step of all, AN's CPL on training images.
+
+    Paper: Tab. 1 and 4a read CPL and classification on training images. The first rank writes the files.
 
     Raises:
         ValueError: A file of the data set is bad.
         OSError: The output could not be written.
     """
-    metrics: dict[str, float] = {}
-    details: dict[str, Any] = {}
-    analysis: dict[str, Any] = {}
-    for name, network in (("assignment", state.assignment), ("online", state.online)):
-        found = _evaluated(state, network, validation, config, ranks)
-        metrics |= {f"val/{name}/{key}": value for key, value in found.metrics.items()}
-        details[name] = {"per_class": found.per_class, "curves": found.curves}
-        if found.analysis:
-            analysis[name] = found.analysis
-    files = _write_files(state, validation, config, ranks, out, analysis) if ranks.first else ()
-    return Judgement(metrics, details, files)
+    found: dict[str, Evaluation] = {}
+    files: tuple[Path, ...] = ()
+    if data.validation:
+        networks = {"assignment": state.assignment, "online": state.online}
+        found = {
+            name: _evaluate(state, network, data.validation, config, ranks)
+            for name, network in networks.items()
+        }
+        if ranks.first:
+            files = _write_files(state, data.validation, config, ranks, out, found)
+    metrics = {
+        f"val/{name}/{key}": value for name, one in found.items() for key, value in one.metrics.items()
+    }
+    if data.judged and state.step == config.train.iterations:
+        one = _evaluate(state, state.assignment, data.judged, config, ranks, segmentation=False)
+        metrics |= {f"train/assignment/{key}": value for key, value in one.metrics.items()}
+        found["assignment_train"] = one
+    details = {name: {"per_class": one.per_class, "curves": one.curves} for name, one in found.items()}
+    return Findings(metrics, details, files)
 
 
-def judge_training_images(
-    state: TrainingState, images: SegmentationDataset, config: Config, ranks: Ranks
-) -> Judgement:
-    """AN's CPL and classification on training images, as in Tab. 1 and 4a of the paper."""
-    found = _evaluated(state, state.assignment, images, config, ranks, segmentation=False)
-    metrics = {f"train/assignment/{key}": value for key, value in found.metrics.items()}
-    return Judgement(metrics, {"assignment_train": {"per_class": found.per_class, "curves": found.curves}})
-
-
-def _evaluated(
+def _evaluate(
     state: TrainingState,
     network: CosaNetwork,
     images: SegmentationDataset,
@@ -103,28 +106,24 @@ def _write_files(
     config: Config,
     ranks: Ranks,
     out: Path,
-    analysis: dict[str, Any],
+    found: Mapping[str, Evaluation],
 ) -> tuple[Path, ...]:
     files = []
+    analysis = {name: one.analysis for name, one in found.items() if one.analysis}
     if analysis:
+        epsilon = config.csc.epsilon
         record = {
             "step": state.step,
             "xi": float(state.thresholds.cam.value),
             "aux_xi": float(state.thresholds.aux_cam.value),
-            "epsilon": _json_number(config.csc.epsilon),
+            "epsilon": epsilon if epsilon < float("inf") else None,  # JSON has no number for infinity
             "networks": analysis,
         }
         files.append(out / "analysis" / f"step_{state.step:08d}.json")
-        text = json.dumps(record, allow_nan=False) + "\n"
-        write_atomically(files[-1], text)
+        write_atomically(files[-1], json.dumps(record, allow_nan=False) + "\n")
     if config.evaluation.panel_images:
         files += _draw_panel(out / "panels" / f"step_{state.step:08d}.png", state, validation, config, ranks)
     return tuple(files)
-
-
-def _json_number(value: float) -> float | None:
-    """`value`, or None where it is infinite: JSON has no number for it."""
-    return value if value < float("inf") else None
 
 
 def _draw_panel(
