@@ -90,7 +90,9 @@ def test_runs_that_evaluate_otherwise_say_nothing_of_evaluations():
     other = override(BASE, {"evaluation.size": 99})
     speed = cost.measured(Store(run(8.0, seconds=140.0, config=other)), "1", BASE)
     assert (speed.warmup, speed.evaluation) == (1.0, None)
-    assert "evaluations not included" in cost.price(make_plan(BASE, [TABLE], [0]).trials, speed, TrialResources())
+    assert "evaluations not included" in cost.price(
+        make_plan(BASE, [TABLE], [0]).trials, speed, TrialResources()
+    )
 
 
 @pytest.mark.parametrize(
