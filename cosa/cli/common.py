@@ -60,6 +60,9 @@ def _terminate(number: int, frame: object) -> NoReturn:  # noqa: ARG001 (the sig
 class Parser(argparse.ArgumentParser):
     """Reports a bad command line as every other mistake is reported, without the usage of 80 flags."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
     def error(self, message: str) -> NoReturn:
         """Called by argparse."""
         raise ValueError(f"{message}; see {self.prog} --help")

@@ -11,13 +11,15 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from cosa.training.trainer import TrainProgress
 else:
     TrainProgress = Any  # the trainer imports torch; tests check annotations as the program runs
+
+T = TypeVar("T")
 
 PLAIN_SECONDS = 15.0
 """Seconds between two progress lines where the output is no terminal, such as a Ray job's log."""
@@ -141,8 +143,11 @@ class Counter:
         left = duration((self._total - self._done) / speed)
         self._live.show(f"{self._done}/{self._total} {self._what} | {speed:.3g} {self._what}/s | {left} left")
 
-    def keep(self) -> None:
-        """Leave the count on the terminal, and go on below it."""
+    def each(self, items: Iterable[T], size: Callable[[T], int] = lambda _: 1) -> Iterator[T]:
+        """The items, each counted once the next one is asked for; the count then stays on the terminal."""
+        for item in items:
+            yield item
+            self.add(size(item))
         self._live.keep()
 
 

@@ -23,35 +23,31 @@ RATES = (10, 100, 1000)
 
 def main(prog: str, arguments: Sequence[str]) -> int:
     """What `cosa-data` does; returns the exit code."""
-    parser = Parser(prog=prog, description="Look at a data set before it is used.", allow_abbrev=False)
+    parser = Parser(prog=prog, description="Look at a data set before it is used.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     check = commands.add_parser(
         "check",
         help="read every file, list all that is wrong, count images and pixels per class",
         description="Read every file of a data set and list everything that is wrong with it. Exit code 1 "
         "when something is. COCO's masks are drawn into the cache on the way, ready for training.",
-        allow_abbrev=False,
     )
     show = commands.add_parser(
         "show",
         help="draw a sample of images with their masks laid over them",
         description="Draw a sample of images with their masks laid over them and the classes they are "
         "labelled with.",
-        allow_abbrev=False,
     )
     pack = commands.add_parser(
         "pack",
         help="write an archive that machines of a cluster unpack by themselves",
         description="Write a data set into one uncompressed tar, for --data.archive. The same files make the "
         "same bytes.",
-        allow_abbrev=False,
     )
     speed = commands.add_parser(
         "speed",
         help="measure how fast images come from the disk and from the loader",
         description="Measure how fast images come from the disk and from the loader, and tell what training "
         "needs.",
-        allow_abbrev=False,
     )
     for command in (check, show, pack, speed):
         _add_data(command)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +58,6 @@ def _parser(prog: str) -> Parser:
         usage=f"{prog} SOURCE [options] [--evaluation.SETTING VALUE ...] [--data.SETTING VALUE ...]",
         description="Evaluate a trained network by both protocols, with its CAM pseudo-labels and the IoU of "
         "each class, or fill the archive that the VOC server takes. Settings default to those of the run.",
-        allow_abbrev=False,
     )
     add_source(parser)
     parser.add_argument("--split", metavar="NAME", help="split to judge (default data.val_split)")
@@ -109,14 +108,13 @@ def _evaluate(stored: StoredModel, given: argparse.Namespace) -> None:
     with model.autocast():
         found = evaluation.evaluate(
             model.network,
-            _counted(evaluation_batches(dataset, config), counter),
+            counter.each(evaluation_batches(dataset, config), lambda batch: len(batch.names)),
             config=config,
             classes=dataset.classes,
             xi=facts.xi,
             aux_xi=facts.aux_xi,
             device=model.device,
         )
-    counter.keep()
     print(_heading(stored, images, len(dataset)) + "\n")
     print(metrics_table({NETWORKS[facts.network]: found.metrics}))
     for table in (_crf_table(found.metrics), _class_table(found, dataset.classes)):
@@ -157,13 +155,6 @@ def _require_same_classes(stored: StoredModel, dataset: SegmentationDataset) -> 
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-def _counted(batches: Iterable[EvaluationBatch], counter: Counter) -> Iterator[EvaluationBatch]:
-    """The batches, each counted once the next one is asked for."""
-    for batch in batches:
-        yield batch
-        counter.add(len(batch.names))
 
 
 def _heading(stored: StoredModel, images: int, of: int) -> str:
@@ -267,7 +258,7 @@ def _write(
 def _submit(stored: StoredModel, path: Path) -> None:
     """Write the class maps of a split, label-free, as the VOC server takes them."""
     from cosa.data.open import open_dataset
-    from cosa.evaluation.predict import Prediction, predict_files, write_submission
+    from cosa.evaluation.predict import predict_files, write_submission
     from cosa.model import build_model
 
     config = stored.config
@@ -279,14 +270,6 @@ def _submit(stored: StoredModel, path: Path) -> None:
     dataset = open_dataset(config.data, config.data.val_split, needs="images")
     _require_same_classes(stored, dataset)
     model = build_model(stored)
-    counter = Counter(len(dataset), "images")
-
-    def counted(predictions: Iterator[Prediction]) -> Iterator[Prediction]:
-        for prediction in predictions:
-            yield prediction
-            counter.add(1)
-
     predictions = predict_files(model, dataset.image_paths, crf=config.evaluation.crf)
-    count = write_submission(path, counted(predictions))
-    counter.keep()
+    count = write_submission(path, Counter(len(dataset), "images").each(predictions))
     print(f"{count} class maps of {config.data.val_split}, read back, in {path}")

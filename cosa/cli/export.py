@@ -15,7 +15,6 @@ def main(prog: str, arguments: Sequence[str]) -> int:
         prog=prog,
         description="Write the assignment network of a run as safetensors and JSON: "
         "`cosa.model.load_model(DIR)` and the other commands take it.",
-        allow_abbrev=False,
     )
     add_source(parser)
     parser.add_argument(

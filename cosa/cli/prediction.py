@@ -47,17 +47,14 @@ def main(prog: str, arguments: Sequence[str]) -> int:
     out = given.out.expanduser().absolute()
     stems = [out / name for name in output_names(paths)]
     _keep_images(paths, [stem.with_name(f"{stem.name}.png") for stem in stems])
-    counter = Counter(len(paths), "images")
     skipped = []
     predictions = predict_files(model, paths, labels=given.labels, crf=given.crf)
-    for stem, prediction in zip(stems, predictions, strict=True):
+    for stem, prediction in zip(stems, Counter(len(paths), "images").each(predictions), strict=True):
         if prediction.output is None:
             skipped.append(f"{prediction.path}: {prediction.error}")
         else:
             shown = cams if given.cams else _likely(prediction.output)
             write_prediction(prediction, stem, model.classes, cams=shown if given.cams is not None else ())
-        counter.add(1)
-    counter.keep()
     print(f"{len(paths) - len(skipped)} class maps with their overlays in {out}")
     if skipped:
         print_error(f"skipped {len(skipped)} of {len(paths)} images:")
@@ -72,7 +69,6 @@ def _parser(prog: str) -> Parser:
         usage=f"{prog} SOURCE IMAGES... [options] [--evaluation.SETTING VALUE ...]",
         description="Predict the class of each pixel: NAME.png holds class indices in the colours of VOC, "
         "NAME_overlay.png shows them on the image. Settings default to those of the run.",
-        allow_abbrev=False,
     )
     add_source(parser)
     parser.add_argument(

@@ -26,7 +26,6 @@ def main(prog: str, arguments: Sequence[str]) -> int:
         description="What runs told their tracker is kept in their folders until the tracking store has it. "
         "`flush` delivers what is left there of runs that have ended, and closes killed ones as KILLED; "
         "`status` shows how much is left.",
-        allow_abbrev=False,
     )
     parser.add_argument("action", choices=("flush", "status"), metavar="flush|status")
     parser.add_argument("folder", type=Path, metavar="DIR", help="a run's folder, or any folder above some")

@@ -84,7 +84,6 @@ def _training_parser(prog: str, preset: str | None) -> Parser:
         f"one.\n\npresets:\n{presets}\n  FILE.json  Settings as a run or a search leaves them (config.json, "
         f"best.json)\n\nDefaults of settings are those of {shown}.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("preset", metavar="PRESET", help="settings to start from")
     parser.add_argument(

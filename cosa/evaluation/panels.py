@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -114,7 +114,7 @@ def _row(batch: EvaluationBatch, fused: FusedOutput, index: int, xi: float) -> P
     everywhere = torch.ones(1, *size, dtype=torch.bool)
     seg_logits = resize(fused.seg_logits[one], size).cpu()
     activation, aux_activation = (
-        to_activation(resize(maps[one, own.to(maps.device)], size).cpu(), labels[:, own], everywhere)
+        to_activation(resize(maps[one], size).cpu(), labels, everywhere)
         for maps in (fused.cam, fused.aux_cam)
     )
     return PanelRow(
@@ -122,22 +122,12 @@ def _row(batch: EvaluationBatch, fused: FusedOutput, index: int, xi: float) -> P
         labels=labels[0],
         image=_rgb(resize(batch.images[one], size)[0]),
         ground_truth=batch.masks[index] if batch.masks else torch.full(size, IGNORE),
-        activation=activation[0],
-        aux_activation=aux_activation[0],
-        cpl=_own_pseudo_labels(activation, own, xi, everywhere),
+        activation=activation[0, own],
+        aux_activation=aux_activation[0, own],
+        cpl=cam_pseudo_labels(activation, xi, everywhere)[0],
         spl=keep_labelled(seg_logits, labels).argmax(1)[0],
         prediction=seg_logits.argmax(1)[0],
     )
-
-
-def _own_pseudo_labels(
-    activation: Float[Tensor, "1 n h w"], own: Bool[Tensor, " c"], xi: float, valid: Bool[Tensor, "1 h w"]
-) -> Int[Tensor, "h w"]:
-    """CPL from the maps of the image's own classes alone; background everywhere without one."""
-    classes = torch.cat([torch.zeros(1, dtype=torch.int64), own.nonzero().flatten() + 1])
-    if not own.any():
-        return torch.zeros(activation.shape[2:], dtype=torch.int64)
-    return classes[cam_pseudo_labels(activation, xi, valid)[0]]
 
 
 def _rgb(normalised: Float[Tensor, "3 h w"]) -> UInt8[np.ndarray, "h w 3"]:
