@@ -1,6 +1,7 @@
 """A small run of all terms is, step by step and bit for bit, that of commit 25ac2bd: alone, in two, resumed.
 
-Bits are compared where the versions and the kind of CPU are those that the fixture was made on. Elsewhere
+Bits are compared where the versions and the kind of CPU are those that the fixture was made on, but for the
+last digits of a mAP, which scikit-learn adds up in another order than the kept run's code did. Elsewhere
 the journals are held together within a tolerance, and the test then says that it has not compared bits.
 """
 
@@ -36,12 +37,22 @@ def require_same(out: Path, ranks: str, *, after: int = 0) -> None:
             f"losses agree within {TOLERANCE:g}; no bits compared: the fixture's platform is not {other}"
         )
     for now, then in zip(entries, expected, strict=True):
-        assert json.dumps(now, sort_keys=True) == json.dumps(then, sort_keys=True)  # in which NaN is NaN
+        assert _bits(now) == _bits(then)
+        assert _maps(now) == pytest.approx(_maps(then), rel=1e-12, nan_ok=True)
     assert recipe.digests(out) == {name: kept[ranks][name] for name in ("online", "assignment")}
 
 
 def _losses(entry: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in entry.items() if name.startswith("train/loss/")}
+
+
+def _maps(entry: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in entry.items() if name.endswith("cls_map")}
+
+
+def _bits(entry: dict[str, Any]) -> str:
+    """All but the mAPs, as text in which NaN is NaN."""
+    return json.dumps({k: v for k, v in entry.items() if k not in _maps(entry)}, sort_keys=True)
 
 
 def test_the_kept_run_has_every_term_of_the_loss() -> None:
