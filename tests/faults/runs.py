@@ -83,24 +83,26 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return [{key: value for key, value in row.items() if key != "runs"} for row in csv.DictReader(file)]
 
 
-def start(command: Sequence[str], log: Path, **environment: str) -> subprocess.Popen[bytes]:
-    """A command in a session of its own, as a scheduler starts it."""
+def start(
+    command: Sequence[str], log: Path, *, folder: Path = ROOT, **environment: str
+) -> subprocess.Popen[bytes]:
+    """A command in a session of its own, as a scheduler starts it; in `folder`."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
     with log.open("ab") as output:
         return subprocess.Popen(
             command,
-            cwd=ROOT,
+            cwd=folder,
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            env={**clean, "OMP_NUM_THREADS": "1", **environment},
+            env={**clean, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment},
         )
 
 
-def finish(command: Sequence[str], log: Path, **environment: str) -> str:
+def finish(command: Sequence[str], log: Path, *, folder: Path = ROOT, **environment: str) -> str:
     """Run a command to its end, which must be a good one; returns what it printed."""
-    process = start(command, log, **environment)
+    process = start(command, log, folder=folder, **environment)
     code = process.wait(PATIENCE)
     assert code == 0, log.read_text()[-3000:]
     return log.read_text()

@@ -22,7 +22,6 @@ from tests.faults.runs import (
     wait_until,
     what_counts,
 )
-from tests.reading import ROOT
 from tests.s3 import BUCKET, S3Server, serving
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
@@ -35,14 +34,14 @@ def server() -> Iterator[S3Server]:
 
 
 @pytest.fixture
-def name(tmp_path: Path) -> Iterator[str]:
-    """A run of each test's own; its working folder is removed afterwards."""
-    yield f"faults/{tmp_path.name}"
-    shutil.rmtree(working_folder(f"faults/{tmp_path.name}"), ignore_errors=True)
+def name(tmp_path: Path) -> str:
+    """A run of each test's own."""
+    return f"faults/{tmp_path.name}"
 
 
-def working_folder(name: str) -> Path:
-    return ROOT / "runs" / "s3" / BUCKET / name
+def working_folder(place: Path, name: str) -> Path:
+    """Where a run started in `place` works."""
+    return place / "runs" / "s3" / BUCKET / name
 
 
 def command(name: str, data: Path, *more: str) -> list[str]:
@@ -57,10 +56,10 @@ def steps_there(server: S3Server, name: str) -> list[int]:
     return [int(item.removeprefix("checkpoints/step_").removesuffix(".pt")) for item in states]
 
 
-def lose_machine(name: str, data: Path, server: S3Server, log: Path, *more: str) -> tuple[int, int]:
+def lose_machine(name: str, data: Path, server: S3Server, place: Path, *more: str) -> tuple[int, int]:
     """Kill -9 a run in its middle and remove its folder: its last step, and the newest one in the bucket."""
-    folder = working_folder(name)
-    process = start(command(name, data, *more), log)
+    folder, log = working_folder(place, name), place / "log"
+    process = start(command(name, data, *more), log, folder=place)
     wait_until(lambda: last_step(folder) >= 3 * EVERY + 2, process, log)
     end(process, signal.SIGKILL)
     reached = last_step(folder)
@@ -73,11 +72,11 @@ def test_a_run_whose_machine_is_gone_goes_on_from_the_bucket(
 ) -> None:
     fault = "machine gone, run kept in a bucket"
     account.tried(fault)
-    reached, kept = lose_machine(name, data, server, tmp_path / "log")
+    reached, kept = lose_machine(name, data, server, tmp_path)
 
-    finish(command(name, data), tmp_path / "log")
+    finish(command(name, data), tmp_path / "log", folder=tmp_path)
 
-    assert what_counts(working_folder(name)) == undisturbed
+    assert what_counts(working_folder(tmp_path, name)) == undisturbed
     assert reached - kept <= EVERY
     account.survived(fault, reached - kept)
 
@@ -87,14 +86,14 @@ def test_a_torn_object_gives_way_to_the_one_before_it(
 ) -> None:
     fault = "newest checkpoint in the bucket torn"
     account.tried(fault)
-    reached, kept = lose_machine(name, data, server, tmp_path / "log")
+    reached, kept = lose_machine(name, data, server, tmp_path)
     torn, files = f"{BUCKET}/{name}/checkpoints/step_{kept:08d}.pt", server.files()
     files.pipe_file(torn, files.cat_file(torn)[:-100])
 
-    printed = finish(command(name, data), tmp_path / "log")
+    printed = finish(command(name, data), tmp_path / "log", folder=tmp_path)
 
     assert f"skipped a checkpoint: s3://{torn} is torn" in printed
-    assert what_counts(working_folder(name)) == undisturbed
+    assert what_counts(working_folder(tmp_path, name)) == undisturbed
     account.survived(fault, reached - (kept - EVERY))
 
 
@@ -103,18 +102,18 @@ def test_a_bucket_that_is_away_for_a_while_gets_everything(
 ) -> None:
     fault, log = "bucket away for a while", tmp_path / "log"
     account.tried(fault)
-    process = start(command(name, data), log)
+    process = start(command(name, data), log, folder=tmp_path)
     wait_until(lambda: EVERY in steps_there(server, name), process, log)
     server.kill()
     wait_until(lambda: "takes nothing, training goes on" in log.read_text(), process, log)
     server.start()
     assert process.wait(PATIENCE) == 0, log.read_text()[-3000:]
     assert "answers again and has everything" in log.read_text()
-    shutil.rmtree(working_folder(name))
+    shutil.rmtree(working_folder(tmp_path, name))
 
-    finish(command(name, data), log)
+    finish(command(name, data), log, folder=tmp_path)
 
-    assert what_counts(working_folder(name)) == undisturbed
+    assert what_counts(working_folder(tmp_path, name)) == undisturbed
     account.survived(fault, 0)
 
 
@@ -122,11 +121,11 @@ def test_two_workers_go_on_from_the_bucket(data: Path, server: S3Server, name: s
     """Ray's group is lost with its driver: one process goes on from what the two left."""
     fault = "driver of two workers gone, run kept in a bucket"
     account.tried(fault)
-    reached, kept = lose_machine(name, data, server, tmp_path / "log", "--workers", "2")
+    reached, kept = lose_machine(name, data, server, tmp_path, "--workers", "2")
 
-    finish(command(name, data), tmp_path / "log")
+    finish(command(name, data), tmp_path / "log", folder=tmp_path)
 
-    folder = working_folder(name)
+    folder = working_folder(tmp_path, name)
     assert last_step(folder) == STEPS
     assert "result.json" in server.names(name)
     account.survived(fault, reached - kept)
