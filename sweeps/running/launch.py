@@ -82,9 +82,9 @@ class LaunchResult:
 class TrialSearcher(Searcher):
     """Hands Tune the queue's next trial whenever one is ready, and watches it end."""
 
-    def __init__(self, queue: TrialQueue, out: Path, line: LiveLine) -> None:
+    def __init__(self, queue: TrialQueue) -> None:
         super().__init__()
-        self.queue, self.out, self.line = queue, out, line
+        self.queue, self.out, self.line = queue, queue.out, LiveLine()
         self.results: dict[str, Result] = {}
         self.inside = 0.0
         """Seconds that trials were in their own hands."""
@@ -170,7 +170,7 @@ def launch(
         KeyboardInterrupt: Ctrl-C or SIGTERM, once the trials have saved and stopped.
     """
     queue = TrialQueue(trials, slots.count, args.out)
-    searcher = TrialSearcher(queue, args.out, LiveLine())
+    searcher = TrialSearcher(queue)
     specs = {t.name: make_spec(t, args.out, track(t), data_tags) for t in trials}
     out, workers, total = args.out, args.resources.workers, len(state.plan.trials)
 
@@ -186,7 +186,7 @@ def launch(
         return [f"{done}/{total} done", *failed, *([best] if best else [])]
 
     begun = time.monotonic()
-    errors = run_on_tune(trainable, searcher, SweepProgress(queue, args.out, head), args, slots)
+    errors = run_on_tune(trainable, searcher, SweepProgress(queue, head), args, slots)
     failures = {
         name: one_line(errors[name]) if why == KILLED and name in errors else why
         for name, why in queue.failures.items()

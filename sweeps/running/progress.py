@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from statistics import fmean
 
 from cosa.cli.console import LiveLine, duration
@@ -26,17 +25,16 @@ class SweepProgress:
     """How a queue stands. The running trials' journals say how far they are; nothing is asked of them."""
 
     def __init__(
-        self, queue: TrialQueue, out: Path, head: Callable[[], Sequence[str]], *, all_queued: bool = True
+        self, queue: TrialQueue, head: Callable[[], Sequence[str]], *, all_queued: bool = True
     ) -> None:
         """Nothing is read yet.
 
         Args:
             queue: What runs and waits.
-            out: Folder of the sweep.
             head: What stands first: how much is done, what failed, the best so far.
             all_queued: Whether all that will ever run is in the queue, so that an end can be foretold.
         """
-        self._queue, self._out, self._head, self._all_queued = queue, out, head, all_queued
+        self._queue, self._head, self._all_queued = queue, head, all_queued
 
     def line(self) -> str:
         """How things stand now, in a line."""
@@ -80,7 +78,8 @@ class SweepProgress:
     def _steps(self) -> list[tuple[Running, int]]:
         """The running trials, each with its step."""
         running = list(self._queue.running.values())
-        return [(r, max(r.first_step, read_step(trial_folder(self._out, r.trial.name)))) for r in running]
+        out = self._queue.out
+        return [(r, max(r.first_step, read_step(trial_folder(out, r.trial.name)))) for r in running]
 
     def _time_left(self, steps: Sequence[tuple[Running, int]]) -> list[str]:
         if not self._all_queued:

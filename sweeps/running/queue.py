@@ -66,7 +66,7 @@ class TrialQueue:
         self.ended: list[Ended] = []
         self.failures: dict[str, str] = {}
         """Why trials failed or could not start, by name."""
-        self._out = out
+        self.out = out
         self.clock = clock
 
     def start_next(self) -> Trial | None:
@@ -75,7 +75,7 @@ class TrialQueue:
             return None
         for trial in self.waiting.values():
             if trial.warmup not in self.waiting and trial.warmup not in self.running:
-                step = max(trial.first_step, read_step(trial_folder(self._out, trial.name)))
+                step = max(trial.first_step, read_step(trial_folder(self.out, trial.name)))
                 del self.waiting[trial.name]
                 self.running[trial.name] = Running(trial, self.clock(), step)
                 return trial

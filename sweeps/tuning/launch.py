@@ -20,7 +20,6 @@ from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler
 
-from cosa.cli.console import LiveLine
 from cosa.config import warmup_identity
 from cosa.distributed.session import Slots
 from cosa.training.trainer import RunSpec, TrainProgress, ignore
@@ -60,7 +59,7 @@ class StudySearcher(TrialSearcher):
             make: The run that a trial is.
             earlier: The metric of trials that finished in earlier runs, by name: they are not run again.
         """
-        super().__init__(TrialQueue((), slots, args.out), args.out, LiveLine())
+        super().__init__(TrialQueue((), slots, args.out))
         self._args, self._study, self._budget, self._make, self._earlier = args, study, budget, make, earlier
         self._numbers: dict[str, int] = {}  # of the trials that were taken up, by name
         self._spent = False  # nothing new can be suggested, or nothing can be trained
@@ -202,7 +201,7 @@ def search(searcher: StudySearcher, args: SearchArgs, slots: Slots) -> None:
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM, once the trials have saved and stopped.
     """
-    progress = SweepProgress(searcher.queue, args.out, searcher.head, all_queued=False)
+    progress = SweepProgress(searcher.queue, searcher.head, all_queued=False)
     trainable = _trainable(args.steps, args.out, args.sweep.resources.workers)
     run_on_tune(trainable, searcher, progress, args.sweep, slots, PruningScheduler(searcher))
 

@@ -36,7 +36,7 @@ class Sweep:
         self.progress = self.view()
 
     def view(self, **settings):
-        return SweepProgress(self.queue, self.root, lambda: [f"{len(self.queue.ended)}/3 done"], **settings)
+        return SweepProgress(self.queue, lambda: [f"{len(self.queue.ended)}/3 done"], **settings)
 
     def start(self):
         return self.queue.start_next()
