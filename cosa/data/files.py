@@ -99,7 +99,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
     Raises:
         ValueError: No names, too many for a mask, or one twice.
     """
-    names = tuple(line.strip() for line in read_lines(path))
+    names = tuple(line.strip() for line in text_lines(path))
     if not 0 < len(names) < IGNORE:
         raise ValueError(
             f"classes.txt must name 1 to {IGNORE - 1} classes, got {len(names)} in {path}; "
@@ -109,7 +109,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
     return names
 
 
-def read_lines(path: Path) -> list[str]:
+def text_lines(path: Path) -> list[str]:
     """The lines of a text file that are not blank."""
     text = path.read_text(encoding="utf-8-sig", errors="replace")
     return [line for line in text.splitlines() if line.strip()]

@@ -19,9 +19,9 @@ from cosa.data.files import (
     one_hot,
     read_classes,
     read_each,
-    read_lines,
     refuse,
     require_distinct,
+    text_lines,
 )
 
 # fmt: off
@@ -133,7 +133,7 @@ def _list_names(root: Path, split: str, *, derive_from_masks: bool) -> tuple[str
     """The image names of a split; a missing `train_aug` is every augmented mask whose image is not in val."""
     path = root / _LISTS / f"{split}.txt"
     if path.is_file():
-        names = tuple(_entry_name(line, path) for line in read_lines(path))
+        names = tuple(_entry_name(line, path) for line in text_lines(path))
     elif derive_from_masks and (root / _MASKS[0]).is_dir():
         held_out = set(_list_names(root, "val", derive_from_masks=False))
         names = tuple(sorted(set(files_by_stem(root / _MASKS[0], (".png",))) - held_out))
