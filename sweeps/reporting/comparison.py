@@ -6,8 +6,9 @@ Ours are the means over seeds in the paper's unit, each with its deviation; publ
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import pandas as pd
 
@@ -17,6 +18,8 @@ from sweeps.reporting.results import FullModel
 ABSENT = "–"
 """Stands where there is no number."""
 _VAL = "val/assignment/"
+_OURS = MappingProxyType({"ours, labelled": "seg_iou_labelled", "ours, label-free": "seg_iou"})
+"""Our columns in the paper's tables of classes: which IoU they show, by title."""
 
 
 @dataclass(frozen=True)
@@ -52,27 +55,23 @@ def comparisons(full: FullModel | None) -> tuple[Comparison, ...]:
         return ()
     if full.layout not in {"voc", "coco"}:
         known = any(f"seg_iou/{name}" in full.values for name in full.classes)
-        return (_classes_alone(full),) if known else ()
+        ours = {**_OURS, "CPL": "cpl_iou", "CPL of M†": "aux_cpl_iou"}
+        ours = {title.removeprefix("ours, "): kind for title, kind in ours.items()}
+        return (_by_class(full, "Classes of the full model", ours),) if known else ()
     if full.layout == "coco":
-        notes = ("The mean of CoSA is that of CoSA*, with a CRF, in Table 2; ours is without.",)
-        by_class = _by_class(full, "13", COCO_NAMES, title="Table 13: classes of COCO val", notes=notes)
+        title, note = (
+            "Table 13: classes of COCO val",
+            "The mean of CoSA is that of CoSA*, with a CRF, in Table 2",
+        )
+        by_class = _by_class(full, title, _OURS, "13", COCO_NAMES, f"{note}; ours is without.")
         return (_table_2(full), by_class)
     crf = [_table_6(full)] if f"{_VAL}seg_miou_crf" in full.values else []
-    on_val = _by_class(
-        full,
-        "11",
-        VOC_NAMES,
-        title="Table 11: classes of PASCAL VOC val",
-        notes=("CoSA* is with a CRF, ours without. The rest of its column is illegible in our copy.",),
-    )
-    on_test = _by_class(
-        full,
-        "12",
-        VOC_NAMES,
-        title="Table 12: classes of PASCAL VOC test",
-        measured=False,
-        notes=("Ours: VOC's server alone can judge its test split.",),
-    )
+    title = "Table 11: classes of PASCAL VOC val"
+    note = "CoSA* is with a CRF, ours without. The rest of its column is illegible in our copy."
+    on_val = _by_class(full, title, _OURS, "11", VOC_NAMES, note)
+    title = "Table 12: classes of PASCAL VOC test"
+    note = "Ours: VOC's server alone can judge its test split."
+    on_test = _by_class(full, title, {}, "12", VOC_NAMES, note)
     return (_table_1(full), _table_2(full), *crf, _table_7(full), on_val, on_test)
 
 
@@ -224,57 +223,41 @@ def _table_7(full: FullModel) -> Comparison:
 
 def _by_class(
     full: FullModel,
-    table: str,
-    names: Mapping[str, str],
-    *,
     title: str,
-    measured: bool = True,
-    notes: Sequence[str] = (),
+    ours: Mapping[str, str],
+    table: str = "",
+    names: Mapping[str, str] = MappingProxyType({}),
+    note: str = "",
 ) -> Comparison:
-    """The classes as rows, the methods side by side: the paper's table turned round."""
-    rows = read_published(table)
-    printed = [column for column in rows[0] if column not in {"method", "reference", "venue", "mIoU"}]
-    ours = (("ours, labelled", "seg_iou_labelled"), ("ours, label-free", "seg_iou")) if measured else ()
+    """The classes as rows, the methods side by side: the paper's table turned round.
 
-    def line(name: str, column: str, own: Sequence[pd.Series | None]) -> Line:
-        return Line((name, *map(percent, own), *(row[column] or ABSENT for row in rows)))
+    Args:
+        full: Ours.
+        title: Of the comparison.
+        ours: Our columns: which IoU they show, by title.
+        table: The paper's table; without one ours stand alone.
+        names: Our names of the classes that it shortens.
+        note: What a reader must know of it.
+    """
+    rows = read_published(table) if table else ()
+    others = {"method", "reference", "venue", "mIoU"}
+    printed = [column for column in rows[0] if column not in others] if rows else full.classes
 
-    means = [full.values.get(_VAL + kind.replace("iou", "miou", 1)) for _, kind in ours]
+    def line(name: str, column: str, keys: Iterable[str]) -> Line:
+        own = (percent(full.values.get(key)) for key in keys)
+        return Line((name, *own, *(row[column] or ABSENT for row in rows)))
+
     lines = [
-        line(
-            name := names.get(column, column), column, [full.values.get(f"{kind}/{name}") for _, kind in ours]
-        )
+        line(name := names.get(column, column), column, [f"{kind}/{name}" for kind in ours.values()])
         for column in printed
     ]
+    means = [_VAL + kind.replace("iou", "miou", 1) for kind in ours.values()]
     return Comparison(
         title=title,
-        protocol=f"Percent IoU; {whose(full)}" if measured else "Percent IoU; published values alone",
-        columns=("class", *(name for name, _ in ours), *(row["method"] for row in rows)),
+        protocol=f"Percent IoU; {whose(full) if ours else 'published values alone'}",
+        columns=("class", *ours, *(row["method"] for row in rows)),
         lines=(*lines, line("mean", "mIoU", means)),
         our_columns=frozenset(range(1, 1 + len(ours))),
-        notes=tuple(notes),
-        per_class=True,
-    )
-
-
-def _classes_alone(full: FullModel) -> Comparison:
-    """The classes of data that the paper knows nothing of."""
-    protocols = (
-        ("labelled", "seg_iou_labelled"),
-        ("label-free", "seg_iou"),
-        ("CPL", "cpl_iou"),
-        ("CPL of M†", "aux_cpl_iou"),
-    )
-    lines = [
-        Line((name, *(percent(full.values.get(f"{kind}/{name}")) for _, kind in protocols)))
-        for name in full.classes
-    ]
-    means = (percent(full.values.get(_VAL + kind.replace("iou", "miou", 1))) for _, kind in protocols)
-    return Comparison(
-        title="Classes of the full model",
-        protocol=f"Percent IoU; {whose(full)}",
-        columns=("class", *(title for title, _ in protocols)),
-        lines=(*lines, Line(("mean", *means))),
-        our_columns=frozenset(range(1, 1 + len(protocols))),
+        notes=(note,) if note else (),
         per_class=True,
     )

@@ -32,7 +32,7 @@ from sweeps.reporting.forms import (
 from sweeps.reporting.results import FilledTable, Results
 from sweeps.tables.metrics import METRICS, SEG_MIOU
 
-__all__ = ["headline", "html", "render_page", "terminal", "ui_command", "write"]
+__all__ = ["headline", "html", "render_page", "terminal", "ui_command", "write", "write_files"]
 
 _LEFT, _RIGHT, _LINE, _TOP = 118, 12, 24, 8  # pixels around and between the lines of a chart
 _CHART_WIDTH = 440
