@@ -1,13 +1,13 @@
 """Everything one training run can be told, as frozen data with its checks.
 
-A range is part of a setting's type; laws that speak of two settings stand below their section. The string
-under each field is its documentation and becomes its `--help`. Pydantic is all that is imported, so that
-`--help` and a sweep's plan cost no import of torch. A weight of 0 leaves that term out of the sum altogether.
+A range is part of a setting's type (laws.py); laws that speak of two settings stand below their section. The
+string under each field is its documentation and becomes its `--help`. Pydantic is all that is imported, so
+that `--help` and a sweep's plan cost no import of torch. A weight of 0 leaves that term out of the sum
+altogether.
 """
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 import json
@@ -15,58 +15,37 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-Count = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
-Pixels = Annotated[int, Field(gt=0), "be > 0 pixels"]
-OrOwn = Annotated[int, Field(ge=0), "be >= 0 (0: own)"]
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0, lt=math.inf)]
-Weight = Annotated[float, Field(ge=0, lt=math.inf)]
-Scales = Annotated[
-    tuple[Annotated[float, Field(gt=0, le=4)], ...], Field(min_length=1), "hold one or more scales in (0, 4]"
-]
-"""Types with a range; a text behind it is the law as an error tells it, where the bounds alone do not."""
-
-
-def _must(name: str, law: str, got: object) -> str:
-    """The house's one form of error; what to do follows behind a semicolon."""
-    return f"{name} must {law}, got {got!r}"
+from cosa.config.laws import (
+    Count,
+    Natural,
+    OrOwn,
+    Pixels,
+    Positive,
+    Scales,
+    Section,
+    Share,
+    Weight,
+    must,
+)
+from cosa.config.laws import nearest as nearest
 
 
 def _without_password(archive: str) -> str:
     if "@" in archive.partition("://")[2].partition("/")[0]:
         law = "hold no user or password, since it is kept with every run"
-        refused = _must("data.archive", law, re.sub("//[^/]*@", "//***@", archive))
+        refused = must("data.archive", law, re.sub("//[^/]*@", "//***@", archive))
         raise ValueError(f"{refused}; give them by the environment variables of that storage")
     return archive
 
 
-class _Section(BaseModel):
-    """Frozen settings; what breaks a law is refused in the house's form, never in pydantic's."""
-
-    model_config = ConfigDict(
-        frozen=True, strict=True, extra="forbid", str_strip_whitespace=True, use_attribute_docstrings=True
-    )
-
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise _refusal(type(self), values, error) from None
-
-    def replace(self, **changes: Any) -> Self:
-        """A copy with some fields changed, all checks passed again."""
-        return type(self)(**{**dict(self), **changes})
-
-
-class DataConfig(_Section):
+class DataConfig(Section):
     """Which images are read, and how the two views are cut from them."""
 
     layout: Literal["shapes", "voc", "coco", "folder"] = "voc"
@@ -105,11 +84,11 @@ class DataConfig(_Section):
     def _check(self) -> Self:
         if self.scale_max < self.scale_min:
             law = f"lie in [data.scale_min, 8] = [{self.scale_min}, 8]"
-            raise ValueError(_must("data.scale_max", law, self.scale_max))
+            raise ValueError(must("data.scale_max", law, self.scale_max))
         return self
 
 
-class NetworkConfig(_Section):
+class NetworkConfig(Section):
     """The encoder (any ViT of timm) and the heads on it; ON and AN share it."""
 
     encoder: str = "vit_base_patch16_224"
@@ -139,11 +118,11 @@ class NetworkConfig(_Section):
     def _check(self) -> Self:
         if self.pretrained and self.weights:
             law = "be false where network.weights names a file"
-            raise ValueError(_must("network.pretrained", law, self.pretrained))
+            raise ValueError(must("network.pretrained", law, self.pretrained))
         return self
 
 
-class CamConfig(_Section):
+class CamConfig(Section):
     """How AN's maps of one image are fused before they become pseudo-labels."""
 
     scales: Scales = (1.0, 0.5, 1.5)
@@ -156,7 +135,7 @@ class CamConfig(_Section):
     """Network whose CPL and SPL supervise ON: `assignment` swaps assignments (SA), `online` does not."""
 
 
-class ThresholdConfig(_Section):
+class ThresholdConfig(Section):
     """The confidence threshold xi that splits foreground from background (Eq. 3 and 6)."""
 
     mode: Literal["dynamic", "fixed"] = "dynamic"
@@ -171,7 +150,7 @@ class ThresholdConfig(_Section):
     """Least standard deviation of the two Gaussians, in (0, 0.5]; keeps them off the CAMs' spikes."""
 
 
-class RawConfig(_Section):
+class RawConfig(Section):
     """Perplexity and the reliability-based adaptive weighting of c2s (Eq. 4 and 5)."""
 
     enabled: bool = True
@@ -182,7 +161,7 @@ class RawConfig(_Section):
     """lambda_beta of Eq. 4: exponent of the perplexity, > 0."""
 
 
-class C2sConfig(_Section):
+class C2sConfig(Section):
     """CAM pseudo-labels supervise the segmentation (Eq. 5)."""
 
     weight: Weight = 0.1
@@ -191,7 +170,7 @@ class C2sConfig(_Section):
     """Whether M-dagger's CPL supervise the segmentation, too (the second c2s term of Eq. 11)."""
 
 
-class S2cConfig(_Section):
+class S2cConfig(Section):
     """Segmentation pseudo-labels guide the CAMs (GC, Eq. 7 and 8)."""
 
     weight: Weight = 0.05
@@ -204,7 +183,7 @@ class S2cConfig(_Section):
     """What of M = F W the guidance's gradient does not reach (Tab. 4a): F, W, or nothing is spared."""
 
 
-class CscConfig(_Section):
+class CscConfig(Section):
     """Contrastive separation in CAMs (CSC, Eq. 9 and 10)."""
 
     weight: Weight = 0.1
@@ -217,14 +196,14 @@ class CscConfig(_Section):
     """Most positions contrasted per image, drawn at random; bounds memory at its square."""
 
 
-class EmaConfig(_Section):
+class EmaConfig(Section):
     """How AN follows ON."""
 
     momentum: Share = 0.9994
     """m of AN <- m AN + (1 - m) ON after every step, in [0, 1]; 1 freezes AN."""
 
 
-class OptimConfig(_Section):
+class OptimConfig(Section):
     """AdamW with linear warm-up and polynomial decay."""
 
     lr: Positive = 6e-5
@@ -245,7 +224,7 @@ class OptimConfig(_Section):
     """Largest norm of the whole gradient; 0 does not clip."""
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """The schedule of one run and how it computes."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -273,14 +252,14 @@ class TrainConfig(_Section):
     def _check(self) -> Self:
         if self.warmup > self.iterations:
             law = f"lie in [0, train.iterations] = [0, {self.iterations}]"
-            raise ValueError(_must("train.warmup", law, self.warmup))
+            raise ValueError(must("train.warmup", law, self.warmup))
         if self.batch_size % self.accumulate:
             law = f"divide train.batch_size = {self.batch_size}"
-            raise ValueError(_must("train.accumulate", law, self.accumulate))
+            raise ValueError(must("train.accumulate", law, self.accumulate))
         return self
 
 
-class EvaluationConfig(_Section):
+class EvaluationConfig(Section):
     """How a network is judged; never changes what is trained."""
 
     every: Count = 2_000
@@ -311,7 +290,7 @@ class EvaluationConfig(_Section):
     """Seed that draws the panel's images, >= 0."""
 
 
-class Config(_Section):
+class Config(Section):
     """One training run of CoSA. The defaults are the paper's setting for PASCAL VOC 2012."""
 
     data: DataConfig = DataConfig()
@@ -407,7 +386,7 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
     for name, value in changes.items():
         known = fields().get(name)
         if known is None:
-            raise ValueError(_must("setting", "be one that exists", name) + nearest(name, fields()))
+            raise ValueError(must("setting", "be one that exists", name) + nearest(name, fields()))
         section, item = name.split(".")
         by_section.setdefault(section, {})[item] = _read(known.kind, value)
     return config.replace(**{s: getattr(config, s).replace(**items) for s, items in by_section.items()})
@@ -433,59 +412,6 @@ def _read(kind: Any, value: Any) -> Any:
 
 
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` with the known name closest to `name`, or the empty string."""
-    names = list(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    if not close:  # `weigth` alone: look for the setting whose last part is meant
-        by_tail = {full.rpartition(".")[2]: full for full in names}
-        close = [by_tail[tail] for tail in difflib.get_close_matches(name, by_tail, n=1, cutoff=0.6)]
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _refusal(section: type[_Section], values: Mapping[str, Any], error: ValidationError) -> Exception:
-    """What pydantic found first, as a ValueError or TypeError in the house's form."""
-    found = error.errors(include_url=False)[0]
-    if found["type"] == "value_error":  # a check of our own, told in its words
-        return typing.cast(ValueError, found["ctx"]["error"])
-    item, got = str(found["loc"][0]), found["input"]
-    name = ".".join(filter(None, (section.__name__.removesuffix("Config").lower(), item)))
-    if item not in section.model_fields:
-        return ValueError(_must("setting", "be one that exists", name) + nearest(name, fields()))
-    kind = typing.get_type_hints(section)[item]
-    if found["type"] == "literal_error":
-        choices = typing.get_args(kind)
-        return ValueError(_must(name, f"be one of {', '.join(choices)}", got) + nearest(str(got), choices))
-    if found["type"] == "tuple_type":
-        return TypeError(_must(name, f"be a list of {typing.get_args(kind)[0].__name__}", got))
-    if found["type"].endswith("_type") or str(got) == "nan":  # a float, but no number
-        kind = typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else kind
-        return TypeError(_must(name, f"be {_KIND_NAMES.get(kind) or f'a {kind.__name__}'}", got))
-    return ValueError(_must(name, _law(section.model_fields[item].metadata), values[item]))
-
-
-_KIND_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-
-
-def _law(metadata: Iterable[Any]) -> str:
-    """What a type asks of its values: its own text, else its bounds, as in `lie in (0, 1]`."""
-    bounds: dict[str, Any] = {}
-    for item in metadata:
-        if isinstance(item, str):
-            return item
-        bounds |= {sign: getattr(item, sign) for sign in _SIGNS if hasattr(item, sign)}
-    one_sided = " and ".join(f"{_SIGNS[sign]} {bound}" for sign, bound in bounds.items() if bound != math.inf)
-    if math.inf in bounds.values():
-        return f"be finite and {one_sided}"
-    if len(bounds) == 1:
-        return f"be {one_sided}"
-    (low, least), (high, most) = sorted(bounds.items(), key=lambda sign: sign[0].startswith("l"))
-    return f"lie in {'(' if low == 'gt' else '['}{least}, {most}{')' if high == 'lt' else ']'}"
-
-
-_SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
 
 def to_json(config: Config) -> str:
