@@ -8,14 +8,12 @@ from pathlib import Path
 from cosa.cli.common import FAILED, Parser, add_traceback
 from cosa.cli.console import print_error
 from cosa.tracking import (
-    InUseError,
     RunGoneError,
+    StillRunningError,
     TrackingError,
-    find_journals,
-    flush,
-    kept_uri,
-    read_run_id,
-    standing,
+    find_tracked,
+    sync_run,
+    sync_status,
 )
 
 
@@ -38,7 +36,7 @@ def main(prog: str, arguments: Sequence[str]) -> int:
     add_traceback(parser)
     given = parser.parse_known(arguments)
     folder = given.folder.expanduser().absolute()
-    runs = find_journals(folder)
+    runs = find_tracked(folder)
     if not runs:
         raise ValueError(f"DIR must hold a run that was tracked, got none in {str(folder)!r}")
     names = {out: str(out.relative_to(folder)) if out != folder else out.name for out in runs}
@@ -49,10 +47,10 @@ def main(prog: str, arguments: Sequence[str]) -> int:
 
 def _show(names: dict[Path, str]) -> int:
     for out, name in names.items():
-        found = standing(out)
-        run_id = read_run_id(out) or "not made yet"
+        found = sync_status(out)
+        run_id = found.run_id or "not made yet"
         state = "" if found.closed else ", not closed"
-        print(f"{name}: {found.left} of {found.entries} entries left, run {run_id} in {kept_uri(out)}{state}")
+        print(f"{name}: {found.left} of {found.entries} entries left, run {run_id} in {found.uri}{state}")
     return 0
 
 
@@ -61,20 +59,20 @@ def _flush(prog: str, names: dict[Path, str], uri: str) -> int:
     silent: set[str] = set()
     left = 0
     for out, name in names.items():
-        store = uri or kept_uri(out)
+        store = uri or sync_status(out).uri
         if store in silent:
-            left += standing(out).left
+            left += sync_status(out).left
             continue
         try:
-            found = flush(out, uri)
-        except InUseError:
+            found = sync_run(out, uri)
+        except StillRunningError:
             print(f"{name}: has not ended, delivers by itself")
             continue
         except TrackingError as error:
             if not isinstance(error, RunGoneError):
                 silent.add(store)
             print_error(f"{prog}: error: {error}")
-            left += standing(out).left
+            left += sync_status(out).left
             continue
         left += found.left
         went = (

@@ -179,13 +179,6 @@ def append_line(path: Path, entry: Mapping[str, object], *, sync: bool = False) 
         raise write_error(path, error) from error
 
 
-def cut_lines(path: Path, keep: Callable[[Mapping[str, Any]], bool]) -> None:
-    """Drop the entries of a journal that are not to be kept, and torn lines; nothing without a journal."""
-    if path.is_file():
-        lines = ((line, _parsed(line)) for line in path.read_bytes().splitlines())
-        write_atomically(path, b"".join(line + b"\n" for line, entry in lines if entry and keep(entry)))
-
-
 def _parsed(line: bytes) -> dict[str, Any]:
     try:
         content = json.loads(line)

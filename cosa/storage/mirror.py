@@ -294,9 +294,13 @@ def _is_state(name: str) -> bool:
     return re.fullmatch(r"checkpoints/step_\d{8}\.pt", name) is not None
 
 
-def _turn(name: str) -> tuple[bool, bool, str]:
-    """The place of a file among what goes up; a checkpoint's name is less than that of its hash."""
-    return (not name.startswith("checkpoints/"), name == _RESULT, name)
+def _turn(name: str) -> tuple[bool, bool, bool, str]:
+    """The place of a file among what goes up; a checkpoint's name is less than that of its hash.
+
+    What counts the bytes of the journal goes before it: a journal that has grown since is read on.
+    """
+    counts = name == "run.json" or name.startswith("tracking/")
+    return (not name.startswith("checkpoints/"), name == _RESULT, not counts, name)
 
 
 def _stamp(path: Path) -> tuple[int, int]:

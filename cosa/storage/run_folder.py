@@ -16,9 +16,11 @@ ray/                     notes of Ray Train on the attempts of several workers
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from cosa.config import MACHINE_FIELDS, Config, difference, from_json, identity
+from cosa.storage.files import read_lines
 
 
 def require_same_run(out: Path, config: Config) -> None:
@@ -46,3 +48,11 @@ def is_finished(out: Path, step: int) -> bool:
     """Whether the run ended after `step` steps."""
     path = out / "result.json"
     return path.is_file() and json.loads(path.read_text())["step"] == step
+
+
+def read_metrics(out: Path, after: int = 0) -> Iterator[tuple[int, dict[str, float]]]:
+    """A run's metrics by step, as its journal has them, of steps beyond `after`."""
+    for line in read_lines(out / "journal.jsonl"):
+        step = line.content.get("step", 0)
+        if step > after and "kind" not in line.content:  # what else a tracked run was told has one
+            yield step, {k: value for k, value in line.content.items() if k not in {"step", "time", "again"}}

@@ -5,47 +5,56 @@ to the run's own journal first and from there to the store, in order and once; a
 costs a warning, never the training; passwords in a tracking URI are shown to nobody and kept nowhere. MLflow
 is imported only where a run is really tracked.
 
-    tracker     what the trainer tells: Tracker, NullTracker, MlflowTracker, TrackingSpec
-    journal     what was told, on the disk, and how much of it was delivered
-    courier     the thread that delivers while training goes on
-    delivery    from the journal to the store; `flush` for runs that are no more
-    store       the store itself: made, met, asked for models
-    place       tracking URIs
+    tracker     what the trainer tells: Tracker, JournalTracker, MlflowTracker, TrackingSpec
+    journal     what was told, on the disk, and how much of it the store has
+    sync        from the journal to the store: `sync_run`, and the thread that does so while training goes on
+    store       the store itself: where it is, made, met, asked for models
+    provenance  what a result was made with
 """
 
 from __future__ import annotations
 
 from cosa.storage.files import mask
-from cosa.tracking.journal import RUN_FILE, InUseError, Standing, find_journals, read_run_id, standing
-from cosa.tracking.place import RunGoneError, TrackingError, require_name, resolve_uri, ui_hint
-from cosa.tracking.store import download_model, find_run, initialise_store, save_pyfunc
-from cosa.tracking.sync import Flushed, flush, kept_uri
-from cosa.tracking.tracker import DATA_TAG, MlflowTracker, NullTracker, Status, Tracker, TrackingSpec
+from cosa.tracking.journal import RUN_FILE, SyncStatus, find_tracked, read_run_id, sync_status
+from cosa.tracking.store import (
+    RunGoneError,
+    TrackingError,
+    download_model,
+    explained,
+    find_run,
+    initialise_store,
+    require_name,
+    resolve_uri,
+    save_pyfunc,
+    ui_hint,
+)
+from cosa.tracking.sync import StillRunningError, Synced, sync_run
+from cosa.tracking.tracker import DATA_TAG, JournalTracker, MlflowTracker, Status, Tracker, TrackingSpec
 
 __all__ = [
     "DATA_TAG",
     "RUN_FILE",
-    "Flushed",
-    "InUseError",
+    "JournalTracker",
     "MlflowTracker",
-    "NullTracker",
     "RunGoneError",
-    "Standing",
     "Status",
+    "StillRunningError",
+    "SyncStatus",
+    "Synced",
     "Tracker",
     "TrackingError",
     "TrackingSpec",
     "download_model",
-    "find_journals",
+    "explained",
     "find_run",
-    "flush",
+    "find_tracked",
     "initialise_store",
-    "kept_uri",
     "mask",
     "read_run_id",
     "require_name",
     "resolve_uri",
     "save_pyfunc",
-    "standing",
+    "sync_run",
+    "sync_status",
     "ui_hint",
 ]

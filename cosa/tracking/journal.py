@@ -1,142 +1,150 @@
-"""What a run's tracker was told, kept in the run's own folder until the store has it, and as long as the run.
+"""A run's journal: what was told, on the disk before anything else, and how much of it the store has.
 
-    tracking/journal.jsonl   one entry a line, on the disk before the call that makes it returns
+    journal.jsonl            an entry a line: metrics as {"step", "time", NAME: VALUE...}; of a tracked run
+                             also entries of other kinds: {"step", "time", "kind": "file"...}
+    run.json                 the run's id in the store, and how much of the journal is there: SyncState
+    tracking/rewound.jsonl   entries that left the journal because a resumed run trains their steps again
     tracking/texts/          texts that are to be kept as files
-    tracking/lock            held by whoever delivers: the run itself, or `cosa-track flush`
-    run.json                 the run's id in the store, and how much of the journal is there
+    tracking/lock            held by whoever syncs: the run itself, or `cosa-track flush`
 
-An entry holds what the store will be given, moment and all: given twice it is the same, so a store that
-may have taken it is simply given it again. Lines are only ever added; a torn one, of a process that was
-killed, is passed over. No password is kept.
+A step that is trained again is in the journal with its new values, which are marked as told before: the store
+keeps the first ones. No password is kept.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
+import itertools
 import json
 import os
-import secrets
+import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any
 
-from cosa.tracking.place import TrackingError
+from cosa.storage.files import append_line, last_entry, read_lines, write_atomically
 
-Kind = Literal["open", "metrics", "file", "finish"]
-
+JOURNAL = "journal.jsonl"
 RUN_FILE = "run.json"
-"""File in a run's out folder that remembers the id of its tracked run."""
-FOLDER = "tracking"
-_JOURNAL = f"{FOLDER}/journal.jsonl"
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
-"""What a file system says that knows no locks: NFS without its lock service, Lustre without flock."""
+TEXTS = "tracking/texts"
+LOCK = "tracking/lock"
+ODD_TAG = "cosa.non_finite."
+_REWOUND = ("tracking/rewound.jsonl", "tracking/journal.jsonl")
+"""The second one in folders that older code began: all that their trackers were told."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of a journal."""
+    """What a run was told at one moment."""
 
-    start: int
-    """Where it begins, in bytes."""
+    kind: str
+    """`open`, `metrics`, `file` or `finish`; empty for a torn line, or one that no tracker was told."""
     end: int
-    """Where the next one begins."""
-    content: dict[str, Any]
-    """Empty for a torn line."""
+    """Where the next line begins, in bytes."""
+    content: Mapping[str, Any]
+    """`step`, `time` in milliseconds, and what belongs to the kind."""
+    metrics: Mapping[str, float]
+    """Metrics by the names that MLflow takes, without those that were told before."""
 
     @property
-    def kind(self) -> Kind | None:
-        """What it says; None for a torn line."""
-        return self.content.get("kind")
+    def tells(self) -> bool:
+        """Whether there is something for the store."""
+        return bool(self.metrics if self.kind == "metrics" else self.kind)
 
 
-def read_entries(out: Path, start: int = 0, *, most: int | None = None) -> list[Entry]:
-    """Whole entries from `start` on, `most` of them at most; none where there is no journal."""
-    found: list[Entry] = []
-    with contextlib.suppress(FileNotFoundError), (out / _JOURNAL).open("rb") as file:
-        file.seek(start)
-        for line in file:
-            if not line.endswith(b"\n") or len(found) == most:  # the last one may be being written
-                break
-            found.append(Entry(start, start + len(line), _parsed(line)))
-            start += len(line)
-    return found
+def read_entries(path: Path, start: int = 0) -> Iterator[Entry]:
+    """Entries from the byte `start` on; nothing where there is no such file."""
+    for line in read_lines(path, start):
+        kind, metrics = line.content.get("kind", "metrics" if "time" in line.content else ""), {}
+        if kind == "metrics" and "metrics" in line.content:  # as older code wrote them
+            odd = {tag.removeprefix(ODD_TAG): text for tag, text in line.content["tags"].items()}
+            metrics = {name: float(text.split()[0]) for name, text in odd.items()} | line.content["metrics"]
+        elif kind == "metrics":
+            rest = {"step", "time", "at", "again", *line.content.get("again", ())}
+            metrics = {_fit(name): value for name, value in line.content.items() if name not in rest}
+        yield Entry(kind, line.end, line.content, metrics)
 
 
-def _parsed(line: bytes) -> dict[str, Any]:
-    try:
-        content = json.loads(line)
-    except ValueError:
-        return {}
-    return content if isinstance(content, dict) else {}
+def _fit(name: str) -> str:
+    """`name` with the characters that MLflow refuses replaced."""
+    return re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)
 
 
-def read_entry(out: Path, start: int) -> Entry:
-    """The entry that begins at `start`."""
-    return read_entries(out, start, most=1)[0]
+def read_rewound(out: Path, start: int = 0) -> Iterator[Entry]:
+    """What left the journal of the run in `out`; `at` says where it stood there."""
+    return read_entries(_rewound(out), start)
 
 
-def find_journals(folder: Path) -> list[Path]:
-    """Out folders in `folder`, itself among them, whose runs have a journal."""
-    return sorted(path.parent.parent for path in folder.rglob(_JOURNAL))
+def _rewound(out: Path) -> Path:
+    return next((out / name for name in _REWOUND if (out / name).is_file()), out / _REWOUND[0])
+
+
+def first_open(out: Path) -> Entry | None:
+    """How the run in `out` was opened first; None for one that was never tracked."""
+    entries = itertools.chain(read_rewound(out), read_entries(out / JOURNAL))
+    return next((entry for entry in entries if entry.kind == "open"), None)
 
 
 class Journal:
     """A run's journal, to be added to."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, resume_step: int | None = None) -> None:
         """Open the journal of the run in `out`, or begin one.
 
-        Raises:
-            OSError: It cannot be written.
+        Args:
+            out: The run's folder.
+            resume_step: What was told of later steps leaves the journal: they are trained again.
         """
         self.out = out
-        self._path = out / _JOURNAL
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        entries = read_entries(out)
-        self.entries: tuple[Entry, ...] = tuple(entries)
-        """What it held when it was opened."""
-        self.key = journal_key(entries) or secrets.token_hex(16)
-        """Names this journal in the store: a run whose id was never noted is found by it."""
-        end = entries[-1].end if entries else 0
-        if self._path.is_file() and self._path.stat().st_size > end:
-            self._write(b"\n")  # ends the line that a killed process left torn
+        if resume_step is not None:
+            self._rewind(resume_step)
+        self.step: int = last_entry(out / JOURNAL).get("step", 0) if resume_step is None else resume_step
+        """The last step that it knows of."""
+        told = [entry for entry in read_rewound(out) if entry.kind == "metrics"]
+        self._told = {(entry.content["step"], name) for entry in told for name in entry.metrics}
 
-    def add(self, kind: Kind, **content: object) -> None:
-        """Keep an entry, with the time of now in milliseconds.
+    def _rewind(self, step: int) -> None:
+        """Cut off what was told after `step`, and a torn end. Of a tracked run it is kept for the store."""
+        path = self.out / JOURNAL
+        lines = list(read_lines(path)) if path.is_file() else []
+        whole = lines[-1].end if lines else 0
+        at = next((line.start for line in lines if line.content.get("step", 0) > step), whole)
+        tracked = (self.out / TEXTS).is_dir()
+        cut = [line for line in lines if tracked and line.start >= at and "time" in line.content]
+        for line in cut:  # before the cut, so that a kill between the two loses nothing
+            append_line(_rewound(self.out), {**line.content, "at": at}, sync=line is cut[-1])
+        if path.is_file():
+            os.truncate(path, at)
+
+    def add_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Keep the metrics of a step.
 
         Raises:
             OSError: No space, or no permission; one line.
         """
-        entry = {"kind": kind, "time": int(time.time() * 1000), **content}
-        self._write(json.dumps(entry).encode() + b"\n")
+        self.step = step
+        again = [name for name in metrics if (step, _fit(name)) in self._told]
+        values = {name: float(value) for name, value in metrics.items()}
+        self._add(**({"again": again} if again else {}), **values)
 
-    def _write(self, line: bytes) -> None:
-        try:
-            with self._path.open("ab", buffering=0) as file:
-                if file.write(line) != len(line):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"cannot write {str(self._path)!r}: {error.strerror}; free some space there or check its "
-                "permissions, then run the same command again",
-            ) from error
+    def add(self, kind: str, **content: object) -> None:
+        """Keep something else; raises as `add_metrics`."""
+        self._add(kind=kind, **content)
+
+    def _add(self, **content: object) -> None:
+        entry = {"step": self.step, "time": int(time.time() * 1000), **content}
+        append_line(self.out / JOURNAL, entry, sync=True)
 
     def keep_text(self, text: str, name: str) -> Path:
         """Keep a text as a file of the run's folder; a later one of that name takes its place."""
-        path = self.out / FOLDER / "texts" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(path, text)
+        path = self.out / TEXTS / name
+        write_atomically(path, text)
         return path
 
 
 @dataclass
-class Account:
+class SyncState:
     """What a run's store has of its journal, as `run.json` keeps it."""
 
     run_id: str = ""
@@ -145,127 +153,80 @@ class Account:
     experiment: str = ""
     key: str = ""
     """Of the journal that the positions belong to."""
-    position: int = 0
-    """Everything before this byte was delivered, but for what waits."""
-    waiting: list[int] = field(default_factory=list)
-    """Where the files' entries begin that could not be kept yet."""
-    adopted: bool = False
-    """The run is older than its journal: the store is asked which steps it has."""
+    journal: int = 0
+    """The store has everything before this byte, but for what waits."""
+    rewound: int = 0
+    """The same of what left the journal."""
+    waiting: list[dict[str, str]] = field(default_factory=list)
+    """Files that could not be kept yet: `path`, and `folder` in the store."""
 
 
-def read_account(out: Path) -> Account:
-    """What is noted of the run in `out`; nothing where it was never tracked or the note is torn."""
+def read_state(out: Path) -> SyncState:
+    """What is noted of the run in `out`; its id alone where the journal that is there now is another."""
+    noted = _read_note(out)
+    if "position" in noted:  # as older code wrote it
+        waiting = [next(read_rewound(out, start)).content for start in noted["waiting"]]
+        noted["waiting"] = [{"path": file["path"], "folder": file["folder"]} for file in waiting]
+        noted["rewound"] = noted["position"]
+    known = {f.name for f in fields(SyncState)}
+    state = SyncState(**{name: value for name, value in noted.items() if name in known})
+    opened = first_open(out)
+    key = opened.content["key"] if opened else ""
+    if state.key != key or (state.journal and state.journal > (out / JOURNAL).stat().st_size):
+        return SyncState(run_id=state.run_id, key=key)  # what is given again is there once
+    return state
+
+
+def _read_note(out: Path) -> dict[str, Any]:
     try:
-        content = json.loads((out / RUN_FILE).read_text())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return Account()
-    known = {f.name for f in fields(Account)}
-    return Account(**{name: value for name, value in content.items() if name in known})
+        noted: dict[str, Any] = json.loads((out / RUN_FILE).read_text())
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # never tracked, or torn
+        return {}
+    return noted
 
 
-def current_account(out: Path) -> Account:
-    """What is noted of the run in `out`; its id alone where it is not of the journal that is there now."""
-    account, key = read_account(out), journal_key(read_entries(out))
-    if account.key == key:
-        return account
-    return Account(run_id=account.run_id, key=key, adopted=bool(account.run_id))
-
-
-def journal_key(entries: Sequence[Entry]) -> str:
-    """The key that a journal of these entries was begun with; empty where there is none yet."""
-    return next((str(entry.content["key"]) for entry in entries if entry.kind == "open"), "")
-
-
-def write_account(out: Path, account: Account) -> None:
+def write_state(out: Path, state: SyncState) -> None:
     """Note it, whole or not at all."""
-    _write_whole(out / RUN_FILE, json.dumps(asdict(account), indent=2) + "\n")
+    write_atomically(out / RUN_FILE, json.dumps(asdict(state), indent=2) + "\n")
 
 
 def read_run_id(out: Path) -> str:
     """The id of the tracked run that belongs to an out folder; empty where the store never told it."""
-    return read_account(out).run_id
+    return str(_read_note(out).get("run_id", ""))
 
 
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)
+def find_tracked(folder: Path) -> list[Path]:
+    """Out folders in `folder`, itself among them, whose runs were tracked."""
+    return sorted(path.parents[2] for path in folder.rglob(f"{TEXTS}/config.json"))
 
 
 @dataclass(frozen=True)
-class Standing:
-    """How far the delivery of a journal is."""
+class SyncStatus:
+    """How much of what a run was told its store has."""
 
+    run_id: str
+    """The run's id in the store; empty where the store never told it."""
+    uri: str
+    """Tracking URI, without its password; empty for a run that was never tracked."""
     entries: int
-    """Entries in it."""
+    """What it was told, a step that was trained again once."""
     left: int
-    """Of them not delivered yet."""
+    """Of them not there yet."""
     closed: bool
     """Whether the run said how it ended."""
 
 
-def standing(out: Path) -> Standing:
-    """How far the delivery of the journal in `out` is."""
-    account, entries = current_account(out), [entry for entry in read_entries(out) if entry.kind]
-    last = next((e.kind for e in reversed(entries) if e.kind in {"open", "finish"}), None)
-    left = sum(e.start >= account.position for e in entries) + len(account.waiting)
-    return Standing(len(entries), left, last == "finish")
-
-
-class Lock:
-    """Whoever holds it may deliver; it ends with its process, however that ends.
-
-    Where the file system knows no locks everybody has it: what is then delivered twice is there once.
-    """
-
-    def __init__(self, out: Path) -> None:
-        self._path = out / FOLDER / "lock"
-        self._file: BinaryIO | None = None
-
-    def acquire(self) -> bool:
-        """Take it if it is free, or already ours."""
-        if self._file is not None:
-            return True
-        file = self._path.open("ab")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                file.close()
-                if isinstance(error, BlockingIOError):
-                    return False
-                raise
-        self._file = file
-        return True
-
-    def release(self) -> None:
-        """Let go of it."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-
-@contextlib.contextmanager
-def locked(out: Path, wait: float) -> Iterator[None]:
-    """Hold the journal of `out` for delivery.
-
-    Args:
-        out: The run's folder.
-        wait: Seconds to wait for whoever holds it.
-
-    Raises:
-        InUseError: They still do.
-    """
-    lock, deadline = Lock(out), time.monotonic() + wait
-    while not lock.acquire():
-        if time.monotonic() >= deadline:
-            raise InUseError(f"run must have ended, got one that still delivers by itself in {str(out)!r}")
-        time.sleep(0.1)
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-class InUseError(TrackingError):
-    """Another process delivers this journal: its run is not over."""
+def sync_status(out: Path) -> SyncStatus:
+    """How much of what the run in `out` was told its store has."""
+    state = read_state(out)
+    rewound = [entry for entry in read_rewound(out) if entry.tells]
+    journal = [entry for entry in read_entries(out / JOURNAL) if entry.tells]
+    left = sum(e.end > state.rewound for e in rewound) + sum(e.end > state.journal for e in journal)
+    events = [entry for entry in [*rewound, *journal] if entry.kind in {"open", "finish"}]
+    return SyncStatus(
+        run_id=state.run_id,
+        uri=next((str(event.content["uri"]) for event in reversed(events) if event.kind == "open"), ""),
+        entries=len(rewound) + len(journal),
+        left=left + len(state.waiting),
+        closed=bool(events) and events[-1].kind == "finish",
+    )

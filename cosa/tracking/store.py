@@ -1,10 +1,14 @@
-"""The MLflow store: made, met, and asked for models. MLflow is imported only where it is really used."""
+"""The MLflow store: where it is, made, met, and asked for models.
+
+MLflow is imported only where a store is really used. What a store fails with becomes one line, TrackingError.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
+import shlex
 import socket
 import urllib.parse
 from collections.abc import Iterator
@@ -13,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import cosa
 from cosa.storage.files import mask, one_line
-from cosa.tracking.place import DATABASE_PORTS, TrackingError, resolve_uri, sqlite_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -22,6 +25,62 @@ else:
     MlflowClient = Run = Any  # their import takes seconds; tests check annotations as the program runs
 
 _CHECK_SECONDS = 5
+_DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+"""The databases that MLflow writes to directly, with the port each listens on where the URI names none."""
+
+
+class TrackingError(RuntimeError):
+    """The tracking store cannot be used; the message is one line that says where and what to do."""
+
+
+class RunGoneError(TrackingError):
+    """The store answers but has the run no more."""
+
+
+def resolve_uri(uri: str) -> str:
+    """`uri` with a relative SQLite path made absolute, since workers run in folders of their own.
+
+    Raises:
+        ValueError: The URI names no kind of store that MLflow 3 still writes to.
+    """
+    scheme, separator, rest = uri.partition(":")
+    dialect = scheme.partition("+")[0]
+    if not separator or dialect not in {"sqlite", "http", "https", "databricks", *_DATABASE_PORTS}:
+        raise ValueError(
+            f"tracking URI must start with sqlite:///, http:// or https:// (or name another database), "
+            f"got {mask(uri)!r}; a file works as 'sqlite:///runs/mlflow.db'"
+        )
+    if dialect != "sqlite":
+        return uri
+    path = rest.removeprefix("///")
+    if not rest.startswith("///") or not path:
+        raise ValueError(
+            f"tracking URI must name a file, got {uri!r}; write sqlite:///relative.db or sqlite:////full/path.db"
+        )
+    return f"{scheme}:///{Path(path).expanduser().absolute()}"
+
+
+def _sqlite_path(uri: str) -> Path:
+    """The file of a SQLite store."""
+    return Path(uri.partition(":///")[2].partition("?")[0])
+
+
+def ui_hint(uri: str) -> str:
+    """How to look at the runs: the command for a store in a file or database, the address of a server."""
+    resolved = mask(resolve_uri(uri))
+    if resolved.startswith("http"):
+        return resolved
+    return f"mlflow ui --backend-store-uri {shlex.quote(resolved)}"
+
+
+def require_name(what: str, name: str) -> None:
+    """Refuse a name that cannot be shown in one line, or that would steer the terminal that shows it.
+
+    Raises:
+        ValueError: It holds a line's end, or another character without a picture.
+    """
+    if not name.isprintable():
+        raise ValueError(f"{what} must be one line of visible characters, got {name!r}; choose another name")
 
 
 def initialise_store(uri: str, experiment: str) -> str:
@@ -55,7 +114,7 @@ def download_model(uri: str, run_id: str, folder: Path) -> Path:
         TrackingError: The store does not answer, knows no such run, or the run has no model.
     """
     resolved = resolve_uri(uri)
-    if resolved.startswith("sqlite") and not sqlite_path(resolved).is_file():  # or MLflow would make one
+    if resolved.startswith("sqlite") and not _sqlite_path(resolved).is_file():  # or MLflow would make one
         raise TrackingError(
             f"tracking store must exist, got {mask(resolved)}; set --tracking-uri to the one of the run"
         )
@@ -118,13 +177,13 @@ def _prepare(uri: str) -> None:
     parts = urllib.parse.urlsplit(uri)
     dialect = parts.scheme.partition("+")[0]
     if dialect == "sqlite":
-        path = sqlite_path(uri)
+        path = _sqlite_path(uri)
         path.parent.mkdir(parents=True, exist_ok=True)
         writable = path if path.exists() else path.parent
         if not os.access(writable, os.W_OK):
             raise PermissionError(f"no permission to write {writable}")
-    elif dialect in DATABASE_PORTS and parts.hostname:
-        address = (parts.hostname, parts.port or DATABASE_PORTS[dialect])
+    elif dialect in _DATABASE_PORTS and parts.hostname:
+        address = (parts.hostname, parts.port or _DATABASE_PORTS[dialect])
         socket.create_connection(address, timeout=_CHECK_SECONDS).close()
 
 
@@ -136,7 +195,7 @@ def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
     if found is None:
         place = None
         if uri.startswith("sqlite"):  # MLflow's default would be a folder relative to whoever reads it
-            place = (sqlite_path(uri).parent / "mlartifacts").as_uri()
+            place = (_sqlite_path(uri).parent / "mlartifacts").as_uri()
         try:
             return str(client.create_experiment(name, artifact_location=place))
         except MlflowException as error:
@@ -200,17 +259,25 @@ def require_mlflow() -> None:
 
 
 @contextlib.contextmanager
-def explained(uri: str) -> Iterator[None]:
-    """Turn whatever the store fails with into one line that names it and says what to do."""
+def explained(uri: str, remedy: str = "") -> Iterator[None]:
+    """Turn whatever the store fails with into one line that names it and says what to do.
+
+    Args:
+        uri: Tracking URI; the line shows it without its password.
+        remedy: What to do; by default what helps before a run begins.
+
+    Raises:
+        TrackingError: In place of what MLflow and its databases raise.
+    """
     require_mlflow()
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
+    default = "check the file and its folder" if uri.startswith("sqlite") else "start the server"
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
-        remedy = "check the file and its folder" if uri.startswith("sqlite") else "start the server"
         raise TrackingError(
             f"tracking store must answer, got none from {mask(uri)} ({one_line(error, kind=False)}); "
-            f"{remedy}, or track elsewhere or not at all"
+            f"{remedy or f'{default}, or track elsewhere or not at all'}"
         ) from None

@@ -1,208 +1,245 @@
 """From a run's journal to its store: in order, each entry once, whatever dies in between.
 
-Everything given carries the moment it was noted, so giving it again changes nothing: MLflow keeps a metric's
-value under its name, step and moment. A run is made once because it carries its journal's key as a tag and is
+An entry carries the moment it was told, so giving it again changes nothing: MLflow keeps a metric's value
+under its name, step and moment. A run is made once because it carries its journal's key as a tag and is
 looked for by it first. A file that cannot be kept holds nothing else up; it waits for another attempt.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
+import queue
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from cosa.storage.files import mask, one_line
+from cosa.storage.files import InUseError, lock, mask, one_line
 from cosa.tracking.journal import (
-    Account,
+    JOURNAL,
+    LOCK,
+    ODD_TAG,
     Entry,
     Journal,
-    current_account,
-    locked,
+    SyncState,
+    first_open,
     read_entries,
-    read_entry,
+    read_rewound,
     read_run_id,
-    standing,
-    write_account,
+    read_state,
+    sync_status,
+    write_state,
 )
-from cosa.tracking.place import RunGoneError, resolve_uri
-from cosa.tracking.store import connect, environment, experiment_id, explained, find_run
+from cosa.tracking.store import (
+    RunGoneError,
+    TrackingError,
+    connect,
+    environment,
+    experiment_id,
+    explained,
+    find_run,
+    resolve_uri,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Metric, Param, Run, RunTag
 else:
-    MlflowClient = Run = Any  # their import takes seconds; tests check annotations as the program runs
-
-T = TypeVar("T")
+    MlflowClient = Metric = Param = Run = RunTag = Any  # their import takes seconds; tests check annotations
 
 KEY_TAG = "cosa.run_key"
 """Names the journal that a run was delivered from."""
-_METRICS_PER_CALL = 1000
-_OTHERS_PER_CALL = 100
 _ENTRIES_AT_ONCE = 500
 _FILES_PAUSE = 30.0
 """Seconds until a file that could not be kept is tried again."""
-
-# What the store says of an entry that it will never take; all else may pass.
+_PAUSE = 2.0
+"""Seconds between two attempts; after a failure twice as long each time, up to the longest."""
+_LONGEST_PAUSE = 30.0
 _REFUSALS = frozenset({"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"})
+"""What the store says of an entry that it will never take; all else may pass."""
 
 
-class Delivery:
-    """Delivers one run's journal; only whoever holds its lock has one."""
+class RunSync:
+    """Brings the store up to what one run was told; only whoever holds the run's lock has one."""
 
     def __init__(self, out: Path, uri: str) -> None:
         """Remember both; the store is not met before `run`."""
-        self.account = current_account(out)
+        self.state = read_state(out)
         self.notes: deque[str] = deque()
         """What the user is to know of, to be taken from here."""
         self._out = out
         self._uri = uri
-        self._client: MlflowClient | None = None
-        self._last_steps: dict[str, int] = {}
+        self._known_client: MlflowClient | None = None
         self._files_again = -math.inf
 
+    @property
+    def _client(self) -> MlflowClient:
+        if self._known_client is None:
+            self._known_client = connect(self._uri)
+        return self._known_client
+
     def run(self, *, all_files: bool = False) -> None:
-        """Deliver all that the journal holds by now.
+        """Give the store all that the run was told by now.
 
         Args:
             all_files: Try the files that wait at once, not only after a pause.
 
         Raises:
-            TrackingError: The store does not answer, or has the run no more; `account` says how far we came.
+            TrackingError: The store does not answer, or has the run no more; `state` says how far we came.
         """
         with explained(self._uri):
-            while entries := read_entries(self._out, self.account.position, most=_ENTRIES_AT_ONCE):
-                self._deliver(entries)
-            if self.account.waiting and (all_files or time.monotonic() >= self._files_again):
+            while self._give_some():
+                pass
+            if self.state.waiting and (all_files or time.monotonic() >= self._files_again):
                 self._files_again = time.monotonic() + _FILES_PAUSE
-                for start in tuple(self.account.waiting):
-                    self.account.waiting.remove(start)
-                    self._keep_file(self._connected(), read_entry(self._out, start))
-                    write_account(self._out, self.account)
+                for _ in tuple(self.state.waiting):
+                    self._keep_file(**self.state.waiting.pop(0))
+                    write_state(self._out, self.state)
 
-    def _connected(self) -> MlflowClient:
-        if self._client is None:
-            self._client = connect(self._uri)
-        return self._client
-
-    def _deliver(self, entries: Sequence[Entry]) -> None:
+    def _give_some(self) -> bool:
+        """Give the next entries, first of those that left the journal; False where there are none."""
+        state, out = self.state, self._out
+        rewound = list(itertools.islice(read_rewound(out, state.rewound), _ENTRIES_AT_ONCE))
+        entries = rewound or list(
+            itertools.islice(read_entries(out / JOURNAL, state.journal), _ENTRIES_AT_ONCE)
+        )
+        if not entries:
+            return False
+        if rewound or not state.journal:  # the run may not be made yet, or be gone
+            opened = first_open(out)
+            assert opened is not None, "a run that was never tracked has nothing to give"
+            if entries[0].kind != "open" and not self._open(opened.content):
+                return True
         for group in _grouped(entries):
-            client = self._connected()
-            if group[0].kind == "open":
-                if not self._open(client, group[0]):
-                    return  # the run is gone: a new one gets it all, from the first entry on
-            elif group[0].kind is not None:
-                self._send(client, group)
-            self.account.position = group[-1].end
-            write_account(self._out, self.account)
+            if group[0].kind == "open" and not self._open(group[0].content):
+                return True  # a new run gets it all, from the first entry on
+            self._send(group)
+            if rewound:
+                state.rewound = group[-1].end
+                state.journal = min(state.journal, *(entry.content.get("at", 0) for entry in group))
+            else:
+                state.journal = group[-1].end
+            write_state(out, state)
+        return True
 
-    def _send(self, client: MlflowClient, group: Sequence[Entry]) -> None:
+    def _send(self, group: Sequence[Entry]) -> None:
         """Give the store a group of entries of one kind; one that it refuses is left out, and told of."""
         from mlflow.exceptions import MlflowException
 
+        content = group[0].content
         try:
             match group[0].kind:
                 case "metrics":
-                    self._write_metrics(client, group)
+                    self._write_metrics(group)
                 case "file":
-                    self._keep_file(client, group[0])
+                    self._keep_file(content["path"], content["folder"])
                 case "finish":
-                    self._finish(client, group[0])
+                    self._finish(content)
         except MlflowException as error:
             if error.error_code not in _REFUSALS:
                 raise
-            if find_run(client, self.account.run_id) is None:
+            if find_run(self._client, self.state.run_id) is None:
                 raise RunGoneError(
-                    f"run {self.account.run_id} must be in {mask(self._uri)}, got none or a deleted one; "
+                    f"run {self.state.run_id} must be in {mask(self._uri)}, got none or a deleted one; "
                     "restore it with `mlflow runs restore`, or name the store that has it"
                 ) from None
             if len(group) == 1:
                 self.notes.append(f"an entry was refused and left out: {one_line(error, kind=False)}")
             else:  # the others are not to blame
                 for entry in group:
-                    self._send(client, [entry])
+                    self._send([entry])
 
-    def _open(self, client: MlflowClient, entry: Entry) -> bool:
+    def _open(self, told: Mapping[str, Any]) -> bool:
         """Make the run of this journal, or reopen it; False where it is gone and another is to be made."""
-        said, account = entry.content, self.account
-        account.tracking_uri, account.experiment = mask(self._uri), said["experiment"]
-        run = find_run(client, account.run_id) if account.run_id else None
-        if run is None and account.run_id:
-            self.account = Account(key=said["key"])
+        from mlflow.entities import Param
+
+        client, state = self._client, self.state
+        state.tracking_uri, state.experiment = mask(self._uri), told["experiment"]
+        run = find_run(client, state.run_id)
+        if run is None and state.run_id:
+            self.state = SyncState(key=state.key)
             return False
         if run is None:
-            experiment = experiment_id(client, self._uri, said["experiment"])
-            run = next(iter(self._runs_of(client, experiment)), None)
-            made = run or self._create(client, experiment, said)
-        else:
-            made = run
-        if run is not None:
-            client.update_run(run.info.run_id, status="RUNNING")
-            _log_tags(client, run.info.run_id, {**said["tags"], KEY_TAG: said["key"]})
-        account.run_id = made.info.run_id
-        write_account(self._out, account)
-        _log_params(client, account.run_id, said["params"], made.data.params)
+            experiment = experiment_id(client, self._uri, told["experiment"])
+            run = next(iter(self._runs_of(experiment)), None) or self._create(experiment, told)
+        state.run_id = run.info.run_id
+        write_state(self._out, state)
+        if run.info.status != "RUNNING":
+            client.update_run(state.run_id, status="RUNNING")
+        new = [Param(name, value) for name, value in told["params"].items() if name not in run.data.params]
+        self._log(params=new, tags={**told["tags"], KEY_TAG: state.key})
         return True
 
-    def _create(self, client: MlflowClient, experiment: str, said: Mapping[str, Any]) -> Run:
+    def _create(self, experiment: str, told: Mapping[str, Any]) -> Run:
         """A new run. MLflow's own second try is switched off: the first may have made the run already."""
-        system = {"mlflow.parentRunId": said["parent"]} if said["parent"] else {}
-        tags = {**said["tags"], **system, KEY_TAG: said["key"]}
+        system = {"mlflow.parentRunId": told["parent"]} if told["parent"] else {}
+        tags = {**told["tags"], **system, KEY_TAG: self.state.key}
         with environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="0"):
-            return client.create_run(experiment, run_name=said["name"], tags=tags, start_time=said["time"])
+            return self._client.create_run(
+                experiment, run_name=told["name"], tags=tags, start_time=told["time"]
+            )
 
-    def _runs_of(self, client: MlflowClient, experiment: str) -> Sequence[Run]:
-        key = self.account.key
-        return client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{key}'")
+    def _runs_of(self, experiment: str) -> Sequence[Run]:
+        return self._client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{self.state.key}'")
 
-    def _write_metrics(self, client: MlflowClient, group: Sequence[Entry]) -> None:
+    def _write_metrics(self, group: Sequence[Entry]) -> None:
+        """Give metrics; of a value that is not finite the first is kept as a tag, see MlflowTracker."""
         from mlflow.entities import Metric
 
-        metrics = [
-            Metric(name, value, entry.content["time"], entry.content["step"])
-            for entry in group
-            for name, value in entry.content["metrics"].items()
-            if not self.account.adopted or entry.content["step"] > self._last_step(client, name)
-        ]
-        for part in _parts(metrics, _METRICS_PER_CALL):
-            client.log_batch(self.account.run_id, metrics=part)
-        tags = {key: text for entry in group for key, text in entry.content["tags"].items()}
-        _log_tags(client, self.account.run_id, tags)
+        metrics: list[Metric] = []
+        odd: dict[str, str] = {}
+        for entry in group:
+            step = entry.content["step"]
+            for name, value in entry.metrics.items():
+                if math.isfinite(value):
+                    metrics.append(Metric(name, value, entry.content["time"], step))
+                else:
+                    odd.setdefault(f"{ODD_TAG}{name}", f"{value} at step {step}")
+        known = self._client.get_run(self.state.run_id).data.tags if odd else {}
+        self._log(metrics=metrics, tags={tag: text for tag, text in odd.items() if tag not in known})
 
-    def _last_step(self, client: MlflowClient, name: str) -> int:
-        """The last step that a run had of a metric before its journal was begun, -1 for none."""
-        if name not in self._last_steps:
-            history = client.get_metric_history(self.account.run_id, name)
-            self._last_steps[name] = max((point.step for point in history), default=-1)
-        return self._last_steps[name]
+    def _log(
+        self,
+        *,
+        metrics: Sequence[Metric] = (),
+        params: Sequence[Param] = (),
+        tags: Mapping[str, str],
+    ) -> None:
+        """Give what may be more than MLflow takes in one request."""
+        from mlflow.entities import RunTag
 
-    def _keep_file(self, client: MlflowClient, entry: Entry) -> None:
+        left = [RunTag(name, text) for name, text in tags.items()]
+        while metrics or params or left:
+            self._client.log_batch(self.state.run_id, metrics[:800], params[:100], left[:100])
+            metrics, params, left = metrics[800:], params[100:], left[100:]
+
+    def _keep_file(self, path: str, folder: str) -> None:
         """Keep a copy of a file; one that is there but cannot be kept now waits."""
-        path = self._out / entry.content["path"]
-        if not path.is_file():
-            self.notes.append(f"a file could not be kept and was left out: {str(path)!r} is gone")
+        whole = self._out / path
+        if not whole.is_file():
+            self.notes.append(f"a file could not be kept and was left out: {str(whole)!r} is gone")
             return
         try:
-            client.log_artifact(self.account.run_id, str(path), entry.content["folder"] or None)
+            self._client.log_artifact(self.state.run_id, str(whole), folder or None)
         except Exception as error:  # noqa: BLE001 (each kind of artifact store fails in a way of its own)
-            if not self.account.waiting:
-                self.notes.append(f"a file waits to be kept, {path.name!r}: {one_line(error, kind=False)}")
-            self.account.waiting.append(entry.start)
+            if not self.state.waiting:
+                self.notes.append(f"a file waits to be kept, {whole.name!r}: {one_line(error, kind=False)}")
+            self.state.waiting.append({"path": path, "folder": folder})
 
-    def _finish(self, client: MlflowClient, entry: Entry) -> None:
-        """Close the run. One more that was made by a request thought to be lost is removed."""
-        own = self.account.run_id
-        run = find_run(client, own)
-        for double in self._runs_of(client, run.info.experiment_id) if run else ():
+    def _finish(self, told: Mapping[str, Any]) -> None:
+        """Close the run; delete the duplicate that a retried create request may have left."""
+        own = self.state.run_id
+        run = find_run(self._client, own)
+        for double in self._runs_of(run.info.experiment_id) if run else ():
             if double.info.run_id != own and not double.data.metrics:
-                client.delete_run(double.info.run_id)
-        client.set_terminated(own, entry.content["status"], end_time=entry.content["time"])
+                self._client.delete_run(double.info.run_id)
+        self._client.set_terminated(own, told["status"], end_time=told["time"])
 
 
 def _grouped(entries: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
@@ -214,30 +251,34 @@ def _grouped(entries: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
             yield from ([entry] for entry in group)
 
 
-def _log_params(
-    client: MlflowClient, run_id: str, params: Mapping[str, str], known: Mapping[str, str]
-) -> None:
-    from mlflow.entities import Param
-
-    new = [Param(name, value) for name, value in params.items() if name not in known]
-    for part in _parts(new, _OTHERS_PER_CALL):
-        client.log_batch(run_id, params=part)
+class StillRunningError(TrackingError):
+    """The run has not ended: it syncs by itself."""
 
 
-def _log_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
-    from mlflow.entities import RunTag
+@contextlib.contextmanager
+def _held(out: Path, wait: float) -> Iterator[None]:
+    """Hold the run's lock, which ends with its process, however that ends.
 
-    for part in _parts([RunTag(key, value) for key, value in tags.items()], _OTHERS_PER_CALL):
-        client.log_batch(run_id, tags=part)
+    Where the file system knows no locks everybody has it: what is then given twice is there once.
 
-
-def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    return (items[i : i + size] for i in range(0, len(items), size))
+    Raises:
+        StillRunningError: Another process holds it for longer than `wait` seconds.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(lock(out / LOCK, wait=wait))
+        except InUseError:
+            raise StillRunningError(
+                f"run must have ended, got one that still delivers by itself in {str(out)!r}"
+            ) from None
+        except OSError:
+            pass
+        yield
 
 
 @dataclass(frozen=True)
-class Flushed:
-    """What delivering a dead run's journal came to."""
+class Synced:
+    """What syncing a run that has ended came to."""
 
     run_id: str
     """The run's id in the store."""
@@ -249,8 +290,8 @@ class Flushed:
     """What was left out or waits, and why."""
 
 
-def flush(out: Path, uri: str = "", *, wait: float = 5.0) -> Flushed:
-    """Deliver what a run that has ended left in its journal; one that did not say how it ended is KILLED.
+def sync_run(out: Path, uri: str = "", *, wait: float = 5.0) -> Synced:
+    """Bring the store up to what a run that has ended was told; one that did not say how is KILLED.
 
     Args:
         out: The run's folder.
@@ -258,45 +299,115 @@ def flush(out: Path, uri: str = "", *, wait: float = 5.0) -> Flushed:
         wait: Seconds to wait for a process of the run that is about to end.
 
     Raises:
-        InUseError: The run has not ended: it delivers by itself.
+        StillRunningError: The run has not ended.
         TrackingError: The store does not answer, or has the run no more.
         ValueError: The store's URI has a password, which is not kept and was not given.
     """
-    kept, before = kept_uri(out), standing(out)
-    if not kept or (before.left == 0 and before.closed):
-        return Flushed(read_run_id(out), 0, 0, ())
-    with locked(out, wait):
-        if not standing(out).closed:
+    before = sync_status(out)
+    if not before.uri or (before.left == 0 and before.closed):
+        return Synced(before.run_id, 0, 0, ())
+    with _held(out, wait):
+        if not sync_status(out).closed:
             Journal(out).add("finish", status="KILLED")
-        before = standing(out)
-        resolved = resolve_uri(uri) if uri else _with_password(out, kept)
-        delivery = Delivery(out, resolved)
-        if delivery.account.run_id and mask(resolved) != kept:  # moved, or a mistake
+        before = sync_status(out)
+        resolved = resolve_uri(uri) if uri else _with_password(out, before.uri)
+        run = RunSync(out, resolved)
+        if before.run_id and mask(resolved) != before.uri:  # moved, or a mistake
             with explained(resolved):
-                if find_run(connect(resolved), delivery.account.run_id) is None:
+                if find_run(connect(resolved), before.run_id) is None:
                     raise RunGoneError(
-                        f"tracking URI must be that of the run in {str(out)!r}, {kept}, "
+                        f"tracking URI must be that of the run in {str(out)!r}, {before.uri}, "
                         f"got {mask(resolved)}, which does not have it"
                     )
-        delivery.run(all_files=True)
-    after = standing(out)
-    return Flushed(delivery.account.run_id, before.left - after.left, after.left, tuple(delivery.notes))
-
-
-def kept_uri(out: Path) -> str:
-    """The tracking URI of the run in `out`, without its password; empty where it has no journal."""
-    opened = [entry for entry in read_entries(out) if entry.kind == "open"]
-    return str(opened[-1].content["uri"]) if opened else ""
+        run.run(all_files=True)
+    after = sync_status(out)
+    return Synced(after.run_id, before.left - after.left, after.left, tuple(run.notes))
 
 
 def _with_password(out: Path, kept: str) -> str:
     """The whole URI: a password is not kept, but may be in the environment."""
+    given = os.environ.get("MLFLOW_TRACKING_URI", "")
     if "***" not in kept:
         return kept
-    given = os.environ.get("MLFLOW_TRACKING_URI", "")
     if mask(given) != kept:
         raise ValueError(
             f"tracking URI of the run in {str(out)!r} has a password, which is not kept: set --tracking-uri "
             f"or MLFLOW_TRACKING_URI, got {mask(given) or 'neither'} for {kept}"
         )
     return given
+
+
+class Syncer:
+    """A thread that syncs a run while it goes on, again and again until it is told to stop."""
+
+    def __init__(self, out: Path, uri: str) -> None:
+        """Begin to sync."""
+        self.run_id = read_run_id(out)
+        self.notes: deque[str] = deque()
+        """What the user is to know of, to be taken from here."""
+        self.failure = ""
+        """Why the last attempt did not give everything; empty where it did."""
+        self._out = out
+        self._uri = uri
+        self._run: RunSync | None = None
+        self._asked: queue.Queue[threading.Event | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
+        self._thread.start()
+
+    def flush(self, seconds: float) -> bool:
+        """Have all in the store that the journal holds by now, waiting for one attempt and at most so long.
+
+        Returns:
+            Whether it is; `failure` says why not.
+        """
+        done = threading.Event()
+        self._asked.put(done)
+        if not done.wait(seconds):
+            self.failure = self.failure or f"it took longer than {seconds:g} s"
+            return False
+        return not self.failure
+
+    def stop(self) -> None:
+        """No further attempt; the run is free for others as soon as one under way is over."""
+        self._asked.put(None)
+        self._thread.join(timeout=1.0)
+
+    def _work(self) -> None:
+        pause = _PAUSE
+        with contextlib.ExitStack() as held:
+            while True:
+                try:
+                    done = self._asked.get(timeout=pause)
+                except queue.Empty:
+                    self.failure = self._attempt(held)
+                else:
+                    if done is None:
+                        return
+                    self.failure = self._attempt(held, all_files=True)
+                    done.set()
+                pause = min(2 * pause, _LONGEST_PAUSE) if self.failure else _PAUSE
+
+    def _attempt(self, held: contextlib.ExitStack, *, all_files: bool = False) -> str:
+        """Sync; returns why not everything went."""
+        try:
+            if self._run is None:
+                held.enter_context(_held(self._out, 0.0))
+                self._run = RunSync(self._out, self._uri)  # only now: the lock is ours
+            self._run.run(all_files=all_files)
+        except StillRunningError:
+            return "another process delivers it just now"
+        except TrackingError as error:
+            failure = str(error).partition("; ")[0]  # what to do is said at the run's end
+            if not self.failure:
+                self.notes.append(
+                    f"training goes on, what is tracked is kept in {str(self._out)!r}: {failure}"
+                )
+            return failure
+        except Exception as error:  # noqa: BLE001 (a thread that ends without a word would lose the rest)
+            return one_line(error)
+        finally:
+            if self._run is not None:
+                self.run_id = self._run.state.run_id
+                self.notes.extend(self._run.notes)
+                self._run.notes.clear()
+        return f"{len(waiting)} files could not be kept" if (waiting := self._run.state.waiting) else ""

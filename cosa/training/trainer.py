@@ -23,12 +23,12 @@ from cosa.data.loader import step_names, train_batches
 from cosa.data.open import TRAINING_TAG, VALIDATION_TAG, RunData, open_run_data
 from cosa.evaluation.evaluate import coexistence_indices
 from cosa.storage import checkpoint
-from cosa.storage.files import append_line, cut_lines, write_atomically
+from cosa.storage.files import write_atomically
 from cosa.storage.mirror import Storage, open_storage
 from cosa.storage.model_files import Facts, save_model
 from cosa.storage.run_folder import is_finished, require_same_run
 from cosa.structures import Batch, Ranks
-from cosa.tracking import NullTracker, Tracker, TrackingSpec
+from cosa.tracking import Tracker, TrackingSpec
 from cosa.training.step import TERMS, TrainingState, build_state, cotraining, training_step, wrap
 from cosa.training.stop import StopCheck, StoppedError, StopSignal, never
 from cosa.training.swap import objective
@@ -179,7 +179,7 @@ def train(
         storage=storage,
         target=spec.last_step,
         ranks=ranks,
-        tracker=spec.tracking.tracker() if ranks.first else NullTracker(),
+        tracker=spec.tracking.tracker() if ranks.first else Tracker(),
         report=report,
         should_stop=should_stop,
         data=data,
@@ -243,7 +243,6 @@ class _Run:
         self.ranks.wait()  # every rank has read before the first one writes
         if self.ranks.first:
             write_atomically(self.out / "config.json", to_json(self.config))
-            cut_lines(self.out / "journal.jsonl", lambda entry: entry["step"] <= state.step)
             if not is_finished(self.out, self.target):  # a run that goes on is not finished
                 (self.out / "result.json").unlink(missing_ok=True)
         tags = dict(self.data.tags)
@@ -344,7 +343,6 @@ class _Run:
         path = checkpoint.checkpoint_path(self.out / "checkpoints", state.step) if save else None
         if self.ranks.first:
             if metrics:
-                append_line(self.out / "journal.jsonl", {"step": state.step, **metrics})
                 self.tracker.log_metrics(metrics, state.step)
             if save:
                 state.run_id = self.tracker.run_id

@@ -26,7 +26,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from cosa.config import MACHINE_FIELDS, Config, difference, override
-from cosa.storage.files import last_entry, read_lines
+from cosa.storage.files import last_entry
 from sweeps.planning.plan import Plan, Trial
 from sweeps.runs import PLAN, RUN_KEY, base_of
 
@@ -135,13 +135,6 @@ def read_failure(folder: Path) -> str:
 def read_step(folder: Path) -> int:
     """The last step in a trial's journal, 0 where there is none yet."""
     return int(last_entry(folder / JOURNAL).get("step", 0))
-
-
-def read_journal(folder: Path) -> Iterator[tuple[int, dict[str, float]]]:
-    """A trial's metrics by step, as its journal has them; a torn line is left out."""
-    for line in read_lines(folder / JOURNAL):
-        if line.content:
-            yield int(line.content["step"]), {k: v for k, v in line.content.items() if k != "step"}
 
 
 @contextlib.contextmanager

@@ -19,15 +19,14 @@ from cosa.tracking import (
     DATA_TAG,
     RUN_FILE,
     MlflowTracker,
-    Tracker,
     TrackingError,
     TrackingSpec,
-    find_journals,
     find_run,
-    flush,
+    find_tracked,
     initialise_store,
     mask,
     read_run_id,
+    sync_run,
 )
 from sweeps.planning import folder as folders
 from sweeps.planning import plan as planning
@@ -105,9 +104,9 @@ class Sweep:
         Raises:
             TrackingError: The store does not answer; nothing is lost.
         """
-        for folder in find_journals(root / "trials"):
+        for folder in find_tracked(root / "trials"):
             try:
-                for note in flush(folder, self.uri).notes:
+                for note in sync_run(folder, self.uri).notes:
                     _log.warning("tracking: %s: %s", folder.name, note)
             except TrackingError as error:
                 raise TrackingError(
@@ -139,7 +138,22 @@ class Sweep:
             if REASON_TAG in run.data.tags:
                 client_of(self.uri).delete_tag(run.info.run_id, REASON_TAG)
             return
-        _write_again(spec.tracker(), self.uri, root, trial, result)
+        tags = {
+            DATA_TAG: str(result.get("data_fingerprint", "")),
+            "cosa.val_fingerprint": str(result.get("val_fingerprint", "")),
+            **({ORACLE_TAG: trial.config.s2c.source} if trial.config.oracle else {}),
+            **({FORK_TAG: warmup or trial.warmup} if trial.warmup else {}),
+        }
+        told = folders.read_step(folder) == trial.last_step
+        tracker = spec.tracker()
+        tracker.start(trial.config, out=folder, tags=tags)
+        if not told:
+            tracker.log_metrics(result["metrics"], trial.last_step)
+        for pattern in ("panels/*.*", "analysis/*.*", "model/*.*", folders.RESULT):
+            for path in sorted(folder.glob(pattern)):
+                tracker.log_artifact(path, path.parent.name if path.parent != folder else "")
+        tracker.finish("FINISHED")
+        sync_run(folder, self.uri)  # raises where the store has not taken it all
 
     def fail(self, root: Path, reasons: Mapping[str, str]) -> None:
         """Tag the runs of failed trials with their reasons; those that never had a run are in the parent."""
@@ -200,29 +214,6 @@ class Sweep:
             within = "figures" if path.parent.name == "figures" else ""
             self.tracker.log_artifact(path, f"report/{within}".rstrip("/"))
         self.tracker.finish("FAILED" if failed else "FINISHED")
-
-
-def _write_again(tracker: Tracker, uri: str, root: Path, trial: Trial, result: Mapping[str, Any]) -> None:
-    """All that a trial's folder holds, into its run: what the run has already is not written twice."""
-    folder = folders.trial_folder(root, trial.name)
-    tags = {
-        DATA_TAG: str(result.get("data_fingerprint", "")),
-        "cosa.val_fingerprint": str(result.get("val_fingerprint", "")),
-    }
-    if trial.config.oracle:
-        tags[ORACLE_TAG] = trial.config.s2c.source
-    if trial.warmup:
-        tags[FORK_TAG] = read_run_id(folders.trial_folder(root, trial.warmup)) or trial.warmup
-    tracker.start(trial.config, out=folder, tags=tags)
-    for step, metrics in folders.read_journal(folder):
-        tracker.log_metrics(metrics, step)
-    tracker.log_metrics(result["metrics"], trial.last_step)
-    for name in ("panels", "analysis", "model"):
-        for path in sorted(folder.glob(f"{name}/*.*")):
-            tracker.log_artifact(path, name)
-    tracker.log_artifact(folder / folders.RESULT)
-    tracker.finish("FINISHED")
-    flush(folder, uri)  # raises where the store has not taken it all
 
 
 def open_sweep(args: SweepArgs, plan: Plan, reused: Mapping[str, str] | None = None) -> Sweep:

@@ -25,7 +25,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from cosa.config import MACHINE_FIELDS, Config, difference, from_json, override, to_json
-from sweeps.planning.folder import read_journal
+from cosa.storage.run_folder import read_metrics
 from sweeps.planning.plan import Trial, shared_warmup, trial_of
 from sweeps.tables.metrics import SEG_MIOU
 from sweeps.tuning.space import Space
@@ -98,7 +98,7 @@ def metric_by_step(folder: Path, steps: Container[int]) -> dict[int, float]:
     """What a run's journal says of the metric at those of `steps` where it was evaluated."""
     return {
         step: float(metrics[SEG_MIOU])
-        for step, metrics in read_journal(folder)
+        for step, metrics in read_metrics(folder)
         if step in steps and SEG_MIOU in metrics
     }
 

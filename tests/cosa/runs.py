@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,8 @@ from torch import distributed
 
 from cosa.config import Config, from_json
 from cosa.storage import checkpoint
-from cosa.tracking import Tracker, TrackingSpec
+from cosa.storage.run_folder import read_metrics
+from cosa.tracking import JournalTracker, Tracker, TrackingSpec
 from cosa.training import trainer
 from cosa.training.stop import StopCheck, StoppedError, StopSignal, never
 from cosa.training.trainer import NonFiniteLossError, Result, RunSpec, TrainProgress, ignore
@@ -68,11 +68,9 @@ def _same(one: Any, other: Any) -> bool:
 
 def read_journal(out: Path, after: int = 0) -> list[dict[str, float]]:
     """The journal's entries of steps beyond `after`, times left out."""
-    entries = [json.loads(line) for line in (out / "journal.jsonl").read_text().splitlines()]
     return [
-        {key: value for key, value in entry.items() if key not in TIMES}
-        for entry in entries
-        if entry["step"] > after
+        {"step": step, **{key: value for key, value in metrics.items() if key not in TIMES}}
+        for step, metrics in read_metrics(out, after)
     ]
 
 
@@ -81,7 +79,7 @@ def step_files(out: Path) -> list[str]:
     return sorted(path.name for path in (out / "checkpoints").iterdir() if path.suffix != ".sha256")
 
 
-class Recorder:
+class Recorder(JournalTracker):
     """A tracker that remembers what it was told."""
 
     run_id = "run-7"
@@ -89,10 +87,12 @@ class Recorder:
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
 
-    def start(self, config: object, *, out: Path, tags: Any = None, resume_step: int = 0) -> None:
+    def start(self, config: Any, *, out: Path, tags: Any = None, resume_step: int | None = None) -> None:
+        super().start(config, out=out, tags=tags, resume_step=resume_step)
         self.calls.append(("start", resume_step))
 
     def log_metrics(self, metrics: Any, step: int) -> None:
+        super().log_metrics(metrics, step)
         self.calls.append(("metrics", step, tuple(metrics)))
 
     def log_artifact(self, path: Path, folder: str = "") -> None:

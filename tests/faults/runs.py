@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 
+from cosa.storage.run_folder import read_metrics
 from tests.reading import ROOT
 
 STEPS = 40
@@ -148,10 +149,12 @@ def what_counts(out: Path) -> dict[str, Any]:
     """What a run found and says of every step, without what depends on the clock or on MLflow."""
     result = json.loads((out / "result.json").read_text())
     clock = "train/images_per_second"
-    lines = [json.loads(line) for line in (out / "journal.jsonl").read_text().splitlines()]
     return {
         "result": {k: v for k, v in result.items() if k not in {"seconds", "run_id"}},
-        "journal": [{k: repr(v) for k, v in line.items() if k != clock} for line in lines],
+        "journal": [
+            (step, {name: repr(value) for name, value in metrics.items() if name != clock})
+            for step, metrics in read_metrics(out)
+        ],
     }
 
 

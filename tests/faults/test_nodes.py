@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from cosa.config import Config, override, to_json
+from cosa.storage.run_folder import read_metrics
 from tests.cosa.runs import differences, saved_state, train
 from tests.faults import account
 from tests.faults.runs import finish, what_counts
@@ -47,9 +48,8 @@ def on_two(config: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 
 
 def _losses(out: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in (out / "journal.jsonl").read_text().splitlines()]
     wanted = ("train/loss/", "train/threshold", "train/aux_threshold")
-    return [{k: v for k, v in line.items() if k.startswith(wanted)} for line in lines]
+    return [{k: v for k, v in line.items() if k.startswith(wanted)} for _, line in read_metrics(out)]
 
 
 @pytest.mark.parametrize("nodes", [2, 3])

@@ -28,8 +28,8 @@ from pathlib import Path
 import pytest
 
 from cosa.config import Config
-from cosa.tracking import MlflowTracker, find_journals
-from cosa.tracking.journal import read_account, write_account
+from cosa.tracking import MlflowTracker, find_tracked
+from cosa.tracking.journal import read_state, write_state
 from tests.reading import ROOT
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
@@ -209,7 +209,7 @@ class Writers:
         return all(self._last(number) >= step for number in range(WRITERS))
 
     def _last(self, number: int) -> int:
-        path = self.root / f"run{number}" / "tracking" / "journal.jsonl"
+        path = self.root / f"run{number}" / "journal.jsonl"
         if not path.is_file():
             return -1
         steps = [json.loads(line).get("step", 0) for line in path.read_text().splitlines()]
@@ -353,10 +353,10 @@ def test_writers_that_end_without_a_server_leave_all_to_the_command(server: Serv
     assert done.returncode == 0, done.stderr
     assert found == EXPECTED
 
-    for out in find_journals(tmp_path):  # as if every process had died before it noted what it gave
-        account = read_account(out)
-        account.position = 0
-        write_account(out, account)
+    for out in find_tracked(tmp_path):  # as if every process had died before it noted what it gave
+        state = read_state(out)
+        state.journal = 0
+        write_state(out, state)
     again = track("flush", tmp_path)
     assert again.stdout.count(f": {STEPS + FILES + 3} entries delivered") == WRITERS
     assert count(server.uri) == EXPECTED

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from cosa.config import Config, override
 from cosa.distributed import train as distributed
 from cosa.distributed.session import ray_session
 from cosa.distributed.train import WorkerError, fit
+from cosa.storage.run_folder import read_metrics
 from cosa.tracking import TrackingError, TrackingSpec
 from cosa.training.trainer import NonFiniteLossError, Result, RunSpec, TrainProgress
 from tests.cosa.runs import train
@@ -45,9 +45,11 @@ def config(tiny_config: Config) -> Config:
 
 def _journal(out: Path) -> list[dict[str, float]]:
     """What a run measured, step by step, without what depends on the clock."""
-    lines = [json.loads(line) for line in (out / "journal.jsonl").read_text().splitlines()]
     clock = "train/images_per_second"
-    return [{k: v for k, v in line.items() if k != clock and not math.isnan(v)} for line in lines]
+    return [
+        {"step": step, **{k: v for k, v in metrics.items() if k != clock and not math.isnan(v)}}
+        for step, metrics in read_metrics(out)
+    ]
 
 
 def _weights(result: Result) -> dict[str, torch.Tensor]:

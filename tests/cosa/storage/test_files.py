@@ -15,7 +15,6 @@ import pytest
 from cosa.storage.files import (
     InUseError,
     append_line,
-    cut_lines,
     last_entry,
     lock,
     one_line,
@@ -118,17 +117,7 @@ def test_the_last_whole_entry_is_found(journal: Path) -> None:
     assert last_entry(journal) == {"step": 4}
 
 
-def test_a_journal_is_cut_to_what_is_to_stay_and_its_torn_line_goes(journal: Path) -> None:
-    append_line(journal, {"step": 3})
-
-    cut_lines(journal, lambda entry: entry["step"] != 2)
-
-    assert journal.read_text() == '{"step": 1}\n{"step": 3}\n'
-
-
 def test_there_is_nothing_in_a_journal_that_is_not_there(tmp_path: Path) -> None:
-    cut_lines(tmp_path / "none", lambda _: True)
-
     assert list(read_lines(tmp_path / "none")) == []
     assert last_entry(tmp_path / "none") == {}
     assert list(tmp_path.iterdir()) == []

@@ -17,22 +17,26 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import Metric
 
 from cosa import cli
 from cosa.config import Config
+from cosa.storage.files import read_lines
+from cosa.storage.run_folder import read_metrics
 from cosa.tracking import (
-    InUseError,
+    JournalTracker,
     MlflowTracker,
     RunGoneError,
+    StillRunningError,
     TrackingError,
-    find_journals,
-    flush,
+    find_tracked,
     initialise_store,
     read_run_id,
-    standing,
+    sync_run,
+    sync_status,
 )
-from cosa.tracking.journal import Journal, read_account, read_entries, write_account
-from cosa.tracking.sync import KEY_TAG
+from cosa.tracking.journal import Journal, read_state, write_state
+from cosa.tracking.sync import KEY_TAG, RunSync
 from tests.reading import ROOT
 
 
@@ -101,17 +105,17 @@ def begin(store: Store, out: Path) -> MlflowTracker:
 
 def die(tracker: MlflowTracker) -> None:
     """Leave a tracker as a killed process leaves it: no last word, and the lock is free."""
-    assert tracker._courier is not None
-    tracker._courier.end()
+    assert tracker._syncer is not None
+    tracker._syncer.stop()
 
 
 def deliver_again(out: Path) -> None:
     """Forget how much was delivered, as a process does that dies between giving and noting."""
-    account = read_account(out)
-    account.position = 0
-    write_account(out, account)
+    state = read_state(out)
+    state.journal = state.rewound = 0
+    write_state(out, state)
     Journal(out).add("finish", status="FINISHED")
-    flush(out)
+    sync_run(out)
 
 
 def test_a_run_opens_and_ends_while_the_store_is_away(
@@ -127,7 +131,7 @@ def test_a_run_opens_and_ends_while_the_store_is_away(
     assert "training goes on" in caplog.messages[0]
     assert caplog.messages[-1].endswith(f"later: cosa-track flush {out}")
     assert len(caplog.messages) == 2
-    assert standing(out).left == standing(out).entries == 4  # open, config.json, a metric, the end
+    assert sync_status(out).left == sync_status(out).entries == 4  # open, config.json, a metric, the end
 
 
 def test_what_a_run_left_is_delivered_later(store: Store, out: Path) -> None:
@@ -140,7 +144,7 @@ def test_what_a_run_left_is_delivered_later(store: Store, out: Path) -> None:
     tracker.finish("FAILED")
     store.come_back()
 
-    found = flush(out)
+    found = sync_run(out)
 
     assert (found.left, found.delivered) == (0, 9)
     assert store.runs() == [found.run_id] == [read_run_id(out)]
@@ -165,7 +169,7 @@ def test_a_store_that_comes_back_while_a_run_goes_on_gets_what_it_missed(store: 
 
     assert tracker.run_id is not None
     assert store.history(tracker.run_id, "loss") == [(1, 1.0), (2, 2.0), (3, 3.0)]
-    assert standing(out).left == 0
+    assert sync_status(out).left == 0
 
 
 def test_an_outage_costs_one_warning(store: Store, out: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -189,9 +193,10 @@ def test_the_moments_are_those_of_training_and_not_of_delivery(store: Store, out
     tracker.finish()
     store.come_back()
 
-    run_id = flush(out).run_id
+    run_id = sync_run(out).run_id
 
-    told = {entry.kind: entry.content["time"] for entry in read_entries(out)}
+    lines = [line.content for line in read_lines(out / "journal.jsonl")]
+    told = {line.get("kind", "metrics"): line["time"] for line in lines}
     run = store.client.get_run(run_id)
     assert (run.info.start_time, run.info.end_time) == (told["open"], told["finish"])
     assert store.client.get_metric_history(run_id, "loss")[0].timestamp == told["metrics"]
@@ -217,7 +222,7 @@ def test_a_run_whose_id_was_never_noted_is_found_again(store: Store, out: Path) 
     die(tracker)
     (out / "run.json").write_text('{"run_id": "ab')
 
-    found = flush(out)
+    found = sync_run(out)
 
     assert store.runs() == [tracker.run_id] == [found.run_id]
     assert store.history(found.run_id, "loss") == [(1, 1.0)]
@@ -251,7 +256,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     done = subprocess.run([sys.executable, "-c", program], env=environment, timeout=120, check=False)
     assert done.returncode == -signal.SIGKILL
 
-    found = flush(out)
+    found = sync_run(out)
 
     assert store.history(found.run_id, "loss") == [(step, step / 2) for step in range(50)]
     assert (store.runs(), store.status(found.run_id)) == ([found.run_id], "KILLED")
@@ -277,12 +282,63 @@ def test_a_resumed_run_delivers_once_what_it_trains_again(store: Store, out: Pat
     assert store.client.get_run(again.run_id).data.tags["cosa.resumed_at"] == "1"
 
 
+def test_a_run_that_goes_back_while_another_process_syncs_it_is_there_once(store: Store, out: Path) -> None:
+    tracker = begin(store, out)
+    die(tracker)
+    for step in range(1, 6):
+        Journal(out).add_metrics({"loss": step / 2}, step)
+    other = RunSync(out, store.uri)
+    other.run()
+
+    again = Journal(out, 2)
+    for step in range(3, 8):
+        again.add_metrics({"loss": step / 2 + 100, "new": 1.0}, step)
+    other.run()
+
+    run_id = other.state.run_id
+    new = [(step, step / 2 + 100) for step in (6, 7)]
+    assert store.history(run_id, "loss") == [(step, step / 2) for step in range(1, 6)] + new
+    assert [step for step, _ in store.history(run_id, "new")] == [3, 4, 5, 6, 7]
+    assert sync_status(out).left == 0
+
+
+def test_a_run_that_goes_on_without_being_tracked_loses_nothing(store: Store, out: Path) -> None:
+    tracker = begin(store, out)
+    for step in (1, 2, 3):
+        tracker.log_metrics({"loss": step / 2}, step)
+    tracker.settle()
+    die(tracker)
+
+    alone = JournalTracker()
+    alone.start(Config(), out=out, resume_step=1)
+    for step in (2, 3, 4):
+        alone.log_metrics({"loss": step / 2}, step)
+    found = sync_run(out)
+
+    assert store.history(found.run_id, "loss") == [(1, 0.5), (2, 1.0), (3, 1.5), (4, 2.0)]
+
+
+def test_a_run_that_was_not_tracked_at_first_brings_its_history(store: Store, out: Path) -> None:
+    alone = JournalTracker()
+    alone.start(Config(), out=out, resume_step=0)
+    alone.log_metrics({"loss": 0.5}, 1)
+    assert find_tracked(out) == []
+
+    tracker = MlflowTracker(store.uri, "tests")
+    tracker.start(Config(), out=out, resume_step=1)
+    tracker.log_metrics({"loss": 1.0}, 2)
+    tracker.finish()
+
+    assert tracker.run_id is not None
+    assert store.history(tracker.run_id, "loss") == [(1, 0.5), (2, 1.0)]
+
+
 def test_a_line_that_a_killed_process_left_torn_is_passed_over(store: Store, out: Path) -> None:
     tracker = begin(store, out)
     tracker.settle()
     die(tracker)
-    with (out / "tracking" / "journal.jsonl").open("a") as file:
-        file.write('{"kind": "metrics", "st')
+    with (out / "journal.jsonl").open("a") as file:
+        file.write('{"step": 1, "lo')
 
     again = begin(store, out)
     again.log_metrics({"loss": 1.0}, 1)
@@ -292,21 +348,66 @@ def test_a_line_that_a_killed_process_left_torn_is_passed_over(store: Store, out
     assert store.history(again.run_id, "loss") == [(1, 1.0)]
 
 
-def test_a_run_older_than_its_journal_gets_no_step_twice(store: Store, out: Path) -> None:
-    experiment = store.client.get_experiment_by_name("tests")
-    run_id = store.client.create_run(experiment.experiment_id).info.run_id
-    for step in (10, 20):
-        store.client.log_metric(run_id, "loss", 1.0, step=step)
-    out.mkdir()
-    (out / "run.json").write_text(json.dumps({"run_id": run_id, "tracking_uri": store.uri}))
+@pytest.fixture
+def old(store: Store, out: Path) -> str:
+    """A run that commit 25ac2bd began, and its id: it had two journals, and the store was given half of it.
 
-    tracker = begin(store, out)
-    for step in (20, 30):
-        tracker.log_metrics({"loss": 2.0}, step)
-    tracker.finish()
+    A file waits there, two more steps and a file were told, and it was killed between its own journal of step
+    50 and its tracker's.
+    """
+    shutil.copytree(Path(__file__).parent / "old_run", out)
+    lines = [line.content for line in read_lines(out / "tracking" / "journal.jsonl")]
+    experiment = store.client.get_experiment_by_name("tests").experiment_id
+    run = store.client.create_run(experiment, tags={KEY_TAG: lines[0]["key"]})
+    for line in lines[2:4]:
+        metrics = [Metric(name, value, line["time"], line["step"]) for name, value in line["metrics"].items()]
+        store.client.log_batch(run.info.run_id, metrics=metrics)
+    known = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps({**known, "run_id": run.info.run_id}))
+    return str(run.info.run_id)
 
-    assert store.runs() == [run_id]
-    assert store.history(run_id, "loss") == [(10, 1.0), (20, 1.0), (30, 2.0)]
+
+def test_a_run_of_the_time_of_two_journals_is_given_to_the_store_once(
+    store: Store, out: Path, old: str
+) -> None:
+    assert (sync_status(out).left, sync_status(out).closed) == (4, False)
+
+    found = sync_run(out, store.uri)
+
+    assert (found.run_id, found.left, store.status(old)) == (old, 0, "KILLED")
+    assert store.runs() == [old]
+    assert store.history(old, "train/loss/total") == [(step, step / 100) for step in range(10, 50, 10)]
+    assert store.history(old, "val/assignment/iou/caf_") == [(40, 0.5)]
+    kept = [item.path for item in store.client.list_artifacts(old, "panels")]
+    assert kept == ["panels/step_20.png", "panels/step_40.png"]
+    assert sync_run(out, store.uri).delivered == 0
+
+
+def test_a_run_of_the_time_of_two_journals_goes_on(store: Store, out: Path, old: str) -> None:
+    again = MlflowTracker(store.uri, "tests")
+    again.start(Config(), out=out, resume_step=20)
+    for step in range(30, 70, 10):
+        again.log_metrics({"train/loss/total": step / 100, "val/assignment/iou/café": float("nan")}, step)
+    again.finish()
+
+    assert (again.run_id, sync_status(out).left, store.status(old)) == (old, 0, "FINISHED")
+    assert store.history(old, "train/loss/total") == [(step, step / 100) for step in range(10, 70, 10)]
+    assert [step for step, _ in read_metrics(out)] == [10, 20, 30, 40, 50, 60]
+
+
+def test_a_run_of_the_time_of_two_journals_that_the_store_never_saw_is_made(
+    store: Store, out: Path, old: str
+) -> None:
+    store.client.delete_run(old)
+    (out / "run.json").unlink()
+
+    found = sync_run(out, store.uri)
+
+    assert store.runs() == [found.run_id]
+    steps = range(10, 50, 10)
+    assert store.history(found.run_id, "train/loss/total") == [(step, step / 100) for step in steps]
+    odd = store.client.get_run(found.run_id).data.tags["cosa.non_finite.val/assignment/iou/caf_"]
+    assert odd == "nan at step 20"
 
 
 def test_a_run_that_was_deleted_begins_anew_with_all_it_had(store: Store, out: Path) -> None:
@@ -333,10 +434,10 @@ def test_a_run_that_is_deleted_while_it_trains_keeps_the_rest_in_its_journal(sto
     tracker.log_metrics({"loss": 1.0}, 1)
     tracker.finish()
     with pytest.raises(RunGoneError, match="restore it with `mlflow runs restore`"):
-        flush(out)
+        sync_run(out)
 
     store.client.restore_run(tracker.run_id)
-    flush(out)
+    sync_run(out)
 
     assert store.history(tracker.run_id, "loss") == [(1, 1.0)]
 
@@ -350,7 +451,7 @@ def test_an_entry_that_the_store_refuses_takes_no_other_with_it(store: Store, ou
     tracker.finish()
     store.come_back()
 
-    found = flush(out)
+    found = sync_run(out)
 
     assert store.history(found.run_id, "loss") == [(1, 1.0), (3, 3.0)]
     assert "refused and left out" in found.notes[0]
@@ -389,7 +490,7 @@ def test_a_file_that_cannot_be_kept_waits_and_holds_nothing_up(
     assert "a file waits to be kept, 'panel.png'" in caplog.text
     assert "1 entries are not delivered yet" in caplog.text
     artifacts.unlink()
-    assert (flush(out).delivered, standing(out).left) == (1, 0)
+    assert (sync_run(out).delivered, sync_status(out).left) == (1, 0)
     assert [item.path for item in store.client.list_artifacts(run_id, "panels")] == ["panels/panel.png"]
 
 
@@ -401,7 +502,7 @@ def test_a_text_that_changes_is_kept_as_it_was_last(store: Store, out: Path, tmp
     tracker.finish()
     store.come_back()
 
-    run_id = flush(out).run_id
+    run_id = sync_run(out).run_id
 
     path = store.client.download_artifacts(run_id, "notes/plan.txt", str(tmp_path))
     assert Path(path).read_text() == "second"
@@ -411,8 +512,8 @@ def test_a_run_that_goes_on_is_not_delivered_by_another(store: Store, out: Path)
     tracker = begin(store, out)
     tracker.settle()
 
-    with pytest.raises(InUseError, match="must have ended"):
-        flush(out, wait=0.0)
+    with pytest.raises(StillRunningError, match="must have ended"):
+        sync_run(out, wait=0.0)
 
     tracker.finish()
 
@@ -426,7 +527,7 @@ def test_a_run_is_not_delivered_to_a_store_that_does_not_have_it(
     die(tracker)
 
     with pytest.raises(RunGoneError, match="must be that of the run"):
-        flush(out, f"sqlite:///{fresh}/mlflow.db")
+        sync_run(out, f"sqlite:///{fresh}/mlflow.db")
 
 
 def test_a_store_may_move_with_its_runs(store: Store, out: Path, tmp_path: Path) -> None:
@@ -438,7 +539,7 @@ def test_a_store_may_move_with_its_runs(store: Store, out: Path, tmp_path: Path)
     store.come_back()
     shutil.copytree(store.folder, tmp_path / "moved")
 
-    found = flush(out, f"sqlite:///{tmp_path}/moved/mlflow.db")
+    found = sync_run(out, f"sqlite:///{tmp_path}/moved/mlflow.db")
 
     assert found.left == 0
     assert Store(tmp_path / "moved").history(found.run_id, "loss") == [(1, 1.0)]
@@ -454,18 +555,18 @@ def test_a_password_is_asked_for_and_never_kept(out: Path, monkeypatch: pytest.M
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(ValueError, match="has a password, which is not kept"):
-        flush(out)
+        sync_run(out)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with pytest.raises(TrackingError, match=r"http://\*\*\*@127.0.0.1:9"):
-        flush(out)
+        sync_run(out)
 
 
 def test_journals_are_found_in_any_folder_above(store: Store, tmp_path: Path) -> None:
     for name in ("a", "trials/b"):
         die(begin(store, tmp_path / "sweep" / name))
 
-    assert find_journals(tmp_path) == [tmp_path / "sweep" / "a", tmp_path / "sweep" / "trials" / "b"]
-    assert find_journals(tmp_path / "sweep" / "a") == [tmp_path / "sweep" / "a"]
+    assert find_tracked(tmp_path) == [tmp_path / "sweep" / "a", tmp_path / "sweep" / "trials" / "b"]
+    assert find_tracked(tmp_path / "sweep" / "a") == [tmp_path / "sweep" / "a"]
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from mlflow.entities import Run
 from cosa.config import Config, identity, override
 from cosa.tracking import (
     DATA_TAG,
+    JournalTracker,
     MlflowTracker,
-    NullTracker,
     TrackingError,
     TrackingSpec,
     initialise_store,
@@ -231,7 +231,7 @@ def test_a_run_is_closed_from_outside_when_its_process_is_gone(
 ) -> None:
     tracker = MlflowTracker(uri, "tests")
     run_id = _tracked(tracker, tmp_path)
-    tracker._courier.end()
+    tracker._syncer.stop()
 
     TrackingSpec(uri=uri).close(tmp_path, "KILLED")
 
@@ -381,8 +381,8 @@ def test_the_hint_names_the_command_for_a_file_and_the_address_of_a_server() -> 
     assert ui_hint("http://me:secret@host:5000") == "http://***@host:5000"
 
 
-def test_a_spec_without_a_uri_tracks_nothing() -> None:
-    assert isinstance(TrackingSpec().tracker(), NullTracker)
+def test_a_spec_without_a_uri_keeps_a_journal_and_nothing_else() -> None:
+    assert type(TrackingSpec().tracker()) is JournalTracker
 
 
 def test_a_tracker_that_never_started_ends_quietly() -> None:

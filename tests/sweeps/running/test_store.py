@@ -49,13 +49,13 @@ def train(sweep, root, trial, status="FINISHED"):
     """What the trainer leaves of a trial, with its run closed as `status` or left open."""
     folder = folders.trial_folder(root, trial.name)
     tracker = sweep.spec(trial).tracker()
-    tracker.start(trial.config, out=folder, tags={"cosa.data_fingerprint": "f00"})
+    tracker.start(trial.config, out=folder, tags={"cosa.data_fingerprint": "f00"}, resume_step=0)
     tracker.log_metrics(METRICS, 10)
     if status:
         tracker.finish(status)
     else:
         tracker.settle()
-        tracker._courier.end()  # its process was killed
+        tracker._syncer.stop()  # its process was killed
     return tracker.run_id
 
 
@@ -130,14 +130,11 @@ def test_a_run_left_open_by_a_killed_trial_is_finished_once(uri, root):
 def test_what_trials_left_in_their_journals_is_collected(uri, root):
     sweep = open_sweep(uri, root)
     folder = folders.trial_folder(root, TRIAL.name)
-    journal = Journal(folder)
-    tags = {"cosa.kind": "trial"}
-    opened = {"uri": uri, "experiment": "test", "name": "trial", "parent": sweep.run_id, "tags": tags}
-    journal.add("open", key=journal.key, params={}, **opened)
-    journal.add("metrics", step=10, metrics=METRICS, tags={})
+    train(sweep, root, TRIAL, status=None)
+    Journal(folder).add_metrics({"train/loss/total": 0.25}, 12)  # told when its syncer was gone already
     sweep.collect(root)
     run = read(uri, read_run_id(folder))
-    assert (run.info.status, run.data.metrics) == ("KILLED", METRICS)
+    assert (run.info.status, run.data.metrics["train/loss/total"]) == ("KILLED", 0.25)
     sweep.mend(root, TRIAL, result_of(TRIAL))
     assert read(uri, run.info.run_id).info.status == "FINISHED"
 
@@ -190,7 +187,7 @@ def test_a_run_that_is_written_again_has_its_histories_and_files(uri, root):
     for name in ("analysis/step_00000006.json", "panels/step_00000006.png", "model/classes.json"):
         (folder / name).parent.mkdir()
         (folder / name).write_text("{}")
-    lines = [{"step": step, "val/assignment/seg_miou": step / 20} for step in (6, 8)]
+    lines = [{"step": step, "time": step, "val/assignment/seg_miou": step / 20} for step in (6, 8)]
     (folder / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 1')
     (folder / "result.json").write_text("{}")
     sweep.mend(root, TRIAL, result_of(TRIAL))

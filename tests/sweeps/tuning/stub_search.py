@@ -58,8 +58,7 @@ def train(spec, *, report, should_stop):  # noqa: PLR0915 (Ray ships it alone: i
             path = checkpoints / f"step_{step:08d}.pt"
             path.touch()
             hash_path(path).write_text(f"{digest(path)}  {path.name}\n")
-            with (out / "journal.jsonl").open("a") as file:
-                file.write(json.dumps({"step": step, **metrics}) + "\n")
+            tracker.log_metrics(metrics, step)
             if evaluated:
                 report(SimpleNamespace(step=step, metrics=metrics))
             if spec.fork_from and config.train.seed == 0 and hold.exists() and step == int(hold.read_text()):
@@ -72,7 +71,6 @@ def train(spec, *, report, should_stop):  # noqa: PLR0915 (Ray ships it alone: i
     except SystemExit:
         tracker.finish("KILLED")
         raise
-    tracker.log_metrics(metrics, last)
     result = {
         "identity": identity(config),
         "warmup_identity": warmup_identity(config),
