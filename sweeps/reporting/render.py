@@ -129,9 +129,9 @@ def html(results: Results, mlflow_command: str, uri: str = "") -> str:
 
 
 def render_page(template: Path, **values: Any) -> str:
-    """A Jinja template of ours as an HTML page; a name that it lacks is an error."""
+    """A Jinja template of ours, in the reports' style, as an HTML page; a name that it lacks is an error."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(template.parent),
+        loader=jinja2.FileSystemLoader([template.parent, Path(__file__).parent]),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
