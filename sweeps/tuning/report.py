@@ -252,7 +252,7 @@ def confirmed_rows(confirmation: Confirmation) -> list[dict[str, str]]:
             "n": f"{row['count']:.0f}",
             "lost since the search": points(row["lost"]),
             "over the preset": over_seeds(row["difference"], row["difference_std"], signed=True),
-            "p": "–" if math.isnan(row["p"]) else f"{row['p']:.3f}",
+            "p": "–" if math.isnan(row["p"]) else "< 0.001" if row["p"] < 0.001 else f"{row['p']:.3f}",
             "labelled mIoU": over_seeds(row["labelled"], row["labelled_std"]),
         }
         for arm, row in confirmation.table.iterrows()

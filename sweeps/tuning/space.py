@@ -21,9 +21,10 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.trial import BaseTrial
 
 from cosa.config import Config, fields, flatten, nearest, override
 from sweeps.tables import memory_times, plus, times
@@ -31,16 +32,6 @@ from sweeps.tables.table import Relative
 
 When = tuple[str, Any]
 """A setting of the same space and the value that it must have."""
-
-
-class Suggester(Protocol):
-    """What suggests parameters: Optuna's Trial."""
-
-    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
-        """A number in [low, high]."""
-
-    def suggest_categorical(self, name: str, choices: tuple[Any, ...]) -> Any:
-        """One of `choices`."""
 
 
 class Varied:
@@ -237,7 +228,7 @@ class Space:
                     raise type(error)(f"space: {error}") from None
         return space
 
-    def suggest(self, trial: Suggester) -> dict[str, Any]:
+    def suggest(self, trial: BaseTrial) -> dict[str, Any]:
         """Values of all settings that are varied; a conditional one only where its parent says so."""
 
         def ask(dimension: Dimension) -> Any:
