@@ -168,7 +168,6 @@ def _parser() -> Parser:
         prog="sweeps/search.py",
         description="Search the settings of co-training with Optuna's TPE on Ray Tune.",
         add_help=False,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--trials", type=int, help=f"begin so many trials (default: {DEFAULT_TRIALS}, without other limits)")
