@@ -101,7 +101,7 @@ def read_args(name: str, description: str, tables: Sequence[str], arguments: Seq
 
 
 def _parser(name: str, description: str, tables: Sequence[str]) -> Parser:
-    parser = Parser(prog=f"sweeps/{name}.py", description=description, allow_abbrev=False)
+    parser = Parser(prog=f"sweeps/{name}.py", description=description)
     add = parser.add_argument
     add(
         "--preset",
