@@ -66,6 +66,14 @@ def test_a_dry_run_shows_the_plan_and_makes_nothing(capsys, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_a_dry_run_shows_the_plan_before_it_says_that_there_are_no_data(capsys, tmp_path):
+    data = f"data.root={tmp_path}/none"
+    assert main(["--preset", "voc", "--out", str(tmp_path), *NO_STORE, "--dry-run", "--set", data]) == 0
+    printed = capsys.readouterr()
+    assert "hours: not known" in printed.out
+    assert printed.err == f"before training: data.root must be a folder that exists, got '{tmp_path}/none'\n"
+
+
 @pytest.fixture
 def begun(tmp_path):
     """The command line of a search that has finished one trial and runs another."""
