@@ -15,6 +15,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # imports start at the house
 
 from cosa.cli.console import print_error, print_line
+from cosa.storage.files import one_line
 from cosa.tracking import TrackingError, resolve_uri
 from sweeps.runs import find_sweep
 
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results = read_results(uri, find_sweep(uri, found.experiment, found.sweep))
         files = render.write(results, Path(found.out or f"runs/{results.sweep}").absolute(), uri)
     except (ValueError, OSError, TrackingError) as error:
-        print_error(f"report: {' '.join(str(error).split())}")
+        print_error(f"report: {one_line(error, kind=False)}")
         return 2
     print_line(render.terminal(results))
     print_line(f"report: {files[0]}")

@@ -63,8 +63,8 @@ _MOST_STEPS = 12
 """Rows of the heat map; of more evaluations some are left out, evenly."""
 
 Arms = dict[str, ArmHistories]
-Line = tuple[str, list[pd.Series], str, bool]
-"""Label, a history for each seed, colour, whether it is dashed."""
+Line = tuple[str, ArmHistories, str, str, bool]
+"""Label, arm, the metric's key, colour, whether it is dashed."""
 
 
 def draw_figures(histories: Histories) -> Iterator[Drawing]:
@@ -90,27 +90,30 @@ def _curves(histories: Histories, table: Table) -> Drawing | None:
     fractions = [key for key in table.metrics if METRICS[key].percent and key.startswith("val/")]
     key = SEG_MIOU if SEG_MIOU in fractions or not fractions else fractions[0]
     names = [table.reference, *(arm.name for arm in table.arms if arm.name != table.reference)]
-    lines: list[Line] = []
-    for place, name in enumerate(names):
-        arm = histories.arm(table.arm(name).changes)
-        found = arm.metric(key, after=histories.base.train.warmup - 1 if place else -1)
-        colour = OTHERS[(place - 1) % len(OTHERS)] if place else BLUE
-        lines.append((name, found, colour, place > len(OTHERS)))
+    shared = histories.base.train.warmup - 1  # the warm-up is drawn once
+    found = {
+        name: histories.arm(table.arm(name).changes).metric(key, after=shared if place else -1)
+        for place, name in enumerate(names)
+    }
+    if not any(found.values()):
+        return None
     title = f"{METRICS[key].title} over iterations"
     with styled():
-        parts = [
-            *_lines(histories, f"curves-{table.name}", title, lines, f"{METRICS[key].title}, %", height=3.1)
-        ]
-    if not parts:
-        return None
-    seeds = max(len(found) for _, found, _, _ in lines)
+        canvas = Canvas(height=3.1)
+        for place, (name, by_seed) in enumerate(found.items()):
+            colour = OTHERS[(place - 1) % len(OTHERS)] if place else BLUE
+            draw_lines(canvas.axes, name, by_seed, colour, dashed=place > len(OTHERS))
+        over_iterations(canvas.axes, f"{METRICS[key].title}, %", histories.base.train, first=0)
+        canvas.legend()
+        part = canvas.part(f"curves-{table.name}", title)
+    seeds = max(map(len, found.values()))
     band = "one seed" if seeds == 1 else f"mean over up to {seeds} seeds, band: one sample deviation"
-    gone = [name for name, found, _, _ in lines if not found]
+    gone = [name for name, by_seed in found.items() if not by_seed]
     return Drawing(
         title=title,
         caption=f"AN on {histories.base.data.val_split}; {band}. The warm-up is {table.reference}'s.",
         note=f"{', '.join(gone)} without a finished run" if gone else "",
-        parts=tuple(parts),
+        parts=(part,),
     )
 
 
@@ -151,15 +154,15 @@ def _lines(
     y: str,
     *,
     scale: float = 100,
-    first: int = 0,
-    height: float = 2.8,
+    since: int = 0,
 ) -> Iterator[Part]:
-    """One picture of lines over iterations; none where none has a history."""
-    if any(found for _, found, _, _ in lines):
-        canvas = Canvas(height=height)
-        for label, found, colour, dashed in lines:
-            draw_lines(canvas.axes, label, found, colour, dashed=dashed, scale=scale)
-        over_iterations(canvas.axes, y, histories.base.train, first=first)
+    """One picture of lines over iterations, after iteration `since`; none where none has a history."""
+    canvas = Canvas()
+    for label, arm, key, colour, dashed in lines:
+        by_seed = arm.metric(key, after=since or -1)
+        draw_lines(canvas.axes, label, by_seed, colour, dashed=dashed, scale=scale)
+    if canvas.axes.lines:
+        over_iterations(canvas.axes, y, histories.base.train, first=since)
         canvas.legend()
         yield canvas.part(name, title)
 
@@ -182,9 +185,7 @@ def _figure_1(histories: Histories) -> Drawing | None:
         return None
 
     def lines(key: str) -> list[Line]:
-        return [
-            (name, arm.metric(f"val/assignment/{key}"), COLOURS[name], False) for name, arm in arms.items()
-        ]
+        return [(name, arm, f"val/assignment/{key}", COLOURS[name], False) for name, arm in arms.items()]
 
     parts = [
         *_lines(histories, "fig1a", "(a) classification", lines("cls_precision"), "precision, %"),
@@ -230,17 +231,16 @@ def _figure_3(histories: Histories) -> Drawing | None:
 def _figure_4(histories: Histories) -> Drawing | None:
     arms, warmup = _arms(histories, "full"), histories.base.train.warmup
 
-    def lines(key: str, after: int = -1) -> list[Line]:
-        m, aux = (f"val/assignment/{head}{key}" for head in ("", "aux_"))
+    def lines(key: str) -> list[Line]:
         return [
-            ("M", arms["full"].metric(m, after=after), COLOURS["full"], False),
-            ("M†", arms["full"].metric(aux, after=after), AUX_COLOUR, True),
+            ("M", arms["full"], f"val/assignment/{key}", COLOURS["full"], False),
+            ("M†", arms["full"], f"val/assignment/aux_{key}", AUX_COLOUR, True),
         ]
 
-    sure = lines("cpl_miou_sure", after=warmup)  # by thresholds that the warm-up does not search
+    sure = lines("cpl_miou_sure")  # by thresholds that the warm-up does not search
     parts = [
         *_lines(histories, "fig4a", "(a) all pixels", lines("cpl_miou"), "CPL mIoU, %"),
-        *_lines(histories, "fig4b", "(b) low perplexity", sure, "CPL mIoU, %", first=warmup),
+        *_lines(histories, "fig4b", "(b) low perplexity", sure, "CPL mIoU, %", since=warmup),
     ]
     seen = (
         f"CPL of M, from the last block, and of M†, from an earlier one: (a) at a threshold of "
@@ -258,19 +258,14 @@ def _figure_6(histories: Histories) -> Drawing | None:
 
     def lines(key: str) -> list[Line]:
         return [
-            (
-                f"{short}, {name}",
-                arm.metric(f"val/{network}/{key}", after=warmup),
-                COLOURS[name],
-                short == "ON",
-            )
+            (f"{short}, {name}", arm, f"val/{network}/{key}", COLOURS[name], short == "ON")
             for name, arm in arms.items()
             for short, network in (("AN", "assignment"), ("ON", "online"))
         ]
 
     parts = [
-        *_lines(histories, "fig6-spl", "SPL", lines("seg_miou_labelled"), "SPL mIoU, %", first=warmup),
-        *_lines(histories, "fig6-cpl", "CPL", lines("cpl_miou"), "CPL mIoU, %", first=warmup),
+        *_lines(histories, "fig6-spl", "SPL", lines("seg_miou_labelled"), "SPL mIoU, %", since=warmup),
+        *_lines(histories, "fig6-cpl", "CPL", lines("cpl_miou"), "CPL mIoU, %", since=warmup),
     ]
     seen = (
         "Pseudo-labels of the online (ON) and the assignment network (AN), where ON learns from AN's (full) "
@@ -285,10 +280,10 @@ def _figure_7(histories: Histories) -> Drawing | None:
     if not arms["no-RAW"].planned:
         return None
     key, warmup = "val/assignment/cpl_perplexity", histories.base.train.warmup
-    lines = [(name, arm.metric(key, after=warmup), COLOURS[name], False) for name, arm in arms.items()]
+    lines = [(name, arm, key, COLOURS[name], False) for name, arm in arms.items()]
     parts = [
         *boxes({name: [*_last_files(arm)] for name, arm in arms.items()}),
-        *_lines(histories, "fig7-right", "over iterations", lines, "mean perplexity", scale=1, first=warmup),
+        *_lines(histories, "fig7-right", "over iterations", lines, "mean perplexity", scale=1, since=warmup),
     ]
     seen = (
         "CPL with reliability-based adaptive weighting (full) and without (no-RAW). Left: of single images "
