@@ -21,7 +21,7 @@ import secrets
 import shutil
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from logging.handlers import QueueHandler
 from pathlib import Path
@@ -41,7 +41,7 @@ from cosa.storage.files import one_line
 from cosa.tracking import TrackingError, initialise_store, resolve_uri
 from cosa.tracking.provenance import source_tags
 from cosa.training.stop import StopCheck, StopFile, StoppedError, StopSignal, never
-from cosa.training.trainer import NonFiniteLossError, Result, RunSpec, TrainProgress, ignore, train
+from cosa.training.trainer import NonFiniteLossError, Report, Result, RunSpec, TrainProgress, ignore, train
 
 _log = logging.getLogger(__name__)
 _ray: Any = ray  # partly without annotations
@@ -68,7 +68,7 @@ def fit(
     spec: RunSpec,
     *,
     workers: int,
-    report: Callable[[TrainProgress], object] = ignore,
+    report: Report = ignore,
     should_stop: StopCheck = never,
     max_failures: int = 3,
 ) -> Result:
@@ -167,12 +167,7 @@ def _absolute_paths(config: Config) -> Config:
     names = ("data.root", "data.cache", "data.archive", "network.weights")
     places = {name: str(settings[name]) for name in names if settings[name]}
     return override(
-        config,
-        {
-            name: str(Path(place).expanduser().absolute())
-            for name, place in places.items()
-            if "://" not in place
-        },
+        config, {n: str(Path(p).expanduser().absolute()) for n, p in places.items() if "://" not in p}
     )
 
 
@@ -196,13 +191,14 @@ def _check_storage(out: Path, token: str) -> None:
 
 
 def _trainer(worker: _Worker, workers: int, max_failures: int, *, gpus: bool) -> Any:
-    resources = {"CPU": _CPUS_PER_WORKER, "GPU": 1} if gpus else {"CPU": _CPUS_PER_WORKER}
     trainer: Any = TorchTrainer
     return trainer(
         worker,
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         scaling_config=_ray_train.ScalingConfig(
-            num_workers=workers, use_gpu=gpus, resources_per_worker=resources
+            num_workers=workers,
+            use_gpu=gpus,
+            resources_per_worker={"CPU": _CPUS_PER_WORKER, **({"GPU": 1} if gpus else {})},
         ),
         run_config=_ray_train.RunConfig(
             name=f"{worker.out.name}-{identity(worker.spec.config)[:8]}",
@@ -333,9 +329,7 @@ def _forwarded_log(messages: Queue) -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-def _follow(
-    trainer: Any, worker: _Worker, report: Callable[[TrainProgress], object], should_stop: StopCheck
-) -> Result:
+def _follow(trainer: Any, worker: _Worker, report: Report, should_stop: StopCheck) -> Result:
     """Run `trainer` to its end in a thread, passing on here what the first worker tells.
 
     In the main thread Ray would take over Ctrl-C and go on for seconds.
@@ -364,7 +358,7 @@ def _follow(
                         first = message
                     case Exception():
                         failures.append(message)
-                    case logging.LogRecord():
+                    case logging.LogRecord() if _log.isEnabledFor(message.levelno):
                         _log.handle(message)
                     case str():
                         _log.warning("%s", message)

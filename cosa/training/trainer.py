@@ -92,6 +92,10 @@ class TrainProgress:
     """Estimated from the speed so far; NaN before the first log step."""
 
 
+Report = Callable[[TrainProgress], object]
+"""Told where a run stands."""
+
+
 @dataclass(frozen=True)
 class Result:
     """What a finished call of `train` hands back."""
@@ -144,12 +148,7 @@ def ignore(progress: TrainProgress) -> None:
     """Listen to none of it."""
 
 
-def train(
-    spec: RunSpec,
-    *,
-    report: Callable[[TrainProgress], object] = ignore,
-    should_stop: StopCheck = never,
-) -> Result:
+def train(spec: RunSpec, *, report: Report = ignore, should_stop: StopCheck = never) -> Result:
     """Train CoSA, or go on where this run stopped.
 
     The same `config` and `out` resume from the newest checkpoint in `out`, bit for bit on a CPU. Losses are
@@ -214,7 +213,7 @@ class _Run:
     target: int
     ranks: Ranks
     tracker: Tracker
-    report: Callable[[TrainProgress], object]
+    report: Report
     should_stop: StopCheck
     data: RunData
     state: TrainingState

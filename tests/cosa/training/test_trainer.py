@@ -7,6 +7,7 @@ import errno
 import json
 import logging
 import os
+import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,9 +24,10 @@ from cosa.data import open_dataset, step_names
 from cosa.data.shapes import write_shapes
 from cosa.storage import checkpoint
 from cosa.storage.run_folder import read_metrics
+from cosa.tracking import TrackingSpec
 from cosa.training import step, swap, trainer
 from cosa.training.optim import learning_rate_scale
-from cosa.training.trainer import NonFiniteLossError, Result, TrainProgress
+from cosa.training.trainer import NonFiniteLossError, Result, RunSpec, TrainProgress
 from tests.cosa.runs import (
     Recorder,
     differences,
@@ -976,3 +978,33 @@ def test_an_infinite_epsilon_is_kept_in_plain_json(tiny_config: Config, tmp_path
 
     text = (tmp_path / "analysis/step_00000002.json").read_text()
     assert json.loads(text, parse_constant=pytest.fail)["epsilon"] is None
+
+
+# What a run is told
+
+
+def test_a_spec_travels_to_another_process_and_stays_as_it_is(tiny_config: Config, tmp_path: Path) -> None:
+    spec = RunSpec(
+        config=tiny_config,
+        out=tmp_path,
+        fork_from=tmp_path / "step_00000001.pt",
+        momenta=(0.5,),
+        data_tags={"cosa.data_fingerprint": "f00"},
+        tracking=TrackingSpec(uri="sqlite:///x.db", tags={"cosa.arm": "full"}),
+    )
+
+    assert pickle.loads(pickle.dumps(spec)) == spec
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        spec.stop_at = 1  # type: ignore[misc]
+
+
+def test_a_run_at_a_url_is_worked_on_where_its_spec_says(tiny_config: Config, tmp_path: Path) -> None:
+    url = "s3://bucket/runs/one"
+    below, elsewhere = (
+        RunSpec(config=tiny_config, out=url, work_folder=folder).storage
+        for folder in ("", str(tmp_path / "work"))
+    )
+
+    assert (below.url, elsewhere.url) == (url, url)
+    assert below.folder == Path("runs/s3/bucket/runs/one").absolute()
+    assert elsewhere.folder == tmp_path / "work"
