@@ -11,7 +11,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from cosa.config import Config, difference
 from cosa.config.presets import short_name
@@ -28,10 +28,8 @@ from cosa.tracking import (
     read_run_id,
     sync_run,
 )
-from sweeps.planning import folder as folders
-from sweeps.planning import plan as planning
-from sweeps.planning.folder import SweepState
-from sweeps.planning.plan import Plan, Trial
+from sweeps.planning.folder import RESULT, Result, SweepState, read_step, trial_folder
+from sweeps.planning.plan import Plan, Trial, to_json
 from sweeps.planning.reuse import COMMIT_TAG
 from sweeps.running.arguments import SweepArgs
 from sweeps.runs import (
@@ -98,30 +96,26 @@ class Sweep:
             tags=tags,
         )
 
-    def collect(self, root: Path) -> None:
+    def collect(self) -> None:
         """Deliver what is left in the trials' journals: of killed ones, and of a time without a store.
 
         Raises:
             TrackingError: The store does not answer; nothing is lost.
         """
-        for folder in find_tracked(root / "trials"):
+        for folder in find_tracked(self.out / "trials"):
             try:
                 for note in sync_run(folder, self.uri).notes:
                     _log.warning("tracking: %s: %s", folder.name, note)
             except TrackingError as error:
                 raise TrackingError(
-                    f"{error}; nothing is lost: run the same command again, or: cosa-track flush {root}"
+                    f"{error}; nothing is lost: run the same command again, or: cosa-track flush {self.out}"
                 ) from None
 
-    def mend(self, root: Path, trial: Trial, result: Mapping[str, Any]) -> None:
+    def mend(self, trial: Trial, result: Result) -> None:
         """Have the run of a finished trial say so: the trial may have been killed, or its run deleted."""
-        with explained(self.uri):
-            self._mend(root, trial, result)
-
-    def _mend(self, root: Path, trial: Trial, result: Mapping[str, Any]) -> None:
-        folder = folders.trial_folder(root, trial.name)
+        folder = trial_folder(self.out, trial.name)
         spec = self.spec(trial)
-        warmup = read_run_id(folders.trial_folder(root, trial.warmup)) if trial.warmup else ""
+        warmup = read_run_id(trial_folder(self.out, trial.warmup)) if trial.warmup else ""
         run = find_run(client_of(self.uri), read_run_id(folder))
         whole = (
             run is not None
@@ -144,23 +138,23 @@ class Sweep:
             **({ORACLE_TAG: trial.config.s2c.source} if trial.config.oracle else {}),
             **({FORK_TAG: warmup or trial.warmup} if trial.warmup else {}),
         }
-        told = folders.read_step(folder) == trial.last_step
+        told = read_step(folder) == trial.last_step
         tracker = spec.tracker()
         tracker.start(trial.config, out=folder, tags=tags)
         if not told:
             tracker.log_metrics(result["metrics"], trial.last_step)
-        for pattern in ("panels/*.*", "analysis/*.*", "model/*.*", folders.RESULT):
+        for pattern in ("panels/*.*", "analysis/*.*", "model/*.*", RESULT):
             for path in sorted(folder.glob(pattern)):
                 tracker.log_artifact(path, path.parent.name if path.parent != folder else "")
         tracker.finish("FINISHED")
         sync_run(folder, self.uri)  # raises where the store has not taken it all
 
-    def fail(self, root: Path, reasons: Mapping[str, str]) -> None:
+    def fail(self, reasons: Mapping[str, str]) -> None:
         """Tag the runs of failed trials with their reasons; those that never had a run are in the parent."""
         with explained(self.uri):
             client = client_of(self.uri)
             for name, reason in reasons.items():
-                run = find_run(client, read_run_id(folders.trial_folder(root, name)))
+                run = find_run(client, read_run_id(trial_folder(self.out, name)))
                 if run is not None:
                     client.set_tag(run.info.run_id, REASON_TAG, mask(reason))
                     client.set_terminated(run.info.run_id, "FAILED")
@@ -177,10 +171,11 @@ class Sweep:
         Raises:
             TrackingError: The store does not answer; nothing is lost.
         """
-        self.collect(self.out)
-        for name, result in state.results.items():
-            self.mend(self.out, state.plan.named(name), result)
-        self.fail(self.out, failures)
+        self.collect()
+        with explained(self.uri):
+            for name, result in state.results.items():
+                self.mend(state.plan.named(name), result)
+        self.fail(failures)
         hours = sum(result.get("seconds", 0.0) for result in state.results.values()) / 3600
         self.tag("cosa.training_hours", f"{hours:.3f}")
 
@@ -243,7 +238,7 @@ def open_sweep(args: SweepArgs, plan: Plan, reused: Mapping[str, str] | None = N
     }
     tracker = MlflowTracker(args.uri, args.experiment, run_name=args.out.name, tags={**shared, **own})
     tracker.start(plan.base, out=args.out)
-    tracker.log_text(planning.to_json(plan, reused), PLAN)
+    tracker.log_text(to_json(plan, reused), PLAN)
     tracker.settle(_SECONDS)
     assert tracker.run_id is not None  # it has settled
     return Sweep(args.out, args.uri, args.experiment, tracker.run_id, tracker, shared, plan.base)

@@ -120,7 +120,7 @@ def test_a_warmups_run_fills_no_row(uri, root):
 def test_a_run_left_open_by_a_killed_trial_is_finished_once(uri, root):
     sweep = open_sweep(uri, root)
     run_id = train(sweep, root, TRIAL, status=None)
-    sweep.mend(root, TRIAL, result_of(TRIAL))
+    sweep.mend(TRIAL, result_of(TRIAL))
     run = read(uri, run_id)
     assert run.info.status == "FINISHED"
     assert read_run_id(folders.trial_folder(root, TRIAL.name)) == run_id
@@ -132,10 +132,10 @@ def test_what_trials_left_in_their_journals_is_collected(uri, root):
     folder = folders.trial_folder(root, TRIAL.name)
     train(sweep, root, TRIAL, status=None)
     Journal(folder).add_metrics({"train/loss/total": 0.25}, 12)  # told when its syncer was gone already
-    sweep.collect(root)
+    sweep.collect()
     run = read(uri, read_run_id(folder))
     assert (run.info.status, run.data.metrics["train/loss/total"]) == ("KILLED", 0.25)
-    sweep.mend(root, TRIAL, result_of(TRIAL))
+    sweep.mend(TRIAL, result_of(TRIAL))
     assert read(uri, run.info.run_id).info.status == "FINISHED"
 
 
@@ -147,14 +147,14 @@ def test_collecting_from_a_store_that_is_away_names_what_to_do(uri, root, tmp_pa
     with pytest.raises(
         TrackingError, match=r"nothing is lost: run the same .* or: cosa-track flush .*/sweep"
     ):
-        away.collect(root)
+        away.collect()
 
 
 def test_a_trial_names_its_warmups_run_that_was_made_after_it(uri, root):
     sweep = open_sweep(uri, root)
     run_id = train(sweep, root, TRIAL)
     warmup = train(sweep, root, WARMUP)
-    sweep.mend(root, TRIAL, result_of(TRIAL))
+    sweep.mend(TRIAL, result_of(TRIAL))
     assert read(uri, run_id).data.tags["cosa.forked_from"] == warmup
 
 
@@ -173,7 +173,7 @@ def test_a_sweep_is_stopped_by_what_stops_it_and_not_by_its_store(uri, root, mon
 def test_a_deleted_run_is_written_again_from_the_result(uri, root):
     sweep = open_sweep(uri, root)
     store.client_of(uri).delete_run(train(sweep, root, TRIAL))
-    sweep.mend(root, TRIAL, result_of(TRIAL))
+    sweep.mend(TRIAL, result_of(TRIAL))
     run = read(uri, read_run_id(folders.trial_folder(root, TRIAL.name)))
     assert (run.info.status, run.data.metrics) == ("FINISHED", METRICS)
 
@@ -190,7 +190,7 @@ def test_a_run_that_is_written_again_has_its_histories_and_files(uri, root):
     lines = [{"step": step, "time": step, "val/assignment/seg_miou": step / 20} for step in (6, 8)]
     (folder / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 1')
     (folder / "result.json").write_text("{}")
-    sweep.mend(root, TRIAL, result_of(TRIAL))
+    sweep.mend(TRIAL, result_of(TRIAL))
     run_id, client = read_run_id(folder), store.client_of(uri)
     history = client.get_metric_history(run_id, "val/assignment/seg_miou")
     assert [(point.step, point.value) for point in history] == [(6, 0.3), (8, 0.4), (10, 0.5)]
@@ -205,7 +205,7 @@ def test_a_run_of_an_oracle_that_is_written_again_says_so(uri, root):
     oracle = Table(name="4a", title="", reference="GT", arms=(Arm("GT", {"s2c.source": "gt"}),))
     plan = make_plan(BASE, [oracle], [0])
     sweep = open_sweep(uri, root, plan)
-    sweep.mend(root, plan.trials[0], result_of(plan.trials[0]))
+    sweep.mend(plan.trials[0], result_of(plan.trials[0]))
     run_id = read_run_id(folders.trial_folder(root, plan.trials[0].name))
     assert read(uri, run_id).data.tags["cosa.oracle"] == "gt"
 
@@ -248,17 +248,17 @@ def test_a_finished_trial_is_retagged_when_more_tables_hold_it(uri, root):
     sweep.tracker.finish()
     both = make_plan(BASE, [get_table("3a"), get_table("3b")], [0])
     again = open_sweep(uri, root, both)
-    again.mend(root, both.named(TRIAL.name), result_of(TRIAL))
+    again.mend(both.named(TRIAL.name), result_of(TRIAL))
     assert read(uri, run_id).data.tags["cosa.arms"] == "3a/full 3b/full"
 
 
 def test_a_failed_trials_run_carries_its_reason_until_it_finishes(uri, root):
     sweep = open_sweep(uri, root)
     run_id = train(sweep, root, TRIAL, status="FAILED")
-    sweep.fail(root, {TRIAL.name: "NonFiniteLossError: c2s", FAILING.name: "never started"})
+    sweep.fail({TRIAL.name: "NonFiniteLossError: c2s", FAILING.name: "never started"})
     assert read(uri, run_id).data.tags["cosa.failure"] == "NonFiniteLossError: c2s"
     train(sweep, root, TRIAL)
-    sweep.mend(root, TRIAL, result_of(TRIAL))
+    sweep.mend(TRIAL, result_of(TRIAL))
     assert "cosa.failure" not in read(uri, run_id).data.tags
 
 
@@ -290,7 +290,7 @@ def test_stopping_closes_the_runs_that_were_training_and_no_others(uri, root):
 def test_results_are_read_back_with_the_reasons_of_what_failed(uri, root):
     sweep = open_sweep(uri, root)
     train(sweep, root, TRIAL)
-    sweep.fail(root, {FAILING.name: "OutOfMemoryError: too large"})
+    sweep.fail({FAILING.name: "OutOfMemoryError: too large"})
     found = results.read_results(uri, sweep.run_id)
     rows = {row.arm.name: row for row in found.tables[0].rows}
     filled = found.tables[0]
