@@ -180,7 +180,7 @@ def test_after_a_kill_the_warm_up_goes_on_before_its_trials(bench):
     assert len(bench.study.trials) == 1
 
 
-def test_a_rung_that_the_driver_did_not_hear_of_is_judged_from_the_journal(bench):
+def test_a_pruning_step_that_the_driver_did_not_hear_of_is_judged_from_the_journal(bench):
     searcher = bench.start()
     bench.finish(searcher, searcher.next_trial())
     for _ in range(3):
