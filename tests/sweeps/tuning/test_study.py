@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import optuna
 import pytest
 
 from cosa.config import Config, override
+from cosa.config.presets import get_preset
 from sweeps.tuning.space import SPACE, Choice, Range, Space
 from sweeps.tuning.study import (
     JOURNAL,
@@ -22,6 +24,7 @@ from sweeps.tuning.study import (
 )
 
 BASE = Config()
+EARLIER = Path(__file__).with_name("study_of_25ac2bd.journal")
 WHOLE = SPACE.resolved(BASE)
 
 
@@ -209,3 +212,18 @@ def test_importance_sees_what_matters():
 
 def test_of_too_few_trials_nothing_is_said_about_importance():
     assert study_of().importances() == {}
+
+
+def test_a_study_that_commit_25ac2bd_wrote_goes_on(tmp_path):
+    base = get_preset("shapes")
+    (tmp_path / JOURNAL).write_bytes(EARLIER.read_bytes())
+    study = open_study(tmp_path, SPACE.resolved(base), base)
+    assert [state(trial) for trial in study.trials] == [
+        *("complete", "complete", "complete", "pruned", "complete", "failed", "running")
+    ]
+    assert [round(last_value(t), 2) for t in study.trials[:5]] == [0.40, 0.42, 0.44, 0.20, 0.46]
+    assert (origin(study.trial(0)), study.config(study.trial(0))) == ("full", base)
+    assert reason(study.trial(5)) == "RuntimeError: no memory"
+    assert begun(study.trials) == 6, "one is a failed one tried again"
+    assert study.report(6, 600, 0.0), "it has its judgement from before"
+    run(study, 1)
