@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cosa.config import Config, from_json, nearest
-from cosa.tracking import TrackingError, initialise_store, mask
+from cosa.storage.files import mask, one_line
+from cosa.tracking import TrackingError, initialise_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -86,10 +87,9 @@ def explained(uri: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        reason = str(error).strip().partition("\n")[0]
         raise TrackingError(
-            f"tracking store must answer, got none from {mask(uri)} ({mask(reason)}); the trials' folders "
-            "have it all: run the same command again when it does"
+            f"tracking store must answer, got none from {mask(uri)} ({one_line(error, kind=False)}); "
+            "the trials' folders have it all: run the same command again when it does"
         ) from None
 
 

@@ -14,7 +14,8 @@ from cosa.cli.common import Parser, add_settings, add_traceback, changed_setting
 from cosa.cli.console import NETWORKS, Display, duration, metrics_table
 from cosa.config import Config, identity, override
 from cosa.config.presets import PRESETS, get_preset, is_file, short_name
-from cosa.tracking import TrackingSpec, initialise_store, mask, resolve_uri, ui_hint
+from cosa.storage.files import mask
+from cosa.tracking import TrackingSpec, initialise_store, resolve_uri, ui_hint
 from cosa.training.stop import until_terminated
 
 if TYPE_CHECKING:

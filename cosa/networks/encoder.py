@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cosa.config import NetworkConfig, nearest
 from cosa.networks import _torchvision  # noqa: F401  (before timm: see its docstring)
+from cosa.storage.files import one_line
 from cosa.storage.model_files import read_tensors
 
 if TYPE_CHECKING:
@@ -79,10 +80,9 @@ def build_encoder(config: NetworkConfig, image_size: int) -> Encoder:
             **own,
         )
     except (AssertionError, RuntimeError) as error:  # timm's own checks: heads that do not divide the width
-        reason = str(error).strip().partition("\n")[0]
         raise ValueError(
-            f"network must be one that timm can build, got {config.encoder!r} with {own} ({reason}); "
-            "change these settings"
+            f"network must be one that timm can build, got {config.encoder!r} with {own} "
+            f"({one_line(error, kind=False)}); change these settings"
         ) from error
     except OSError as error:  # whatever kept timm from the hub: no network, a proxy, a full disk
         reason = " ".join(str(error).split()).partition(". ")[0] or type(error).__name__

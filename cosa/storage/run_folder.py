@@ -4,13 +4,13 @@ A trial of a sweep has a lock, a log and the reason of a failure beside these, s
 
     config.json              the settings
     checkpoints/             whole states, the newest few, each with its SHA-256; see checkpoint.py
-    journal.jsonl            every metric with its step, one JSON object a line
+    journal.jsonl            every metric with its step, and what else a tracker was told, an entry a line
     panels/                  a picture panel per evaluation
     analysis/                counts behind the paper's analysis figures, per evaluation
     model/                   the final AN as safetensors and JSON; see model_files.py
     result.json              written last: its presence means that the run is finished
     run.json                 the run's id in the tracking store, and how much the store has of the run
-    tracking/                what the run's tracker was told, until the store has it; see cosa.tracking
+    tracking/                what the tracker needs beside the journal; see cosa.tracking.journal
     ray/                     notes of Ray Train on the attempts of several workers
     .storage.lock            of a run at a URL: held by the process that brings or sends files; see mirror.py
 """

@@ -14,7 +14,6 @@ is imported only where a run is really tracked.
 
 from __future__ import annotations
 
-from cosa.storage.files import mask
 from cosa.tracking.journal import RUN_FILE, SyncStatus, find_tracked, read_run_id, sync_status
 from cosa.tracking.store import (
     RunGoneError,
@@ -49,7 +48,6 @@ __all__ = [
     "find_run",
     "find_tracked",
     "initialise_store",
-    "mask",
     "read_run_id",
     "require_name",
     "resolve_uri",

@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from cosa.tracking import mask
+from cosa.storage.files import mask
 from sweeps.reporting.comparison import ABSENT, comparisons
 from sweeps.reporting.results import LEAST_PAIRS, FilledTable, Results, Row, shown_and_online
 from sweeps.tables.metrics import METRICS, SEG_MIOU

@@ -11,7 +11,8 @@ from cosa.cli.common import Parser
 from cosa.config import Config, flatten, override
 from cosa.config.presets import PRESETS, get_preset, short_name
 from cosa.distributed.session import TrialResources
-from cosa.tracking import mask, require_name, resolve_uri
+from cosa.storage.files import mask
+from cosa.tracking import require_name, resolve_uri
 from sweeps.tables import Table, get_tables
 
 _JOB_FOLDER = "runtime_resources"

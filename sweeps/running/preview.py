@@ -10,7 +10,8 @@ from pathlib import Path
 from cosa.cli.console import print_error, print_line
 from cosa.config import Config, DataConfig, difference, override
 from cosa.config.presets import get_preset
-from cosa.tracking import TrackingError, mask
+from cosa.storage.files import mask
+from cosa.tracking import TrackingError
 from cosa.tracking.provenance import source_tags
 from sweeps.planning import cost
 from sweeps.planning.cost import Speed, price

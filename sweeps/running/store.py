@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from cosa.config import Config, difference
 from cosa.config.presets import short_name
+from cosa.storage.files import mask
 from cosa.tracking import (
     DATA_TAG,
     RUN_FILE,
@@ -24,7 +25,6 @@ from cosa.tracking import (
     find_run,
     find_tracked,
     initialise_store,
-    mask,
     read_run_id,
     sync_run,
 )
