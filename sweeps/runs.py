@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cosa import tracking
 from cosa.config import Config, from_json, nearest
-from cosa.storage.files import mask, one_line
-from cosa.tracking import TrackingError, initialise_store
+from cosa.storage.files import mask
+from cosa.tracking import initialise_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -75,22 +76,9 @@ def read_json(client: MlflowClient, run_id: str, name: str) -> dict[str, Any]:
     return content
 
 
-@contextlib.contextmanager
-def explained(uri: str) -> Iterator[None]:
-    """One line for a store that stops answering.
-
-    Raises:
-        TrackingError: In place of what MLflow raises.
-    """
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except MlflowException as error:
-        raise TrackingError(
-            f"tracking store must answer, got none from {mask(uri)} ({one_line(error, kind=False)}); "
-            "the trials' folders have it all: run the same command again when it does"
-        ) from None
+def explained(uri: str) -> AbstractContextManager[None]:
+    """One line for a store that stops answering, as `cosa.tracking.explained`; raises TrackingError."""
+    return tracking.explained(uri, "the trials' folders have it all: run the same command again when it does")
 
 
 def find_sweep(uri: str, experiment: str, name: str) -> str:

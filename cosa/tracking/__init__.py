@@ -14,7 +14,7 @@ is imported only where a run is really tracked.
 
 from __future__ import annotations
 
-from cosa.tracking.journal import RUN_FILE, SyncStatus, find_tracked, read_run_id, sync_status
+from cosa.tracking.journal import RUN_FILE, find_tracked, read_run_id, sync_status
 from cosa.tracking.store import (
     RunGoneError,
     TrackingError,
@@ -27,8 +27,8 @@ from cosa.tracking.store import (
     save_pyfunc,
     ui_hint,
 )
-from cosa.tracking.sync import StillRunningError, Synced, sync_run
-from cosa.tracking.tracker import DATA_TAG, JournalTracker, MlflowTracker, Status, Tracker, TrackingSpec
+from cosa.tracking.sync import StillRunningError, sync_run
+from cosa.tracking.tracker import DATA_TAG, JournalTracker, MlflowTracker, Tracker, TrackingSpec
 
 __all__ = [
     "DATA_TAG",
@@ -36,10 +36,7 @@ __all__ = [
     "JournalTracker",
     "MlflowTracker",
     "RunGoneError",
-    "Status",
     "StillRunningError",
-    "SyncStatus",
-    "Synced",
     "Tracker",
     "TrackingError",
     "TrackingSpec",

@@ -8,6 +8,7 @@ looked for by it first. A file that cannot be kept holds nothing else up; it wai
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 import os
@@ -75,14 +76,11 @@ class RunSync:
         """What the user is to know of, to be taken from here."""
         self._out = out
         self._uri = uri
-        self._known_client: MlflowClient | None = None
         self._files_again = -math.inf
 
-    @property
+    @functools.cached_property
     def _client(self) -> MlflowClient:
-        if self._known_client is None:
-            self._known_client = connect(self._uri)
-        return self._known_client
+        return connect(self._uri)
 
     def run(self, *, all_files: bool = False) -> None:
         """Give the store all that the run was told by now.
