@@ -16,6 +16,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from cosa.config import Config, identity, override
+from cosa.storage.files import mask
 from cosa.tracking import (
     DATA_TAG,
     JournalTracker,
@@ -23,7 +24,6 @@ from cosa.tracking import (
     TrackingError,
     TrackingSpec,
     initialise_store,
-    mask,
     provenance,
     resolve_uri,
     ui_hint,
