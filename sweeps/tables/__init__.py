@@ -8,13 +8,27 @@ import pkgutil
 import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from cosa.config import nearest
 from sweeps.tables.table import Arm, Table, memory_times, plus, times, without
 
-__all__ = ["Arm", "Table", "get_table", "get_tables", "memory_times", "plus", "tables", "times", "without"]
+__all__ = [
+    "Arm",
+    "Table",
+    "get_table",
+    "get_tables",
+    "memory_times",
+    "plus",
+    "read_file",
+    "tables",
+    "times",
+    "without",
+]
+
+Kind = TypeVar("Kind")
 
 _NO_TABLES = frozenset({"metrics", "table"})
 """Modules of this package that hold no table."""
@@ -88,28 +102,41 @@ def read_table(path: Path) -> Table:
     """
     if not path.is_file():
         raise FileNotFoundError(f"table file must exist, got {str(path)!r}")
-    return _run(path.resolve())
+    return read_file(path.resolve(), Table)
 
 
 @functools.cache
-def _run(path: Path) -> Table:
-    """Once for each file, so that a table is the same one however often it is named."""
+def _run(path: Path, kind: str) -> Mapping[str, object]:
+    """What a user's file holds: run once, so that a table is the same one however often it is named."""
     content: dict[str, object] = {"__name__": path.stem, "__file__": str(path)}
     try:
         exec(compile(path.read_bytes(), path, "exec", dont_inherit=True), content)  # noqa: S102 (the user's own file)
     except Exception as error:
-        raise ValueError(f"table file must run, got {_explained(error)} in {str(path)!r}") from error
-    table = content.get("TABLE")
-    if not isinstance(table, Table):
         raise ValueError(
-            f"table file must hold TABLE = Table(...), got {type(table).__name__} in {str(path)!r}"
+            f"{kind} file must run, got {_explained(error, content)} in {str(path)!r}"
+        ) from error
+    return content
+
+
+def read_file(path: Path, kind: type[Kind]) -> Kind:
+    """The `TABLE = Table(...)` of the Python file `path`, or what else it is, called as its class is.
+
+    Raises:
+        ValueError: It does not run, or holds nothing of the kind.
+    """
+    name = kind.__name__
+    found = _run(path, name.lower()).get(name.upper())
+    if not isinstance(found, kind):
+        raise ValueError(
+            f"{name.lower()} file must hold {name.upper()} = {name}(...), got {type(found).__name__} in "
+            f"{str(path)!r}"
         )
-    return table
+    return found
 
 
-def _explained(error: Exception) -> str:
-    """What is wrong in one line; a keyword that Table does not have is told the nearest one."""
+def _explained(error: Exception, content: Mapping[str, object]) -> str:
+    """What is wrong in one line; a keyword that a class does not have is told the nearest one."""
     word = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-    known = [*(item.name for item in fields(Table)), *(item.name for item in fields(Arm))]
+    known = [item.name for value in content.values() if is_dataclass(value) for item in fields(value)]
     hint = nearest(word[1], known) if word and "Did you mean" not in str(error) else ""
     return f"{type(error).__name__}: {error}{hint}"

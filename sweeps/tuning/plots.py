@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 from matplotlib import cm
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.ticker import MaxNLocator
-from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from sweeps.reporting.plots import BLUE, GREY, ORANGE, VERMILION, Canvas, Part, label_axes, styled
-from sweeps.tuning.space import Choice, Dimension, Momentum
+from sweeps.tuning.space import Choice, Momentum
 from sweeps.tuning.study import PRESET, SearchStudy, finished, last_value, origin
 
 SLICE = "search-slice-"
@@ -132,38 +130,23 @@ def _steps(shown: Sequence[FrozenTrial], last: int) -> Part:
     return canvas.part("search-rungs", "On their way, and which went on")
 
 
-def _scale(dimension: Dimension) -> tuple[Callable[[Any], float], dict[float, str]]:
-    """Where a setting's value lies between the dimension's ends, in [0, 1], and what marks such places."""
-    of = dimension.distribution
-    if isinstance(of, CategoricalDistribution):
-        marks = {i / max(1, len(of.choices) - 1): str(value) for i, value in enumerate(of.choices)}
-        return lambda value: list(marks)[of.choices.index(value)], marks
-    low, high = of.low, of.high
-    if of.log:
-        marks = {at: f"{low * (high / low) ** at:.3g}" for at in (0.0, 0.5, 1.0)}
-        return lambda value: math.log(dimension.parameter(value) / low, high / low), marks
-    marks = {at: f"{low + (high - low) * at:.3g}" for at in (0.0, 0.5, 1.0)}
-    return lambda value: (dimension.parameter(value) - low) / (high - low), marks
-
-
 def _parallel(study: SearchStudy, complete: Sequence[FrozenTrial]) -> Part:
     """One line per finished trial over all dimensions, the best ones dark and on top."""
     dimensions = study.space.dimensions
     canvas = Canvas(height=1.5 + 0.45 * len(dimensions))
-    scales = [_scale(dimension) for dimension in dimensions]
     values = [100 * last_value(trial) for trial in complete]
     low, high = min(values), max(values)
     shade = cm.ScalarMappable(Normalize(low, high), "viridis_r")
     for trial in reversed(complete):
         changes = study.changes(trial)
         points = [
-            (place(changes[dimension.setting]), row)
-            for row, (dimension, (place, _)) in enumerate(zip(dimensions, scales, strict=True))
+            (dimension.place(changes[dimension.setting]), row)
+            for row, dimension in enumerate(dimensions)
             if dimension.setting in changes
         ]
         colour = shade.cmap((100 * last_value(trial) - low) / ((high - low) or 1.0))
         canvas.axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.1, alpha=0.85, marker="o")
-    ends = [[*marks.values()] for _, marks in scales]
+    ends = [[*dimension.marks().values()] for dimension in dimensions]
     names = [f"{d.name}\n{low} – {high}" for d, (low, *_, high) in zip(dimensions, ends, strict=True)]
     canvas.axes.set_yticks(range(len(dimensions)), names)
     canvas.axes.set_xlim(-0.04, 1.04)
@@ -179,9 +162,11 @@ def _slices(study: SearchStudy, shown: Sequence[FrozenTrial]) -> Iterator[Part]:
         own = [trial for trial in shown if dimension.setting in changes[trial.number]]
         if len(finished(own)) < 2:
             continue
-        place, marks = _scale(dimension)
+        marks = dimension.marks()
         canvas = Canvas(height=2.2)
-        _dots(canvas.axes, [(place(changes[trial.number][dimension.setting]), trial) for trial in own])
+        _dots(
+            canvas.axes, [(dimension.place(changes[trial.number][dimension.setting]), trial) for trial in own]
+        )
         name = f"{dimension.name}, steps" if isinstance(dimension, Momentum) else dimension.name
         label_axes(canvas.axes, name, _METRIC)
         margin = 0.3 if isinstance(dimension, Choice) else 0.04

@@ -11,7 +11,7 @@
         Range("threshold.xi", 0.2, 0.6, when=("threshold.mode", "fixed")),
     )
 
-A dimension is a setting and the distribution of the parameter that Optuna suggests for it.
+A dimension is a setting and the parameter that Optuna suggests for it.
 """
 
 from __future__ import annotations
@@ -20,29 +20,43 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import BaseTrial
 
 from cosa.config import Config, fields, flatten, nearest, override
-from sweeps.tables import memory_times, plus, times
+from sweeps.tables import memory_times, plus, read_file, times
 from sweeps.tables.table import Relative
 
 When = tuple[str, Any]
 """A setting of the same space and the value that it must have."""
 
 
-class Varied:
-    """A setting that is its own parameter."""
+class Dimension:
+    """A setting whose parameter is a number, the setting's own value where nothing else is said."""
 
     setting: str
+    """Dotted name."""
+    values: tuple[Any, ...]
+    when: When | None
+    """Varied only where another setting, further up in the space, has this value."""
+    log = False
+    """Whether ratios count rather than differences; then all values are > 0."""
 
     @property
     def name(self) -> str:
         """Of the parameter."""
         return self.setting
+
+    def resolved(self, own: Any) -> Dimension:
+        """With relative values worked out for the preset's `own` one."""
+        raise NotImplementedError
+
+    def ends(self) -> tuple[Any, ...]:
+        """Values that the setting must allow."""
+        return self.values
 
     def parameter(self, value: Any) -> Any:
         """The parameter that gives the setting this value."""
@@ -52,19 +66,37 @@ class Varied:
         """The setting's value for a parameter."""
         return parameter
 
+    def suggest(self, trial: BaseTrial) -> Any:
+        """Optuna's parameter for a trial."""
+        low, high = self._range()
+        return trial.suggest_float(self.name, low, high, log=self.log)
+
+    def place(self, value: Any) -> float:
+        """Where the setting's value lies, in [0, 1] inside; outside there is a ValueError, too."""
+        (low, high), parameter = self._range(), self.parameter(value)
+        return math.log(parameter / low, high / low) if self.log else (parameter - low) / (high - low)
+
+    def marks(self) -> dict[float, str]:
+        """What stands at a few of these places."""
+        low, high = self._range()
+        ats = (0.0, 0.5, 1.0)
+        return {at: f"{low * (high / low) ** at if self.log else low + (high - low) * at:.3g}" for at in ats}
+
+    def _range(self) -> tuple[float, float]:
+        """The parameter's, once resolved."""
+        parameters = [self.parameter(value) for value in self.ends()]
+        return min(parameters), max(parameters)
+
 
 @dataclass(frozen=True)
-class Range(Varied):
+class Range(Dimension):
     """A number in [low, high]."""
 
     setting: str
-    """Dotted name."""
     low: float | Relative
     high: float | Relative
     log: bool = False
-    """Whether ratios count rather than differences; then low > 0."""
     when: When | None = None
-    """Varied only where another setting, further up in the space, has this value."""
 
     def resolved(self, own: float) -> Range:
         """With both ends worked out for the preset's `own` value."""
@@ -74,15 +106,8 @@ class Range(Varied):
             raise ValueError(f"range of {self.setting} must have finite {law}, got [{low:g}, {high:g}]")
         return dataclasses.replace(self, low=low, high=high)
 
-    @property
-    def distribution(self) -> FloatDistribution:
-        """Of the parameter, in a resolved space."""
-        assert not isinstance(self.low, Relative)
-        assert not isinstance(self.high, Relative)
-        return FloatDistribution(self.low, self.high, log=self.log)
-
     def ends(self) -> tuple[Any, ...]:
-        """Values that the setting must allow."""
+        """Both."""
         return (self.low, self.high)
 
     def __str__(self) -> str:
@@ -90,20 +115,20 @@ class Range(Varied):
 
 
 @dataclass(frozen=True)
-class Momentum:
+class Momentum(Dimension):
     """The EMA's momentum, as the half-life of AN's memory in steps, on a log scale, among a few values.
 
     AN averages from the first step, so what a trial forks from must have carried an AN of its momentum all
     along: few values, known beforehand, let one warm-up carry an AN for each and serve all trials.
     """
 
-    values: tuple[float | Relative, ...]
-    """Momenta in (0, 1)."""
+    values: tuple[Any, ...]
+    """Momenta in (0, 1), plain or relative."""
     when: When | None = None
-    """As in `Range`."""
 
     setting = "ema.momentum"
     name = "ema.half_life"
+    log = True
 
     def resolved(self, own: float) -> Momentum:
         """With each value worked out for the preset's `own` one; those outside (0, 1) are left out.
@@ -118,61 +143,44 @@ class Momentum:
             )
         return dataclasses.replace(self, values=tuple(values))
 
-    @property
-    def distribution(self) -> FloatDistribution:
-        """Of the half-life, in a resolved space."""
-        lives = [half_life(value) for value in self.numbers]
-        return FloatDistribution(min(lives), max(lives), log=True)
-
     def parameter(self, value: float) -> float:
         """The half-life of a momentum; infinite where it is 1."""
         return half_life(value)
 
     def value(self, parameter: float) -> float:
         """The momentum whose half-life is nearest, as a ratio, to the one suggested."""
-        return min(self.numbers, key=lambda value: abs(math.log(half_life(value) / parameter)))
-
-    def ends(self) -> tuple[Any, ...]:
-        """Values that the setting must allow."""
-        return self.values
-
-    @property
-    def numbers(self) -> list[float]:
-        """The momenta of a resolved space."""
-        return [value for value in self.values if not isinstance(value, Relative)]
+        return float(min(self.values, key=lambda value: abs(math.log(half_life(value) / parameter))))
 
     def __str__(self) -> str:
-        return f"half-lives of {', '.join(f'{half_life(value):.3g}' for value in self.numbers)} steps, log"
+        return f"half-lives of {', '.join(f'{half_life(value):.3g}' for value in self.values)} steps, log"
 
 
 @dataclass(frozen=True)
-class Choice(Varied):
+class Choice(Dimension):
     """One of a few values."""
 
     setting: str
-    """Dotted name."""
     values: tuple[Any, ...]
     when: When | None = None
-    """As in `Range`."""
 
     def resolved(self, own: Any) -> Choice:  # noqa: ARG002 (choices are absolute)
         """As it is."""
         return self
 
-    @property
-    def distribution(self) -> CategoricalDistribution:
-        """Of the parameter."""
-        return CategoricalDistribution(self.values)
+    def suggest(self, trial: BaseTrial) -> Any:
+        """Optuna's choice for a trial."""
+        return trial.suggest_categorical(self.name, self.values)
 
-    def ends(self) -> tuple[Any, ...]:
-        """Values that the setting must allow."""
-        return self.values
+    def place(self, value: Any) -> float:
+        """In the order of the values."""
+        return self.values.index(value) / max(1, len(self.values) - 1)
+
+    def marks(self) -> dict[float, str]:
+        """All values."""
+        return {self.place(value): str(value) for value in self.values}
 
     def __str__(self) -> str:
         return f"one of {', '.join(map(str, self.values))}"
-
-
-Dimension = Range | Momentum | Choice
 
 
 def half_life(momentum: float) -> float:
@@ -230,53 +238,40 @@ class Space:
 
     def suggest(self, trial: BaseTrial) -> dict[str, Any]:
         """Values of all settings that are varied; a conditional one only where its parent says so."""
-
-        def ask(dimension: Dimension) -> Any:
-            of = dimension.distribution
-            if isinstance(of, CategoricalDistribution):
-                return trial.suggest_categorical(dimension.name, of.choices)
-            return trial.suggest_float(dimension.name, of.low, of.high, log=of.log)
-
-        return self._changes(ask)
+        return self._changes(lambda dimension: dimension.suggest(trial))
 
     def changes(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Values of the settings that `parameters` give; a KeyError where one is missing."""
         return self._changes(lambda dimension: parameters[dimension.name])
 
-    def _changes(self, ask: Callable[[Dimension], Any]) -> dict[str, Any]:
+    def _changes(self, parameter_of: Callable[[Dimension], Any]) -> dict[str, Any]:
         changes: dict[str, Any] = {}
         for dimension in self.dimensions:
             if dimension.when is None or changes.get(dimension.when[0]) == dimension.when[1]:
-                changes[dimension.setting] = dimension.value(ask(dimension))
+                changes[dimension.setting] = dimension.value(parameter_of(dimension))
         return changes
 
     def parameters(self, config: Config, base: Config) -> dict[str, Any] | None:
         """The parameters that make `config` out of `base`, or None where it lies outside the space."""
-        own = flatten(config)
-        wanted = {d.setting: d.parameter(own[d.setting]) for d in self.dimensions}
+        own, parameters = flatten(config), {}
 
-        def inside(dimension: Dimension) -> Any:
-            of, parameter = dimension.distribution, wanted[dimension.setting]
-            if isinstance(of, CategoricalDistribution):
-                known = parameter in of.choices
-            else:
-                known = of.low <= parameter <= of.high
-            if not known:
+        def parameter_of(dimension: Dimension) -> Any:
+            value = own[dimension.setting]
+            if not 0 <= dimension.place(value) <= 1:
                 raise ValueError(dimension.name)
-            return parameter
+            parameters[dimension.name] = dimension.parameter(value)
+            return parameters[dimension.name]
 
         try:
-            changes = self._changes(inside)
+            changes = self._changes(parameter_of)
         except ValueError:
             return None
-        if flatten(override(base, changes)) != own:
-            return None
-        return {d.name: wanted[d.setting] for d in self.dimensions if d.setting in changes}
+        return parameters if flatten(override(base, changes)) == own else None
 
     @property
     def momenta(self) -> tuple[float, ...]:
         """Momenta that a shared warm-up must carry an AN of; none where the EMA is not varied."""
-        return tuple(m for d in self.dimensions if isinstance(d, Momentum) for m in d.numbers)
+        return tuple(value for d in self.dimensions if isinstance(d, Momentum) for value in d.values)
 
     def texts(self) -> dict[str, str]:
         """Every dimension in words, by its parameter's name."""
@@ -311,15 +306,12 @@ def rows_inside(
         base: What every trial starts from.
         most: Rows at most.
     """
+    found = {origin: space.parameters(config, base) for origin, config in rows.items()}
     inside: dict[str, Mapping[str, Any]] = {}
-    outside: list[str] = []
-    for origin, config in rows.items():
-        parameters = space.parameters(config, base)
-        if parameters is None:
-            outside.append(origin)
-        elif parameters not in inside.values():
+    for origin, parameters in found.items():
+        if parameters is not None and parameters not in inside.values():
             inside[origin] = parameters
-    return dict(list(inside.items())[:most]), outside
+    return dict(islice(inside.items(), most)), [origin for origin in found if found[origin] is None]
 
 
 def read_space(path: Path) -> Space:
@@ -331,16 +323,4 @@ def read_space(path: Path) -> Space:
     """
     if not path.is_file():
         raise FileNotFoundError(f"--space must name a file that exists, got {str(path)!r}")
-    content: dict[str, object] = {"__name__": path.stem, "__file__": str(path)}
-    try:
-        exec(compile(path.read_bytes(), path, "exec", dont_inherit=True), content)  # noqa: S102 (the user's own file)
-    except Exception as error:
-        raise ValueError(
-            f"space file must run, got {type(error).__name__}: {error} in {str(path)!r}"
-        ) from error
-    space = content.get("SPACE")
-    if not isinstance(space, Space):
-        raise ValueError(
-            f"space file must hold SPACE = Space(...), got {type(space).__name__} in {str(path)!r}"
-        )
-    return space
+    return read_file(path, Space)

@@ -65,8 +65,8 @@ def test_the_half_life_of_the_papers_momentum():
 def test_a_half_life_becomes_the_momentum_whose_own_is_nearest_as_a_ratio():
     momentum = Momentum((0.5, 0.5**0.25))  # half-lives of 1 and 4 steps: 2 is in the middle
 
-    distribution = momentum.distribution
-    assert (distribution.low, distribution.high, distribution.log) == (1, pytest.approx(4), True)
+    assert momentum.marks() == {0: "1", 0.5: "2", 1: "4"}
+    assert momentum.place(0.5**0.5) == pytest.approx(0.5)
     assert momentum.value(1.9) == 0.5
     assert momentum.value(2.1) == 0.5**0.25
 
