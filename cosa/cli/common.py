@@ -125,8 +125,8 @@ def add_settings(parser: argparse.ArgumentParser, base: Config, only: Sequence[s
         settings = getattr(base, section)
         if section not in groups:
             groups[section] = parser.add_argument_group(f"{section}: {first_line(type(settings))}")
-        kind = _kind(known.kind)
-        text = f"{known.doc} [{kind}; default {as_text(getattr(settings, item)) or 'empty'}]"
+        kind = _kind(known.annotation)
+        text = f"{known.description} [{kind}; default {as_text(getattr(settings, item)) or 'empty'}]"
         groups[section].add_argument(
             f"--{name}", dest=name, metavar=kind if "|" in kind else "VALUE", help=text.replace("%", "%%")
         )

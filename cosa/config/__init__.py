@@ -1,6 +1,6 @@
 """Everything one training run can be told, as frozen data with its checks.
 
-A range is part of a setting's type (laws.py); laws that speak of two settings stand below their section. The
+A range is part of a setting's type; laws that speak of two settings stand below their section. The
 string under each field is its documentation and becomes its `--help`. Pydantic is all that is imported, so
 that `--help` and a sweep's plan cost no import of torch. A weight of 0 leaves that term out of the sum
 altogether.
@@ -15,34 +15,34 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Set
 from pathlib import PurePath
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic.fields import FieldInfo
 
-from cosa.config.laws import (
-    Count,
-    Natural,
-    OrOwn,
-    Pixels,
-    Positive,
-    Scales,
-    Section,
-    Share,
-    Weight,
-    must,
-)
+from cosa.config.laws import Section, law, must
 from cosa.config.laws import nearest as nearest
 
+Count = Annotated[int, law("be >= 1", lambda n: n >= 1)]
+Natural = Annotated[int, law("be >= 0", lambda n: n >= 0)]
+Pixels = Annotated[int, law("be > 0 pixels", lambda n: n > 0)]
+OrOwn = Annotated[int, law("be >= 0 (0: own)", lambda n: n >= 0)]
+Share = Annotated[float, law("lie in [0, 1]", lambda x: 0 <= x <= 1)]
+Decay = Annotated[float, law("lie in [0, 1)", lambda x: 0 <= x < 1)]
+Inner = Annotated[float, law("lie in (0, 1)", lambda x: 0 < x < 1)]
+Positive = Annotated[float, law("be finite and > 0", lambda x: 0 < x < math.inf)]
+Weight = Annotated[float, law("be finite and >= 0", lambda x: 0 <= x < math.inf)]
+_SCALES = law("hold one or more scales in (0, 4]", lambda scales: scales and all(0 < s <= 4 for s in scales))
+Scales = Annotated[tuple[float, ...], _SCALES]
 
-def _without_password(archive: str) -> str:
-    if "@" in archive.partition("://")[2].partition("/")[0]:
-        law = "hold no user or password, since it is kept with every run"
-        refused = must("data.archive", law, re.sub("//[^/]*@", "//***@", archive))
-        raise ValueError(f"{refused}; give them by the environment variables of that storage")
-    return archive
+T = TypeVar("T")
+_MACHINE = object()
+OnMachine = Annotated[T, _MACHINE]
+"""A setting that says where and how often, not what: two runs that differ only there are the same run."""
+
+
+_SHA256 = re.compile("([0-9a-fA-F]{64})?")
 
 
 class DataConfig(Section):
@@ -51,14 +51,14 @@ class DataConfig(Section):
     layout: Literal["shapes", "voc", "coco", "folder"] = "voc"
     """Layout of the data set: PASCAL VOC 2012, MS-COCO 2014, or `folder`, images beside a labels.csv of your
     own; `shapes` writes its own first."""
-    root: str = "data/VOCdevkit/VOC2012"
+    root: OnMachine[str] = "data/VOCdevkit/VOC2012"
     """Folder of the data set, as the README shows it for each layout (for `shapes`: where to write it)."""
-    archive: Annotated[str, AfterValidator(_without_password)] = ""
+    archive: OnMachine[str] = ""
     """Archive (.tar, .tar.gz or .zip; a path, or a URL such as s3://...) that each machine unpacks once into
     `root`; empty where the data set lies there already."""
-    archive_sha256: Annotated[str, Field(pattern=r"^([0-9a-fA-F]{64})?$"), "be 64 hex digits or empty"] = ""
+    archive_sha256: OnMachine[Annotated[str, law("be 64 hex digits or empty", _SHA256.fullmatch)]] = ""
     """SHA-256 that the archive must have, as `cosa-data pack` prints it; empty takes what comes."""
-    cache: str = "data/cache"
+    cache: OnMachine[str] = "data/cache"
     """Folder for what is derived from the data set once, such as COCO's masks; may be deleted."""
     train_split: str = "train_aug"
     """List of training images; `train_aug` without a list file is all of SegmentationClassAug less val."""
@@ -67,9 +67,9 @@ class DataConfig(Section):
     alone."""
     crop_size: Pixels = 448
     """Side of the square training crop, pixels; a multiple of the patch size."""
-    scale_min: Annotated[float, Field(gt=0, le=8)] = 0.5
+    scale_min: Annotated[float, law("lie in (0, 8]", lambda x: 0 < x <= 8)] = 0.5
     """Smallest factor of the random rescaling of both views, > 0."""
-    scale_max: Annotated[float, Field(le=8)] = 2.0
+    scale_max: Annotated[float, law("be <= 8", lambda x: x <= 8)] = 2.0
     """Largest factor of the random rescaling of both views, >= scale_min."""
     flip_prob: Share = 0.5
     """Probability of the horizontal flip that both views share, in [0, 1]."""
@@ -77,15 +77,18 @@ class DataConfig(Section):
     """Probability of Gaussian blur, drawn for each view on its own, in [0, 1]."""
     strong_appearance: bool = True
     """Whether the strong view gets one appearance transformation of the paper's Table 10."""
-    loader_workers: Natural = 2
+    loader_workers: OnMachine[Natural] = 2
     """Processes that read and augment images for each training process; 0 reads in the process itself."""
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def model_post_init(self, _: object) -> None:
+        """Called by pydantic: laws of two settings."""
+        if "@" in self.archive.partition("://")[2].partition("/")[0]:
+            law = "hold no user or password, since it is kept with every run"
+            refused = must("data.archive", law, re.sub("//[^/]*@", "//***@", self.archive))
+            raise ValueError(f"{refused}; give them by the environment variables of that storage")
         if self.scale_max < self.scale_min:
             law = f"lie in [data.scale_min, 8] = [{self.scale_min}, 8]"
             raise ValueError(must("data.scale_max", law, self.scale_max))
-        return self
 
 
 class NetworkConfig(Section):
@@ -105,21 +108,20 @@ class NetworkConfig(Section):
     """Blocks of the encoder; 0 keeps its own."""
     heads: OrOwn = 0
     """Attention heads of the encoder; 0 keeps its own."""
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    drop_path: Decay = 0.0
     """Stochastic depth rate of the online network, in [0, 1)."""
-    aux_block: Annotated[int, Field(le=-2), "be <= -2, a block before the last"] = -3
+    aux_block: Annotated[int, law("be <= -2, a block before the last", lambda n: n <= -2)] = -3
     """Block that M-dagger is read from, counted from the end (-1 is the last block)."""
     decoder_channels: Count = 512
     """Channels of the LargeFOV decoder's two dilated convolutions."""
     decoder_dilation: Count = 5
     """Dilation of the LargeFOV decoder's two 3x3 convolutions, in patches."""
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def model_post_init(self, _: object) -> None:
+        """Called by pydantic: laws of two settings."""
         if self.pretrained and self.weights:
             law = "be false where network.weights names a file"
             raise ValueError(must("network.pretrained", law, self.pretrained))
-        return self
 
 
 class CamConfig(Section):
@@ -140,13 +142,13 @@ class ThresholdConfig(Section):
 
     mode: Literal["dynamic", "fixed"] = "dynamic"
     """`dynamic` searches xi by Eq. 6 (DT), `fixed` keeps `xi`."""
-    xi: Annotated[float, Field(gt=0, lt=1)] = 0.45
+    xi: Inner = 0.45
     """The fixed threshold, and where the dynamic one starts while its queue fills, in (0, 1)."""
     queue: Count = 100
     """Batches whose activations the two Gaussians are fitted to, >= 1."""
-    min_activation: Annotated[float, Field(lt=1)] = 0.05
+    min_activation: Annotated[float, law("be < 1", lambda x: x < 1)] = 0.05
     """Activations up to this value are left out of the fit, in [0, 1); negative lets all pixels in."""
-    min_std: Annotated[float, Field(gt=0, le=0.5)] = 0.1
+    min_std: Annotated[float, law("lie in (0, 0.5]", lambda x: 0 < x <= 0.5)] = 0.1
     """Least standard deviation of the two Gaussians, in (0, 0.5]; keeps them off the CAMs' spikes."""
 
 
@@ -155,7 +157,7 @@ class RawConfig(Section):
 
     enabled: bool = True
     """Weight c2s by reliability (RAW); off gives plain cross-entropy."""
-    alpha: Annotated[float, Field(gt=0, le=1)] = 0.8
+    alpha: Annotated[float, law("lie in (0, 1]", lambda x: 0 < x <= 1)] = 0.8
     """lambda_alpha of Eq. 4: -log(alpha) is the smallest perplexity; in (0, 1]."""
     beta: Positive = 1.0
     """lambda_beta of Eq. 4: exponent of the perplexity, > 0."""
@@ -188,11 +190,11 @@ class CscConfig(Section):
 
     weight: Weight = 0.1
     """lambda_csc of Eq. 11, >= 0; 0 leaves the term out."""
-    epsilon: Annotated[float, Field(gt=0)] = 1.0
+    epsilon: Annotated[float, law("be > 0", lambda x: x > 0)] = 1.0
     """Largest perplexity of a pixel that is contrasted, > 0; `inf` contrasts all."""
     tau: Positive = 0.5
     """InfoNCE temperature on the cosine similarity of class-activation vectors, > 0."""
-    max_anchors: Annotated[int, Field(ge=2)] = 1024
+    max_anchors: Annotated[int, law("be >= 2", lambda n: n >= 2)] = 1024
     """Most positions contrasted per image, drawn at random; bounds memory at its square."""
 
 
@@ -212,9 +214,9 @@ class OptimConfig(Section):
     """Factor on the learning rate of the CAM heads and the decoder, > 0."""
     weight_decay: Weight = 0.01
     """Decoupled weight decay, >= 0; not applied to biases and norms."""
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta1: Decay = 0.9
     """Decay of AdamW's first moment, in [0, 1)."""
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    beta2: Decay = 0.999
     """Decay of AdamW's second moment, in [0, 1)."""
     lr_warmup: Natural = 1500
     """Iterations over which the learning rate rises linearly from 0, >= 0."""
@@ -227,7 +229,7 @@ class OptimConfig(Section):
 class TrainConfig(Section):
     """The schedule of one run and how it computes."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[int, law("lie in [0, 4294967296)", lambda n: 0 <= n < 2**32)] = 0
     """Seed of initial heads, data order, augmentations and anchors, >= 0."""
     iterations: Count = 20_000
     """Optimiser steps in all, >= 1."""
@@ -239,24 +241,23 @@ class TrainConfig(Section):
     """Micro-batches each worker splits its share of a batch into, to save memory, >= 1."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """`bf16` computes the networks in bfloat16 autocast; losses and weights stay in fp32."""
-    compile: bool = False
+    compile: OnMachine[bool] = False
     """Compile the networks with torch.compile: pays off on GPUs and long runs."""
-    log_every: Count = 50
+    log_every: OnMachine[Count] = 50
     """Steps between two lines of progress and metrics, >= 1."""
-    checkpoint_every: Count = 1_000
+    checkpoint_every: OnMachine[Count] = 1_000
     """Steps between two whole-state checkpoints, >= 1."""
-    keep_checkpoints: Count = 2
+    keep_checkpoints: OnMachine[Count] = 2
     """Newest checkpoints kept on disk, >= 1."""
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def model_post_init(self, _: object) -> None:
+        """Called by pydantic: laws of two settings."""
         if self.warmup > self.iterations:
             law = f"lie in [0, train.iterations] = [0, {self.iterations}]"
             raise ValueError(must("train.warmup", law, self.warmup))
         if self.batch_size % self.accumulate:
             law = f"divide train.batch_size = {self.batch_size}"
             raise ValueError(must("train.accumulate", law, self.accumulate))
-        return self
 
 
 class EvaluationConfig(Section):
@@ -270,11 +271,11 @@ class EvaluationConfig(Section):
     """Scales whose predictions are averaged, each in (0, 4]."""
     flip: bool = True
     """Whether each scale is also predicted flipped."""
-    batch_size: Count = 8
+    batch_size: OnMachine[Count] = 8
     """Images per forward pass of the evaluation."""
     max_images: Natural = 0
     """Most images of the split that are evaluated, from its start; 0 takes all."""
-    xi: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    xi: Inner = 0.5
     """Threshold at which CPL quality is reported (paper Tables 1 and 4), in (0, 1)."""
     coexistence: tuple[str, ...] = ("bird", "train", "aeroplane", "boat")
     """Classes that C-mIoU averages: those that suffer from coexistence."""
@@ -282,11 +283,11 @@ class EvaluationConfig(Section):
     """List of training images whose CPL are judged after the last step (Tab. 1, 4a); empty judges none."""
     crf: bool = False
     """Whether segmentation is judged after a dense CRF, too (Tab. 6); needs the extra `crf`."""
-    panel_images: Natural = 6
+    panel_images: OnMachine[Natural] = 6
     """Images shown in the picture panel of every evaluation; 0 draws none."""
-    panel_choice: Literal["random", "coexistence", "first"] = "random"
+    panel_choice: OnMachine[Literal["random", "coexistence", "first"]] = "random"
     """Which images: drawn by `panel_seed`, of those with a class of `coexistence` alone, or the first."""
-    panel_seed: Natural = 0
+    panel_seed: OnMachine[Natural] = 0
     """Seed that draws the panel's images, >= 0."""
 
 
@@ -317,53 +318,22 @@ class Config(Section):
         return self.guided and self.s2c.source == "gt"
 
 
-# Settings that say where and how often, not what: two runs that differ only here are the same run.
-MACHINE_FIELDS = frozenset(
-    {
-        "data.root",
-        "data.archive",
-        "data.archive_sha256",
-        "data.cache",
-        "data.loader_workers",
-        "train.compile",
-        "train.log_every",
-        "train.checkpoint_every",
-        "train.keep_checkpoints",
-        "evaluation.batch_size",
-        "evaluation.panel_images",
-        "evaluation.panel_choice",
-        "evaluation.panel_seed",
-    }
-)
-
 # Sections that act only once co-training has begun: runs that differ only here share their warm-up.
 COTRAINING_SECTIONS = frozenset({"cam", "threshold", "raw", "c2s", "s2c", "csc"})
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One setting of a Config, as the command line and the tables see it."""
-
-    name: str
-    """Dotted name, `csc.weight`."""
-    kind: Any
-    """Its type annotation, resolved, without its range."""
-    default: Any
-    """Its value in Config()."""
-    doc: str
-    """The string under the field."""
-
-
 @functools.cache
-def fields() -> Mapping[str, Setting]:
-    """Every setting by its dotted name, in the order of the sections."""
-    found: dict[str, Setting] = {}
-    for section, settings in Config():
-        kinds = typing.get_type_hints(type(settings))
-        for item, known in type(settings).model_fields.items():
-            name, doc = f"{section}.{item}", " ".join((known.description or "").split())
-            found[name] = Setting(name, kinds[item], getattr(settings, item), doc)
+def fields() -> Mapping[str, FieldInfo]:
+    """Every setting by its dotted name, in the order of the sections: its type, default and description."""
+    found = {
+        f"{section}.{item}": known
+        for section, settings in Config()
+        for item, known in type(settings).model_fields.items()
+    }
     return types.MappingProxyType(found)
+
+
+MACHINE_FIELDS = frozenset(name for name, known in fields().items() if _MACHINE in known.metadata)
 
 
 def flatten(config: Config) -> dict[str, Any]:
@@ -388,16 +358,15 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
         if known is None:
             raise ValueError(must("setting", "be one that exists", name) + nearest(name, fields()))
         section, item = name.split(".")
-        by_section.setdefault(section, {})[item] = _read(known.kind, value)
+        by_section.setdefault(section, {})[item] = _read(known.annotation, value)
     return config.replace(**{s: getattr(config, s).replace(**items) for s, items in by_section.items()})
 
 
 def _read(kind: Any, value: Any) -> Any:
     """Text as a value of the type `kind`, a list as a tuple; what does not fit stays and is refused later."""
-    if typing.get_origin(kind) is tuple:
-        parts = [p for p in value.split(",") if p.strip()] if isinstance(value, str) else value
-        element = typing.get_args(kind)[0]
-        return tuple(_read(element, part) for part in parts) if isinstance(parts, list | tuple) else value
+    if typing.get_origin(kind) is tuple and isinstance(value, str | list | tuple):
+        parts = filter(str.strip, value.split(",")) if isinstance(value, str) else value
+        return tuple(_read(typing.get_args(kind)[0], part) for part in parts)
     if not isinstance(value, str) or kind not in {bool, int, float}:
         return value
     if kind is bool:
@@ -406,9 +375,7 @@ def _read(kind: Any, value: Any) -> Any:
         number = float(value)
     except ValueError:
         return value
-    if kind is int:
-        return int(number) if number.is_integer() else value
-    return value if math.isnan(number) else number
+    return number if kind is float else int(number) if number.is_integer() else value
 
 
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -441,7 +408,7 @@ def from_json(text: str) -> Config:
 
 def identity(config: Config) -> str:
     """Sixteen hex digits that two configs share exactly where they are the same experiment."""
-    return _digest(_portable(config))
+    return _digest(config, MACHINE_FIELDS)
 
 
 def warmup_identity(config: Config) -> str:
@@ -450,24 +417,16 @@ def warmup_identity(config: Config) -> str:
     Co-training settings and everything about evaluation stay out: the warm-up never reads them. So does the
     EMA: ON learns without AN there, and one warm-up can carry an AN for each momentum.
     """
-    ignored = COTRAINING_SECTIONS | {"evaluation", "ema"}
-    values = {k: v for k, v in _portable(config).items() if k.partition(".")[0] not in ignored}
-    del values["data.val_split"]
-    return _digest(values)
+    return _digest(config, MACHINE_FIELDS | COTRAINING_SECTIONS | {"evaluation", "ema", "data.val_split"})
 
 
-def _portable(config: Config) -> dict[str, Any]:
-    """The settings that make the experiment, the same on every machine: a weights file by its name."""
-    values = {k: v for k, v in flatten(config).items() if k not in MACHINE_FIELDS}
+def _digest(config: Config, ignored: Set[str]) -> str:
+    """Of all settings but those, and those sections, `ignored`; of a weights file the name counts."""
     if not config.guided:  # however the term was switched off, its other settings say nothing
-        values |= {name: value for name, value in flatten(Config()).items() if name.startswith("s2c.")}
-        values["s2c.weight"] = 0.0
-    values["network.weights"] = PurePath(config.network.weights).name
-    return values
-
-
-def _digest(values: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+        config = config.replace(s2c=S2cConfig(weight=0.0))
+    values = flatten(config) | {"network.weights": PurePath(config.network.weights).name}
+    kept = {name: v for name, v in values.items() if not ignored & {name, name.partition(".")[0]}}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def difference(before: Config, after: Config) -> Iterator[tuple[str, Any, Any]]:

@@ -109,12 +109,7 @@ def shapes() -> Config:
     """
     return Config(
         data=DataConfig(
-            layout="shapes",
-            root="data/shapes",
-            crop_size=40,
-            scale_min=0.75,
-            scale_max=1.5,
-            loader_workers=0,
+            layout="shapes", root="data/shapes", crop_size=40, scale_min=0.75, scale_max=1.5, loader_workers=0
         ),
         network=NetworkConfig(
             encoder="vit_tiny_patch16_224",
@@ -139,14 +134,7 @@ def shapes() -> Config:
 
 
 PRESETS: Mapping[str, Callable[[], Config]] = MappingProxyType(
-    {
-        "shapes": shapes,
-        "voc": voc,
-        "voc_tiny": voc_tiny,
-        "coco": coco,
-        "coco_tiny": coco_tiny,
-        "folder": folder,
-    }
+    {make.__name__: make for make in (shapes, voc, voc_tiny, coco, coco_tiny, folder)}
 )
 
 
@@ -160,11 +148,19 @@ def get_preset(name: str) -> Config:
         FileNotFoundError: There is no such file.
         TypeError: A setting in the file has a value of the wrong type.
     """
-    if is_file(name):
-        return _read(Path(name).expanduser())
-    if name not in PRESETS:
-        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}{nearest(name, PRESETS)}")
-    return PRESETS[name]()
+    if not is_file(name):
+        if name not in PRESETS:
+            known = ", ".join(PRESETS)
+            raise ValueError(f"preset must be one of {known}, got {name!r}{nearest(name, PRESETS)}")
+        return PRESETS[name]()
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"preset must name a file that exists, got {str(path)!r}")
+    try:
+        return from_json(path.read_text(encoding="utf-8"))
+    except (ValueError, TypeError) as error:  # of bytes that are no text, too
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"preset file {str(path)!r}: {error}") from None
 
 
 def is_file(preset: str) -> bool:
@@ -175,13 +171,3 @@ def is_file(preset: str) -> bool:
 def short_name(preset: str) -> str:
     """`preset` as folders and titles call it: a file by its name alone."""
     return Path(preset).stem if is_file(preset) else preset
-
-
-def _read(path: Path) -> Config:
-    if not path.is_file():
-        raise FileNotFoundError(f"preset must name a file that exists, got {str(path)!r}")
-    try:
-        return from_json(path.read_text(encoding="utf-8"))
-    except (ValueError, TypeError) as error:  # of bytes that are no text, too
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"preset file {str(path)!r}: {error}") from None
