@@ -10,14 +10,13 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from cosa.config import Config, EvaluationConfig, identity, override
 from sweeps.runs import FORK_TAG, base_of
@@ -31,81 +30,47 @@ ANALYSIS, PANEL_ARRAYS, PANEL_PICTURES = "analysis.json", "panels.npz", "panels.
 """What an evaluation leaves, a file for each step: the folder of a run's artifacts, and the files' suffix."""
 
 
-@dataclass(frozen=True)
-class Bins:
-    """A histogram; where it judges pixels, also how many of each bin were right."""
+def read_bins(content: Mapping[str, Any]) -> pd.DataFrame:
+    """A histogram of an analysis file, a line per bin, rising.
 
-    edges: NDArray[np.float64]
-    """One more than there are bins, rising; the last may be infinite."""
-    counts: NDArray[np.int64]
-    correct: NDArray[np.int64]
-    """As many as `counts`; zeros where nothing was judged."""
+    Columns are the edges `low` and `high`, the last of which may be infinite; the `count` of pixels or images
+    between them; and how many of these were `correct`, 0 where nothing was judged.
+    """
+    edges = [math.inf if edge is None else edge for edge in content["edges"]]
+    count, correct = content.get("pixels", content.get("count")), content.get("correct", 0)
+    return pd.DataFrame({"low": edges[:-1], "high": edges[1:], "count": count, "correct": correct})
 
-    @classmethod
-    def read(cls, content: Mapping[str, Any]) -> Bins:
-        """A histogram of an analysis file: of pixels, with how many are correct, or of images."""
-        edges = [math.inf if edge is None else edge for edge in content["edges"]]
-        counts = np.array(content.get("pixels", content.get("count")), dtype=np.int64)
-        correct = np.array(content.get("correct", np.zeros_like(counts)), dtype=np.int64)
-        return cls(np.array(edges, dtype=np.float64), counts, correct)
 
-    @classmethod
-    def total(cls, parts: Sequence[Bins]) -> Bins:
-        """One histogram of what several with the same edges counted."""
-        return cls(
-            parts[0].edges,
-            np.sum([part.counts for part in parts], axis=0),
-            np.sum([part.correct for part in parts], axis=0),
-        )
+def merge_bins(bins: pd.DataFrame, share: float) -> pd.DataFrame:
+    """Neighbours put together from the left until each bin holds at least `share` of the count.
 
-    @property
-    def accuracy(self) -> NDArray[np.float64]:
-        """Of each bin, a fraction; NaN where it is empty."""
-        empty = self.counts == 0
-        return np.where(empty, np.nan, self.correct / np.where(empty, 1, self.counts))
+    What is left at the right end joins the last bin; empty bins before the first full one are left out.
+    """
+    bins = bins.iloc[np.argmax(bins["count"] > 0) :]
+    least, held, group, groups = share * bins["count"].sum(), 0, 0, []
+    for count in bins["count"]:
+        if held >= least and held > 0:
+            held, group = 0, group + 1
+        groups.append(group)
+        held += count
+    if held < least and group:
+        groups = [min(place, group - 1) for place in groups]
+    return bins.groupby(groups).agg({"low": "first", "high": "last", "count": "sum", "correct": "sum"})
 
-    @property
-    def middles(self) -> NDArray[np.float64]:
-        """Of each bin; of an open last one its lower edge, all that is known."""
-        closed = np.where(np.isinf(self.edges), np.roll(self.edges, 1), self.edges)
-        middles: NDArray[np.float64] = (closed[1:] + closed[:-1]) / 2
-        return middles
 
-    def merged(self, share: float) -> Bins:
-        """Neighbours put together from the left until each bin holds at least `share` of the count.
+def quantile(bins: pd.DataFrame, share: float) -> float:
+    """The value below which `share` of the count lies, evenly spread within a bin.
 
-        What is left at the right end joins the last bin; empty bins before the first full one are left out.
-        """
-        least = share * self.counts.sum()
-        starts, held = [int(np.argmax(self.counts > 0))], 0
-        for place, count in enumerate(self.counts):
-            if held >= least and held > 0:
-                starts.append(place)
-                held = 0
-            held += int(count)
-        if held < least and len(starts) > 1:
-            starts.pop()
-        return Bins(
-            self.edges[[*starts, -1]],
-            np.add.reduceat(self.counts, starts),
-            np.add.reduceat(self.correct, starts),
-        )
-
-    def quantile(self, share: float) -> float:
-        """The value below which `share` of the count lies, evenly spread within a bin.
-
-        NaN of nothing; in an open last bin its lower edge, all that is known.
-        """
-        sums = np.concatenate([[0], np.cumsum(self.counts)])
-        if sums[-1] == 0:
-            return math.nan
-        place = share * sums[-1]
-        first = int(np.flatnonzero(self.counts)[0])  # which share 0 lies in
-        bin_ = max(int(np.searchsorted(sums, place)) - 1, first)
-        low, high = float(self.edges[bin_]), float(self.edges[bin_ + 1])
-        if math.isinf(high):
-            return low
-        return low + (high - low) * float((place - sums[bin_]) / self.counts[bin_])
+    NaN of nothing; in an open last bin its lower edge, all that is known.
+    """
+    sums = bins["count"].cumsum().to_numpy()
+    if sums[-1] == 0:
+        return math.nan
+    place = share * sums[-1]
+    index = max(np.searchsorted(sums, place), np.argmax(sums > 0))  # no empty bin holds share 0
+    low, high, count, _ = bins.iloc[index]
+    inside = (place - (sums[index] - count)) / count
+    return float(low if math.isinf(high) else low + (high - low) * inside)
 
 
 @dataclass(frozen=True)

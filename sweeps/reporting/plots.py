@@ -25,11 +25,10 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
-from numpy.typing import NDArray
 from PIL import Image
 
 from cosa.config import TrainConfig
-from sweeps.reporting.histories import Bins
+from sweeps.reporting.histories import merge_bins, quantile, read_bins
 
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, GREY, BLACK = (
     "#0072b2",
@@ -59,7 +58,8 @@ OTHERS = (ORANGE, GREEN, VERMILION, PURPLE, GREY, BLACK)
 LEAST_SHARE = 0.01
 """Share of the pixels that a dot of accuracy by perplexity stands for, at least."""
 _MOST_LINES = 5
-_WHISKERS = (0.05, 0.25, 0.5, 0.75, 0.95)
+_MARKS = {"whislo": 0.05, "q1": 0.25, "med": 0.5, "q3": 0.75, "whishi": 0.95}
+"""Of a box: which share of the images lies below each of its marks."""
 
 File = Mapping[str, Any]
 """The content of an analysis file, the counts that an evaluation leaves."""
@@ -228,14 +228,19 @@ def spread(steps: Sequence[int], most: int) -> list[int]:
     return [steps[place] for place in places]
 
 
-def _bins(content: File, kind: str) -> Bins:
+def _bins(content: File, kind: str) -> pd.DataFrame:
     """A histogram of M of AN in an analysis file: of `confidence` or `perplexity`."""
-    return Bins.read(content["networks"]["assignment"]["cam"][kind])
+    return read_bins(content["networks"]["assignment"]["cam"][kind])
 
 
-def accuracy_rows(files: Sequence[File]) -> NDArray[np.float64]:
-    """Accuracy in percent by analysis file and bin of confidence; NaN where a bin is empty."""
-    return np.stack([100 * _bins(content, "confidence").accuracy for content in files])
+def accuracy(bins: pd.DataFrame) -> pd.Series:
+    """Of each bin in percent; NaN where it is empty."""
+    return 100 * (bins["correct"] / bins["count"])
+
+
+def middles(bins: pd.DataFrame) -> pd.Series:
+    """Of each bin; of an open last one its lower edge, all that is known."""
+    return (bins["low"] + bins["high"].where(np.isfinite(bins["high"]), bins["low"])) / 2
 
 
 def confidence_map(files: Sequence[File]) -> Part:
@@ -243,9 +248,10 @@ def confidence_map(files: Sequence[File]) -> Part:
     canvas = Canvas()
     axes = canvas.axes
     axes.grid(visible=False)
-    edges = _bins(files[0], "confidence").edges
+    bins = [_bins(content, "confidence") for content in files]
+    edges = [*bins[0]["low"], bins[0]["high"].iloc[-1]]
     rows = np.arange(len(files) + 1) - 0.5
-    values = np.ma.masked_invalid(accuracy_rows(files))
+    values = np.ma.masked_invalid([accuracy(own) for own in bins])
     mesh = axes.pcolormesh(
         edges, rows, values, cmap="cividis", vmin=0, vmax=100, edgecolors="face", linewidth=0.3
     )
@@ -266,9 +272,9 @@ def accuracy_lines(files: Sequence[File]) -> Part:
     colours = ListedColormap(mpl.colormaps["cividis"](np.linspace(0, 0.85, len(shown))))
     for place, index in enumerate(shown):
         # pixels right at the threshold are few: bins of their own would show chance
-        bins = _bins(files[index], "perplexity").merged(LEAST_SHARE)
+        bins = merge_bins(_bins(files[index], "perplexity"), LEAST_SHARE)
         label = f"{'step ' if place == 0 else ''}{thousands(files[index]['step'])}"
-        axes.plot(bins.middles, 100 * bins.accuracy, color=colours(place), label=label, marker="o")
+        axes.plot(middles(bins), accuracy(bins), color=colours(place), label=label, marker="o")
     label_axes(axes, "perplexity", "accuracy of CPL, %")
     canvas.legend()
     return canvas.part("fig3c", "(c) accuracy by perplexity")
@@ -279,9 +285,9 @@ def confidences(content: File) -> Part:
     canvas = Canvas()
     axes = canvas.axes
     bins, xi = _bins(content, "confidence"), content["xi"]
-    shares = 100 * bins.counts / max(bins.counts.sum(), 1)
+    shares = 100 * bins["count"] / max(bins["count"].sum(), 1)
     for label, colour, low, high in (("background", GREY, 0.0, xi), ("foreground", BLUE, xi, 1.0)):
-        left, right = np.clip(bins.edges[:-1], low, high), np.clip(bins.edges[1:], low, high)
+        left, right = bins["low"].clip(low, high), bins["high"].clip(low, high)
         own = right > left  # a bin that the threshold cuts is drawn in both colours
         axes.bar(
             left[own], shares[own], (right - left)[own], align="edge", color=colour, label=label, linewidth=0
@@ -308,32 +314,27 @@ def boxes(files: Mapping[str, Sequence[File]]) -> Iterator[Part]:
     if not images:
         return
     canvas = Canvas(columns=3)
-    kinds = (
-        ("iou", "CPL mIoU, %", 100),
-        ("perplexity", "mean perplexity", 1),
-        ("distance", "MAE to (1, 0)", 1),
-    )
-    for axes, (kind, title, scale) in zip(canvas.all_axes, kinds, strict=True):
-        bins = {n: Bins.total([Bins.read(content[kind]) for content in own]) for n, own in images.items()}
-        _draw_boxes(axes, bins, scale)
+    kinds = {
+        "iou": ("CPL mIoU, %", 100),
+        "perplexity": ("mean perplexity", 1),
+        "distance": ("MAE to (1, 0)", 1),
+    }
+    for axes, (kind, (title, scale)) in zip(canvas.all_axes, kinds.items(), strict=True):
         axes.set_title(title, fontsize=9)
+        axes.grid(visible=False, axis="x")
+        for place, (name, own) in enumerate(images.items()):
+            bins = [read_bins(content[kind]) for content in own]
+            total = bins[0].assign(count=sum(one["count"] for one in bins))
+            axes.bxp(
+                [{mark: scale * quantile(total, share) for mark, share in _MARKS.items()}],
+                positions=[place],
+                widths=0.6,
+                showfliers=False,
+                patch_artist=True,
+                boxprops={"facecolor": COLOURS[name], "alpha": 0.35, "edgecolor": COLOURS[name]},
+                medianprops={"color": BLACK, "linewidth": 1.6},
+                whiskerprops={"color": COLOURS[name]},
+                capprops={"color": COLOURS[name]},
+            )
+        axes.set_xticks(range(len(images)), list(images))
     yield canvas.part("fig7-left", "over images")
-
-
-def _draw_boxes(axes: Axes, bins: Mapping[str, Bins], scale: float) -> None:
-    axes.grid(visible=False, axis="x")
-    names = ("whislo", "q1", "med", "q3", "whishi")
-    for place, (name, histogram) in enumerate(bins.items()):
-        values = [scale * histogram.quantile(share) for share in _WHISKERS]
-        axes.bxp(
-            [dict(zip(names, values, strict=True))],
-            positions=[place],
-            widths=0.6,
-            showfliers=False,
-            patch_artist=True,
-            boxprops={"facecolor": COLOURS[name], "alpha": 0.35, "edgecolor": COLOURS[name]},
-            medianprops={"color": BLACK, "linewidth": 1.6},
-            whiskerprops={"color": COLOURS[name]},
-            capprops={"color": COLOURS[name]},
-        )
-    axes.set_xticks(range(len(bins)), list(bins))

@@ -13,7 +13,7 @@ import pytest
 
 from cosa.evaluation.panels import panel_arrays
 from sweeps.reporting import figures, plots, render
-from sweeps.reporting.histories import Bins
+from sweeps.reporting.histories import merge_bins, quantile, read_bins
 from sweeps.reporting.plots import Canvas, draw_lines, styled
 from sweeps.reporting.results import Results
 from sweeps.tables import Arm, Table, get_table, get_tables
@@ -48,43 +48,36 @@ def drawn(histories):
 
 
 def bins(counts, edges, correct=None):
-    return Bins(np.array(edges, float), np.array(counts), np.array(correct or [0] * len(counts)))
+    return read_bins({"edges": list(edges), "count": counts, "correct": correct or [0] * len(counts)})
 
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0])
 def test_quantiles_from_bins_are_numpys_on_the_raw_values_to_a_bins_width(share):
     values = np.random.default_rng(0).beta(2, 3, 5_000)
     content = histogram(values, np.ones(5_000, bool), CONFIDENCE)
-    assert Bins.read(content).quantile(share) == pytest.approx(np.quantile(values, share), abs=1 / 50)
+    assert quantile(read_bins(content), share) == pytest.approx(np.quantile(values, share), abs=1 / 50)
 
 
 def test_a_quantile_lies_within_its_bin_as_far_as_its_share_of_it():
     # 4 in [0, 1), none in [1, 2), 4 in [2, 4): the first quarter ends in the middle of the first bin
     histogram_ = bins([4, 0, 4], [0, 1, 2, 4])
-    assert [histogram_.quantile(q) for q in (0.25, 0.5, 0.75, 1.0)] == [0.5, 1.0, 3.0, 4.0]
+    assert [quantile(histogram_, q) for q in (0.25, 0.5, 0.75, 1.0)] == [0.5, 1.0, 3.0, 4.0]
 
 
 def test_a_quantile_in_the_open_bin_is_its_lower_edge():
-    assert bins([1, 3], [0, 5, math.inf]).quantile(0.9) == 5
+    assert quantile(bins([1, 3], [0, 5, None]), 0.9) == 5
 
 
 def test_empty_first_bins_hold_no_quantile():
-    assert bins([0, 0, 2], [0, 1, 2, 3]).quantile(0.0) == 2
+    assert quantile(bins([0, 0, 2], [0, 1, 2, 3]), 0.0) == 2
 
 
 def test_nothing_has_no_quantile():
-    assert math.isnan(bins([0, 0], [0, 1, 2]).quantile(0.5))
-
-
-def test_histograms_of_several_seeds_add_up():
-    total = Bins.total([bins([1, 2], [0, 1, 2], [1, 0]), bins([3, 4], [0, 1, 2], [0, 4])])
-    assert (total.counts.tolist(), total.correct.tolist()) == ([4, 6], [1, 4])
+    assert math.isnan(quantile(bins([0, 0], [0, 1, 2]), 0.5))
 
 
 def test_the_heat_map_is_correct_over_pixels_and_blank_where_there_are_none():
-    content = {"edges": [0, 0.5, 0.75, 1], "pixels": [8, 0, 4], "correct": [2, 0, 0]}
-    file = {"networks": {"assignment": {"cam": {"confidence": content}}}}
-    row = plots.accuracy_rows([file])[0]
+    row = plots.accuracy(bins([8, 0, 4], [0, 0.5, 0.75, 1], [2, 0, 0]))
     assert (row[0], row[2]) == (25.0, 0.0)
     assert math.isnan(row[1])
 
@@ -260,26 +253,24 @@ def test_old_runs_whose_panels_are_pictures_alone_show_them_as_they_are():
 
 def test_small_bins_join_their_neighbours_from_the_left():
     # of 20 at least 5: 6 alone, 2 + 0 + 3, 5 alone; the 4 left over join the last, the empty first is gone
-    merged = bins([0, 6, 2, 0, 3, 5, 4], range(8), [0, 6, 1, 0, 1, 5, 0]).merged(0.25)
-    assert merged.edges.tolist() == [1, 2, 5, 7]
-    assert (merged.counts.tolist(), merged.correct.tolist()) == ([6, 5, 9], [6, 2, 5])
+    merged = merge_bins(bins([0, 6, 2, 0, 3, 5, 4], range(8), [0, 6, 1, 0, 1, 5, 0]), 0.25)
+    assert merged.to_numpy().tolist() == [[1, 2, 6, 6], [2, 5, 5, 2], [5, 7, 9, 5]]
 
 
 def test_merging_loses_no_pixel_and_keeps_the_open_end():
-    content = analysis(2000)["networks"]["assignment"]["cam"]["perplexity"]
-    whole = Bins.read(content)
-    merged = whole.merged(0.01)
-    assert merged.counts.sum() == whole.counts.sum()
-    assert merged.counts.min() >= 0.01 * whole.counts.sum()
-    assert math.isinf(merged.edges[-1])
+    whole = read_bins(analysis(2000)["networks"]["assignment"]["cam"]["perplexity"])
+    merged = merge_bins(whole, 0.01)
+    assert merged["count"].sum() == whole["count"].sum()
+    assert merged["count"].min() >= 0.01 * whole["count"].sum()
+    assert math.isinf(merged["high"].iloc[-1])
 
 
 def test_nothing_merges_into_one_empty_bin():
-    assert bins([0, 0, 0], range(4)).merged(0.1).counts.tolist() == [0]
+    assert merge_bins(bins([0, 0, 0], range(4)), 0.1)["count"].tolist() == [0]
 
 
 def test_the_open_bin_is_drawn_at_its_lower_edge():
-    assert bins([1, 1, 1], [0, 2, 4, math.inf]).middles.tolist() == [1, 3, 4]
+    assert plots.middles(bins([1, 1, 1], [0, 2, 4, None])).tolist() == [1, 3, 4]
 
 
 @pytest.fixture(scope="module")
