@@ -7,7 +7,10 @@ compares an arm with the full model is drawn only in a sweep that was to train t
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,35 +18,16 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL.Image import Image
 
+from sweeps.reporting import plots
 from sweeps.reporting.histories import (
     ANALYSIS,
     PANEL_ARRAYS,
     PANEL_PICTURES,
     ArmHistories,
     Histories,
+    TrialHistory,
 )
-from sweeps.reporting.plots import (
-    AUX_COLOUR,
-    BLUE,
-    COLOURS,
-    GREY,
-    LEAST_SHARE,
-    OTHERS,
-    Canvas,
-    Drawing,
-    File,
-    Part,
-    accuracy_lines,
-    boxes,
-    confidence_map,
-    confidences,
-    draw_lines,
-    label_axes,
-    over_iterations,
-    picture,
-    spread,
-    styled,
-)
+from sweeps.reporting.plots import AUX_COLOUR, BLUE, COLOURS, GREY, OTHERS, Part
 from sweeps.tables.metrics import METRICS, SEG_MIOU, SEG_MIOU_LABELLED
 from sweeps.tables.table import Table, without
 
@@ -62,348 +46,237 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
 _MOST_STEPS = 12
 """Rows of the heat map; of more evaluations some are left out, evenly."""
 
-Arms = dict[str, ArmHistories]
-Line = tuple[str, ArmHistories, str, str, bool]
-"""Label, arm, the metric's key, colour, whether it is dashed."""
+Arms = Mapping[str, ArmHistories]
+View = tuple[str, str, bool]
+"""A line of an arm: its label, how the names of its metrics begin, and whether it is dashed."""
+AN: tuple[View, ...] = (("{arm}", "val/assignment/", False),)
+AN_AND_ON: tuple[View, ...] = (("AN, {arm}", "val/assignment/", False), ("ON, {arm}", "val/online/", True))
+HEADS: tuple[View, ...] = (("M", "val/assignment/", False), ("M†", "val/assignment/aux_", True))
 
 
-def draw_figures(histories: Histories) -> Iterator[Drawing]:
+def _arms(*names: str) -> dict[str, Mapping[str, Any]]:
+    return {name: ARMS[name] for name in names}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One of the paper's figures: what it shows of which arms."""
+
+    number: str
+    title: str
+    seen: str
+    """What one sees, `{xi}` and other facts of the sweep to be filled in."""
+    parts: tuple[Callable[[Histories, Arms], Iterator[Part]], ...]
+    arms: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: _arms("full"))
+    """By name, what each changes."""
+    needs: tuple[str, ...] = ()
+    """Arms of which the sweep must have planned one."""
+
+    def draw(self, histories: Histories, facts: Mapping[str, str]) -> plots.Drawing | None:
+        """The figure with its caption; None where the sweep has nothing of it."""
+        arms = {name: histories.arm(changes) for name, changes in self.arms.items()}
+        if self.needs and not any(arms[name].planned for name in self.needs):
+            return None
+        with plots.styled():
+            parts = tuple(part for draw in self.parts for part in draw(histories, arms))
+        if not parts:
+            return None
+        seen = self.seen.format(**facts, right=_FIXED_THRESHOLDS if len(parts) > 1 else "")
+        data = f"{histories.preset}, {histories.base.data.val_split} split"
+        wanted = len(histories.seeds)
+        counts = {name: len(arm.trials) for name, arm in arms.items()}
+        missing = [
+            f"{name} has {n} of {wanted} seeds" if arms[name].planned else f"{name} is not in this sweep"
+            for name, n in counts.items()
+            if n < wanted
+        ]
+        return plots.Drawing(
+            title=f"Figure {self.number}: {self.title}",
+            caption=f"{seen} Answers to the paper's Fig. {self.number}; ours, {data}, AN unless it says ON.",
+            note="; ".join(missing),
+            parts=parts,
+        )
+
+
+def draw_figures(histories: Histories) -> Iterator[plots.Drawing]:
     """All figures that there is data for, in the paper's order."""
-    for figure in (_figure_1, _figure_3, _figure_4, _figure_6, _figure_7, _figure_8, _figure_9, _figure_10):
-        with styled():
-            drawing = figure(histories)
-        if drawing is not None and drawing.parts:
+    facts = _facts(histories)
+    for figure in (*FIGURES, _figure_10(histories)):
+        if drawing := figure.draw(histories, facts):
             yield drawing
 
 
-def draw_curves(histories: Histories) -> dict[str, Drawing]:
-    """A drawing for each table of which any arm has a history, by the table's name."""
-    drawings = {table.name: _curves(histories, table) for table in histories.tables}
-    return {name: drawing for name, drawing in drawings.items() if drawing is not None}
-
-
-def _curves(histories: Histories, table: Table) -> Drawing | None:
-    """One metric of a table's arms over iterations; None where no arm has a history.
+def draw_curves(histories: Histories) -> dict[str, plots.Drawing]:
+    """One metric of a table's arms over iterations, by the table's name where any arm has a history.
 
     The metric is label-free mIoU where the table shows it, else its first that is a fraction on val.
     """
-    fractions = [key for key in table.metrics if METRICS[key].percent and key.startswith("val/")]
-    key = SEG_MIOU if SEG_MIOU in fractions or not fractions else fractions[0]
-    names = [table.reference, *(arm.name for arm in table.arms if arm.name != table.reference)]
-    shared = histories.base.train.warmup - 1  # the warm-up is drawn once
-    found = {
-        name: histories.arm(table.arm(name).changes).metric(key, after=shared if place else -1)
-        for place, name in enumerate(names)
-    }
-    if not any(found.values()):
-        return None
-    title = f"{METRICS[key].title} over iterations"
-    with styled():
-        canvas = Canvas(height=3.1)
-        for place, (name, by_seed) in enumerate(found.items()):
-            colour = OTHERS[(place - 1) % len(OTHERS)] if place else BLUE
-            draw_lines(canvas.axes, name, by_seed, colour, dashed=place > len(OTHERS))
-        over_iterations(canvas.axes, f"{METRICS[key].title}, %", histories.base.train, first=0)
-        canvas.legend()
-        part = canvas.part(f"curves-{table.name}", title)
-    seeds = max(map(len, found.values()))
-    band = "one seed" if seeds == 1 else f"mean over up to {seeds} seeds, band: one sample deviation"
-    gone = [name for name, by_seed in found.items() if not by_seed]
-    return Drawing(
-        title=title,
-        caption=f"AN on {histories.base.data.val_split}; {band}. The warm-up is {table.reference}'s.",
-        note=f"{', '.join(gone)} without a finished run" if gone else "",
-        parts=(part,),
-    )
-
-
-# ---- what figures have in common ----
-
-
-def _arms(histories: Histories, *names: str) -> Arms:
-    return {name: histories.arm(ARMS[name]) for name in names}
-
-
-def _drawing(
-    histories: Histories, number: str, title: str, seen: str, parts: Sequence[Part], arms: Arms
-) -> Drawing:
-    """A figure with its caption: what one sees, of which data, and which of the paper's it answers to."""
-    data = f"{histories.preset}, {histories.base.data.val_split} split"
-    return Drawing(
-        title=f"Figure {number}: {title}",
-        caption=f"{seen} Answers to the paper's Fig. {number}; ours, {data}, AN unless it says ON.",
-        note="; ".join(_missing(histories, arms)),
-        parts=tuple(parts),
-    )
-
-
-def _missing(histories: Histories, arms: Arms) -> Iterator[str]:
-    for name, arm in arms.items():
-        seeds = len(arm.trials)
-        if not arm.planned:
-            yield f"{name} is not in this sweep"
-        elif seeds < len(histories.seeds):
-            yield f"{name} has {seeds} of {len(histories.seeds)} seeds"
-
-
-def _lines(
-    histories: Histories,
-    name: str,
-    title: str,
-    lines: Sequence[Line],
-    y: str,
-    *,
-    scale: float = 100,
-    since: int = 0,
-) -> Iterator[Part]:
-    """One picture of lines over iterations, after iteration `since`; none where none has a history."""
-    canvas = Canvas()
-    for label, arm, key, colour, dashed in lines:
-        by_seed = arm.metric(key, after=since or -1)
-        draw_lines(canvas.axes, label, by_seed, colour, dashed=dashed, scale=scale)
-    if canvas.axes.lines:
-        over_iterations(canvas.axes, y, histories.base.train, first=since)
-        canvas.legend()
-        yield canvas.part(name, title)
-
-
-def _bands(histories: Histories) -> str:
-    """How lines over iterations show several seeds."""
-    return " Lines are means over seeds, bands one sample deviation." if len(histories.seeds) > 1 else ""
-
-
-def _xi(histories: Histories) -> str:
-    return f"{histories.base.evaluation.xi:g}"
-
-
-# ---- Figure 1: guidance ----
-
-
-def _figure_1(histories: Histories) -> Drawing | None:
-    arms = _arms(histories, "GT (oracle)", "SPL", "NO", "NS")
-    if not (arms["GT (oracle)"].planned or arms["NS"].planned):
-        return None
-
-    def lines(key: str) -> list[Line]:
-        return [(name, arm, f"val/assignment/{key}", COLOURS[name], False) for name, arm in arms.items()]
-
-    parts = [
-        *_lines(histories, "fig1a", "(a) classification", lines("cls_precision"), "precision, %"),
-        *_lines(histories, "fig1b", "(b) CPL", lines("cpl_miou"), "CPL mIoU, %"),
-        *_panels(arms, "fig1c", "(c) CAMs", ("M",)),
-    ]
-    seen = (
-        "Classification and CAMs where the CAMs are guided by the ground truth (GT, an oracle that weak "
-        "supervision does not have), by segmentation pseudo-labels (SPL, CoSA itself), by nothing (NO), or "
-        f"by random masks (NS). (a) micro-average at a probability of 0.5; (b) CPL at a threshold of "
-        f"{_xi(histories)}. (c) {_rule(histories)}{_bands(histories)}"
-    )
-    return _drawing(histories, "1", "guidance of the CAMs", seen, parts, arms)
-
-
-# ---- Figure 3: accuracy by confidence and perplexity ----
-
-
-def _figure_3(histories: Histories) -> Drawing | None:
-    arms, warmup = _arms(histories, "full"), histories.base.train.warmup
-    for trial in arms["full"].trials:
-        # in the warm-up no threshold is searched, and a shared one knows its trials' settings of it not even
-        steps = [step for step in trial.files(ANALYSIS) if step > warmup]
-        if steps:
-            break
-    else:
-        return None
-    files = [trial.analysis(step) for step in spread(steps, _MOST_STEPS)]
-    parts = [confidence_map(files), accuracy_lines(files), confidences(files[-1])]
-    seen = (
-        "How often CPL of M are right (a) by confidence, the largest activation of a pixel, with the "
-        "training's threshold at each step (black line; bins without a pixel are blank), and (c) by "
-        f"perplexity, at least {LEAST_SHARE:.0%} of the pixels to a dot. (e) How confidences are "
-        "distributed after the last step, split by the threshold. Since co-training began; seed "
-        f"{trial.seed}."
-    )
-    return _drawing(histories, "3", "accuracy of CPL by confidence and perplexity", seen, parts, arms)
-
-
-# ---- Figures 4, 6 and 7: M and M-dagger, swapping, weighting ----
-
-
-def _figure_4(histories: Histories) -> Drawing | None:
-    arms, warmup = _arms(histories, "full"), histories.base.train.warmup
-
-    def lines(key: str) -> list[Line]:
-        return [
-            ("M", arms["full"], f"val/assignment/{key}", COLOURS["full"], False),
-            ("M†", arms["full"], f"val/assignment/aux_{key}", AUX_COLOUR, True),
+    drawings, shared = {}, histories.base.train.warmup - 1  # the warm-up is drawn once
+    for table in histories.tables:
+        fractions = [key for key in table.metrics if METRICS[key].percent and key.startswith("val/")]
+        key = SEG_MIOU if SEG_MIOU in fractions or not fractions else fractions[0]
+        lines = [
+            plots.Line(
+                name,
+                histories.arm(table.arm(name).changes).metric(key, after=shared if place else -1),
+                OTHERS[(place - 1) % len(OTHERS)] if place else BLUE,
+                dashed=place > len(OTHERS),
+            )
+            for place, name in enumerate(_reference_first(table))
         ]
-
-    sure = lines("cpl_miou_sure")  # by thresholds that the warm-up does not search
-    parts = [
-        *_lines(histories, "fig4a", "(a) all pixels", lines("cpl_miou"), "CPL mIoU, %"),
-        *_lines(histories, "fig4b", "(b) low perplexity", sure, "CPL mIoU, %", since=warmup),
-    ]
-    seen = (
-        f"CPL of M, from the last block, and of M†, from an earlier one: (a) at a threshold of "
-        f"{_xi(histories)}; (b) at their own thresholds, on pixels with a perplexity of at most "
-        f"{histories.base.csc.epsilon:g} alone.{_bands(histories)}"
-    )
-    return _drawing(histories, "4", "M and M†", seen, parts, arms)
-
-
-def _figure_6(histories: Histories) -> Drawing | None:
-    arms = _arms(histories, "full", "no-SA")
-    if not arms["no-SA"].planned:
-        return None
-    warmup = histories.base.train.warmup
-
-    def lines(key: str) -> list[Line]:
-        return [
-            (f"{short}, {name}", arm, f"val/{network}/{key}", COLOURS[name], short == "ON")
-            for name, arm in arms.items()
-            for short, network in (("AN", "assignment"), ("ON", "online"))
-        ]
-
-    parts = [
-        *_lines(histories, "fig6-spl", "SPL", lines("seg_miou_labelled"), "SPL mIoU, %", since=warmup),
-        *_lines(histories, "fig6-cpl", "CPL", lines("cpl_miou"), "CPL mIoU, %", since=warmup),
-    ]
-    seen = (
-        "Pseudo-labels of the online (ON) and the assignment network (AN), where ON learns from AN's (full) "
-        f"and where it learns from its own (no-SA), since co-training began. SPL: labelled protocol; CPL at "
-        f"a threshold of {_xi(histories)}.{_bands(histories)}"
-    )
-    return _drawing(histories, "6", "swapping assignments", seen, parts, arms)
-
-
-def _figure_7(histories: Histories) -> Drawing | None:
-    arms = _arms(histories, "full", "no-RAW")
-    if not arms["no-RAW"].planned:
-        return None
-    key, warmup = "val/assignment/cpl_perplexity", histories.base.train.warmup
-    lines = [(name, arm, key, COLOURS[name], False) for name, arm in arms.items()]
-    parts = [
-        *boxes({name: [*_last_files(arm)] for name, arm in arms.items()}),
-        *_lines(histories, "fig7-right", "over iterations", lines, "mean perplexity", scale=1, since=warmup),
-    ]
-    seen = (
-        "CPL with reliability-based adaptive weighting (full) and without (no-RAW). Left: of single images "
-        "after the last step, seeds together; the box holds the middle half, the whiskers 90 %, the line is "
-        f"the median. Right: mean over all pixels, since co-training began.{_bands(histories)}"
-    )
-    return _drawing(histories, "7", "reliability-based adaptive weighting", seen, parts, arms)
-
-
-def _last_files(arm: ArmHistories) -> Iterator[File]:
-    """The analysis file after the last step, of every seed that has one."""
-    for trial in arm.trials:
-        if steps := [*trial.files(ANALYSIS)]:
-            yield trial.analysis(steps[-1])
-
-
-# ---- Figure 9: thresholds ----
-
-
-def _figure_9(histories: Histories) -> Drawing | None:
-    arms = _arms(histories, "full")
-    parts = [*_threshold_lines(histories, arms["full"]), *_threshold_sweep(histories, arms["full"])]
-    seen = (
-        "The dynamic threshold of M and of M† during training, a line per seed"
-        + (
-            "; right: segmentation, labelled protocol, with fixed thresholds and with the dynamic one, "
-            "with one sample deviation"
-            if len(parts) > 1
-            else ""
+        titles = f"{METRICS[key].title} over iterations", f"{METRICS[key].title}, %"
+        with plots.styled():
+            parts = plots.over_iterations(
+                f"curves-{table.name}", *titles, lines, histories.base.train, height=3.1
+            )
+            if not (drawn := tuple(parts)):
+                continue
+        seeds = max(len(line.by_seed) for line in lines)
+        band = "one seed" if seeds == 1 else f"mean over up to {seeds} seeds, band: one sample deviation"
+        gone = ", ".join(line.label for line in lines if not line.by_seed)
+        drawings[table.name] = plots.Drawing(
+            title=titles[0],
+            caption=f"AN on {histories.base.data.val_split}; {band}. The warm-up is {table.reference}'s.",
+            note=f"{gone} without a finished run" if gone else "",
+            parts=drawn,
         )
-        + "."
-    )
-    return _drawing(histories, "9", "thresholds", seen, parts, arms)
+    return drawings
 
 
-def _threshold_lines(histories: Histories, full: ArmHistories) -> Iterator[Part]:
-    canvas, train = Canvas(), histories.base.train
-    heads = (("M", "train/threshold", BLUE, "-"), ("M†", "train/aux_threshold", AUX_COLOUR, "--"))
-    for label, key, colour, dashes in heads:
-        for place, found in enumerate(full.metric(key)):
-            own = label if place == 0 else None
-            canvas.axes.plot(found.index, found, color=colour, linestyle=dashes, linewidth=1.1, label=own)
-    if canvas.axes.lines:
-        over_iterations(canvas.axes, "threshold ξ", train, first=train.warmup)
-        canvas.legend()
-        yield canvas.part("fig9-left", "dynamic threshold")
+def _reference_first(table: Table) -> list[str]:
+    return [table.reference, *(arm.name for arm in table.arms if arm.name != table.reference)]
 
 
-def _threshold_sweep(histories: Histories, full: ArmHistories) -> Iterator[Part]:
-    arms = histories.fixed_thresholds()
-    fixed = {xi: 100 * found for xi, arm in arms.items() if len(found := arm.last(SEG_MIOU_LABELLED))}
-    if len(fixed) < 2:
-        return
-    canvas = Canvas()
-    axes = canvas.axes
-    over_seeds = pd.DataFrame(fixed).agg(["mean", "std"]).fillna(0.0)
-    axes.errorbar(
-        over_seeds.columns,
-        over_seeds.loc["mean"],
-        over_seeds.loc["std"],
-        color=GREY,
-        marker="o",
-        capsize=2.5,
-        elinewidth=1,
-        label="fixed",
-    )
-    dynamic = 100 * full.last(SEG_MIOU_LABELLED)
-    if len(dynamic):
-        mean, deviation = dynamic.mean(), dynamic.std()
-        axes.axhline(mean, color=BLUE, label="dynamic")
-        if len(dynamic) > 1:
-            axes.axhspan(mean - deviation, mean + deviation, color=BLUE, alpha=0.16, linewidth=0)
-    label_axes(axes, "fixed threshold ξ", "labelled mIoU, %")
-    canvas.legend()
-    yield canvas.part("fig9-right", "fixed thresholds and the dynamic one")
+def _facts(histories: Histories) -> dict[str, str]:
+    """What captions tell of a sweep; of a panel's images, that nobody picked them."""
+    settings = histories.base.evaluation
+    coexisting = " or ".join(", ".join(settings.coexistence).rsplit(", ", 1)) or "nothing"
+    rules = {
+        "random": f"drawn at random with seed {settings.panel_seed}",
+        "coexistence": f"drawn with seed {settings.panel_seed} among those with {coexisting}",
+        "first": "the first of the split",
+    }
+    several = len(histories.seeds) > 1
+    return {
+        "xi": f"{settings.xi:g}",
+        "epsilon": f"{histories.base.csc.epsilon:g}",
+        "bands": " Lines are means over seeds, bands one sample deviation." if several else "",
+        "rule": f"Images: {rules[settings.panel_choice]}, the same for every arm, none picked by hand; the "
+        "last evaluation of the first seed.",
+        "seed": next((str(trial.seed) for trial, _ in _cotrained(histories, histories.arm({}))), ""),
+    }
 
 
-# ---- Figures 8 and 10, and 1 (c): pictures ----
+# ---- parts of figures ----
 
 
-def _figure_8(histories: Histories) -> Drawing | None:
-    arms = _arms(histories, "no-CSC", "full")
-    if not arms["no-CSC"].planned:
-        return None
-    parts = list(_panels(arms, "fig8", "no-CSC and full", ("M", "CPL")))
-    seen = (
-        "CAMs and the CPL made from them, without contrastive separation (no-CSC) and with it (full). "
-        + _rule(histories)
-    )
-    return _drawing(histories, "8", "coexistence and contrastive separation", seen, parts, arms)
+@dataclass(frozen=True)
+class Lines:
+    """One picture of a metric over iterations; none without a history."""
+
+    file: str
+    title: str
+    key: str
+    y: str
+    views: tuple[View, ...] = AN
+    """What it shows of each arm."""
+    cotraining: bool = False
+    """Whether it leaves out the warm-up."""
+
+    def __call__(self, histories: Histories, arms: Arms) -> Iterator[Part]:
+        train = histories.base.train
+        since = train.warmup if self.cotraining else 0
+        lines = [
+            plots.Line(
+                label.format(arm=name),
+                arm.metric(prefix + self.key, after=since or -1),
+                AUX_COLOUR if prefix.endswith("aux_") else COLOURS[name],
+                dashed,
+            )
+            for name, arm in arms.items()
+            for label, prefix, dashed in self.views
+        ]
+        scale = 100 if METRICS[AN[0][1] + self.key].percent else 1
+        return plots.over_iterations(self.file, self.title, self.y, lines, train, first=since, scale=scale)
 
 
-def _figure_10(histories: Histories) -> Drawing | None:
-    arms, columns = _arms(histories, "Base", "full"), ["M", "prediction"]
-    if not arms["Base"].planned:
-        arms, columns = _arms(histories, "full"), ["M", "CPL", "SPL", "prediction"]
-    if not any(arm.trials for arm in arms.values()):  # a table of the user's own
-        table = histories.tables[0]
-        names = [table.reference, *(arm.name for arm in table.arms if arm.name != table.reference)][:2]
-        arms = {name: histories.arm(table.arm(name).changes) for name in names}
-    parts = list(_panels(arms, "fig10", " and ".join(arms), columns))
-    seen = "CAMs (M), what is made of them, and the label-free prediction. " + _rule(histories)
-    return _drawing(histories, "10", "qualitative comparison", seen, parts, arms)
-
-
-def _panels(arms: Arms, name: str, title: str, columns: Sequence[str]) -> Iterator[Part]:
+@dataclass(frozen=True)
+class Panels:
     """The same images as several arms see them, each arm at its last step and first finished seed.
 
     A run of an earlier version left its panel as a picture alone: that is shown as it is.
     """
-    tiles = {}
-    for place, (arm, found) in enumerate(arms.items()):
-        for trial in found.trials[:1]:
-            if arrays := [*trial.files(PANEL_ARRAYS).values()]:
-                with np.load(io.BytesIO(trial.read(*arrays[-1]))) as content:
-                    tiles[arm] = dict(content)
-            elif pictures := [*trial.files(PANEL_PICTURES).values()]:
-                yield Part(f"{name}-{place + 1}.png", arm, trial.read(*pictures[-1]))
-    if tiles:
-        yield picture(side_by_side(tiles, columns), name, title)
+
+    file: str
+    title: str
+    columns: Sequence[str]
+
+    def __call__(self, _histories: Histories, arms: Arms) -> Iterator[Part]:
+        tiles = {}
+        for place, (arm, found) in enumerate(arms.items()):
+            for trial in found.trials[:1]:
+                if arrays := trial.last_file(PANEL_ARRAYS):
+                    with np.load(io.BytesIO(arrays)) as content:
+                        tiles[arm] = dict(content)
+                elif data := trial.last_file(PANEL_PICTURES):
+                    yield Part(f"{self.file}-{place + 1}.png", arm, data)
+        if tiles:
+            yield plots.picture(side_by_side(tiles, self.columns), self.file, self.title)
+
+
+def _cotrained(histories: Histories, arm: ArmHistories) -> Iterator[tuple[TrialHistory, list[int]]]:
+    """Trials with the steps of their analysis files in co-training.
+
+    In the warm-up no threshold is searched, and a shared one knows its trials' settings of it not even.
+    """
+    for trial in arm.trials:
+        if steps := [step for step in trial.files(ANALYSIS) if step > histories.base.train.warmup]:
+            yield trial, steps
+
+
+def _accuracies(histories: Histories, arms: Arms) -> Iterator[Part]:
+    for trial, steps in itertools.islice(_cotrained(histories, arms["full"]), 1):
+        files = [trial.analysis(step) for step in plots.spread(steps, _MOST_STEPS)]
+        yield from (plots.confidence_map(files), plots.accuracy_lines(files), plots.confidences(files[-1]))
+
+
+def _boxes(_histories: Histories, arms: Arms) -> Iterator[Part]:
+    last = {name: [trial.last_file(ANALYSIS) for trial in arm.trials] for name, arm in arms.items()}
+    return plots.boxes({name: [json.loads(data) for data in files if data] for name, files in last.items()})
+
+
+def _threshold_lines(histories: Histories, arms: Arms) -> Iterator[Part]:
+    train, heads = histories.base.train, {"M": ("", BLUE, False), "M†": ("aux_", AUX_COLOUR, True)}
+    lines = [
+        plots.Line(label if place == 0 else "_", [found], colour, dashed, width=1.1)
+        for label, (prefix, colour, dashed) in heads.items()
+        for place, found in enumerate(arms["full"].metric(f"train/{prefix}threshold"))
+    ]
+    return plots.over_iterations(
+        "fig9-left", "dynamic threshold", "threshold ξ", lines, train, first=train.warmup, scale=1
+    )
+
+
+def _threshold_sweep(histories: Histories, arms: Arms) -> Iterator[Part]:
+    thresholds = histories.fixed_thresholds()
+    fixed = {xi: 100 * found for xi, arm in thresholds.items() if len(found := arm.last(SEG_MIOU_LABELLED))}
+    if len(fixed) < 2:
+        return
+    canvas = plots.Canvas()
+    axes = canvas.axes
+    mean, deviation = pd.DataFrame(fixed).mean(), pd.DataFrame(fixed).std().fillna(0)
+    axes.errorbar(
+        mean.index, mean, deviation, color=GREY, marker="o", capsize=2.5, elinewidth=1, label="fixed"
+    )
+    dynamic = 100 * arms["full"].last(SEG_MIOU_LABELLED)
+    if len(dynamic):
+        middle, away = dynamic.mean(), dynamic.std()
+        axes.axhline(middle, color=BLUE, label="dynamic")
+        if len(dynamic) > 1:
+            axes.axhspan(middle - away, middle + away, color=BLUE, alpha=0.16, linewidth=0)
+    plots.label_axes(axes, "fixed threshold ξ", "labelled mIoU, %")
+    canvas.legend()
+    yield canvas.part("fig9-right", "fixed thresholds and the dynamic one")
 
 
 def side_by_side(panels: Mapping[str, Mapping[str, NDArray[Any]]], columns: Sequence[str]) -> Image:
@@ -428,21 +301,105 @@ def side_by_side(panels: Mapping[str, Mapping[str, NDArray[Any]]], columns: Sequ
     return sheet(np.stack([*shown.values()], axis=1), titles=[*shown], legends=first["legends"])
 
 
-def _rule(histories: Histories) -> str:
-    """Which images a panel shows, and that nobody picked them."""
-    settings = histories.base.evaluation
-    rules = {
-        "random": f"drawn at random with seed {settings.panel_seed}",
-        "coexistence": (
-            f"drawn with seed {settings.panel_seed} among those with {_listed(settings.coexistence)}"
+# ---- the figures ----
+
+
+_FIXED_THRESHOLDS = (
+    "; right: segmentation, labelled protocol, with fixed thresholds and with the dynamic one, with one "
+    "sample deviation"
+)
+FIGURES = (
+    Figure(
+        "1",
+        "guidance of the CAMs",
+        "Classification and CAMs where the CAMs are guided by the ground truth (GT, an oracle that weak "
+        "supervision does not have), by segmentation pseudo-labels (SPL, CoSA itself), by nothing (NO), or "
+        "by random masks (NS). (a) micro-average at a probability of 0.5; (b) CPL at a threshold of {xi}. "
+        "(c) {rule}{bands}",
+        parts=(
+            Lines("fig1a", "(a) classification", "cls_precision", "precision, %"),
+            Lines("fig1b", "(b) CPL", "cpl_miou", "CPL mIoU, %"),
+            Panels("fig1c", "(c) CAMs", ("M",)),
         ),
-        "first": "the first of the split",
-    }
-    return (
-        f"Images: {rules[settings.panel_choice]}, the same for every arm, none picked by hand; the last "
-        "evaluation of the first seed."
+        arms=_arms("GT (oracle)", "SPL", "NO", "NS"),
+        needs=("GT (oracle)", "NS"),
+    ),
+    Figure(
+        "3",
+        "accuracy of CPL by confidence and perplexity",
+        "How often CPL of M are right (a) by confidence, the largest activation of a pixel, with the "
+        "training's threshold at each step (black line; bins without a pixel are blank), and (c) by "
+        f"perplexity, at least {plots.LEAST_SHARE:.0%} of the pixels to a dot. (e) How confidences are "
+        "distributed after the last step, split by the threshold. Since co-training began; seed {seed}.",
+        parts=(_accuracies,),
+    ),
+    Figure(
+        "4",
+        "M and M†",
+        "CPL of M, from the last block, and of M†, from an earlier one: (a) at a threshold of {xi}; (b) at "
+        "their own thresholds, on pixels with a perplexity of at most {epsilon} alone.{bands}",
+        parts=(
+            Lines("fig4a", "(a) all pixels", "cpl_miou", "CPL mIoU, %", HEADS),
+            Lines("fig4b", "(b) low perplexity", "cpl_miou_sure", "CPL mIoU, %", HEADS, cotraining=True),
+        ),
+    ),
+    Figure(
+        "6",
+        "swapping assignments",
+        "Pseudo-labels of the online (ON) and the assignment network (AN), where ON learns from AN's (full) "
+        "and where it learns from its own (no-SA), since co-training began. SPL: labelled protocol; CPL at a "
+        "threshold of {xi}.{bands}",
+        parts=(
+            Lines("fig6-spl", "SPL", "seg_miou_labelled", "SPL mIoU, %", AN_AND_ON, cotraining=True),
+            Lines("fig6-cpl", "CPL", "cpl_miou", "CPL mIoU, %", AN_AND_ON, cotraining=True),
+        ),
+        arms=_arms("full", "no-SA"),
+        needs=("no-SA",),
+    ),
+    Figure(
+        "7",
+        "reliability-based adaptive weighting",
+        "CPL with reliability-based adaptive weighting (full) and without (no-RAW). Left: of single images "
+        "after the last step, seeds together; the box holds the middle half, the whiskers 90 %, the line is "
+        "the median. Right: mean over all pixels, since co-training began.{bands}",
+        parts=(
+            _boxes,
+            Lines("fig7-right", "over iterations", "cpl_perplexity", "mean perplexity", cotraining=True),
+        ),
+        arms=_arms("full", "no-RAW"),
+        needs=("no-RAW",),
+    ),
+    Figure(
+        "8",
+        "coexistence and contrastive separation",
+        "CAMs and the CPL made from them, without contrastive separation (no-CSC) and with it (full). {rule}",
+        parts=(Panels("fig8", "no-CSC and full", ("M", "CPL")),),
+        arms=_arms("no-CSC", "full"),
+        needs=("no-CSC",),
+    ),
+    Figure(
+        "9",
+        "thresholds",
+        "The dynamic threshold of M and of M† during training, a line per seed{right}.",
+        parts=(_threshold_lines, _threshold_sweep),
+    ),
+)
+"""All but the last, in the paper's order."""
+
+
+def _figure_10(histories: Histories) -> Figure:
+    """Of the full model, beside the baseline where there is one; else of a table of the user's own."""
+    if histories.arm(ARMS["Base"]).planned:
+        arms, columns = _arms("Base", "full"), ["M", "prediction"]
+    else:
+        arms, columns = _arms("full"), ["M", "CPL", "SPL", "prediction"]
+    if not any(histories.arm(changes).trials for changes in arms.values()):
+        table = histories.tables[0]
+        arms = {name: table.arm(name).changes for name in _reference_first(table)[:2]}
+    return Figure(
+        "10",
+        "qualitative comparison",
+        "CAMs (M), what is made of them, and the label-free prediction. {rule}",
+        parts=(Panels("fig10", " and ".join(arms), columns),),
+        arms=arms,
     )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " or ".join(([", ".join(names[:-1])] if names[1:] else []) + [names[-1]]) if names else "nothing"

@@ -108,6 +108,11 @@ class TrialHistory:
         with tempfile.TemporaryDirectory() as folder:
             return Path(self.client.download_artifacts(run_id, path, folder)).read_bytes()
 
+    def last_file(self, kind: str) -> bytes | None:
+        """What the last file of a kind holds; None without any."""
+        files = [*self.files(kind).values()]
+        return self.read(*files[-1]) if files else None
+
     def analysis(self, step: int) -> dict[str, Any]:
         """The analysis file of a step, what an evaluation counted."""
         content: dict[str, Any] = json.loads(self.read(*self.files(ANALYSIS)[step]))

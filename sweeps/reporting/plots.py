@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from html import escape
@@ -140,11 +140,7 @@ class Canvas:
         self._figure = Figure(figsize=(WIDTH, height), layout="constrained")
         FigureCanvasSVG(self._figure)
         self.all_axes: list[Axes] = [self._figure.add_subplot(1, columns, i + 1) for i in range(columns)]
-
-    @property
-    def axes(self) -> Axes:
-        """The first, or the only one."""
-        return self.all_axes[0]
+        self.axes = self.all_axes[0]
 
     def legend(self) -> None:
         """What the lines and colours of the first axes stand for, above them: it never hides data."""
@@ -175,28 +171,38 @@ def picture(image: Image.Image, name: str, title: str) -> Part:
     return Part(f"{name}.png", title, data.getvalue())
 
 
-def draw_lines(
-    axes: Axes,
-    label: str,
-    histories: Sequence[pd.Series],
-    colour: str,
-    *,
-    scale: float = 100,
-    dashed: bool = False,
-) -> None:
-    """The mean over seeds with a band of one sample deviation, at the steps that all seeds have.
+@dataclass(frozen=True)
+class Line:
+    """One metric of one arm over iterations."""
 
-    One seed has no band, none draws nothing.
-    """
-    if not histories:
-        return
-    by_seed = scale * pd.concat(histories, axis="columns", join="inner")
-    mean, deviation = by_seed.mean(axis="columns"), by_seed.std(axis="columns")
-    marker = "o" if len(mean) <= 30 else ""
-    axes.plot(mean.index, mean, label=label, color=colour, linestyle="--" if dashed else "-", marker=marker)
-    if len(histories) > 1:
-        band = (mean - deviation, mean + deviation)
-        axes.fill_between(mean.index, *band, color=colour, alpha=0.16, linewidth=0)
+    label: str
+    by_seed: Sequence[pd.Series]
+    """Its history of each seed, by step."""
+    colour: str
+    dashed: bool = False
+    width: float | None = None
+    """In points; None for that of all lines."""
+
+    def draw(self, axes: Axes, *, scale: float = 100) -> None:
+        """The mean over seeds with a band of one sample deviation, at the steps that all seeds have.
+
+        One seed has no band, none draws nothing.
+        """
+        if not self.by_seed:
+            return
+        by_seed = scale * pd.concat(self.by_seed, axis="columns", join="inner")
+        mean, deviation = by_seed.mean(axis="columns"), by_seed.std(axis="columns")
+        axes.plot(
+            mean,
+            label=self.label,
+            color=self.colour,
+            linestyle="--" if self.dashed else "-",
+            linewidth=self.width,
+            marker="o" if len(mean) <= 30 else "",
+        )
+        if len(self.by_seed) > 1:
+            band = (mean - deviation, mean + deviation)
+            axes.fill_between(mean.index, *band, color=self.colour, alpha=0.16, linewidth=0)
 
 
 def label_axes(axes: Axes, x: str, y: str) -> None:
@@ -205,16 +211,33 @@ def label_axes(axes: Axes, x: str, y: str) -> None:
     axes.set_ylabel(y)
 
 
-def over_iterations(axes: Axes, y: str, train: TrainConfig, *, first: int) -> None:
-    """Set up the axes of lines from iteration `first` to the last, with a mark where the warm-up ends."""
+def over_iterations(
+    file: str,
+    title: str,
+    y: str,
+    lines: Iterable[Line],
+    train: TrainConfig,
+    *,
+    first: int = 0,
+    scale: float = 100,
+    height: float = HEIGHT,
+) -> Iterator[Part]:
+    """A picture of lines from iteration `first` to the last, the warm-up's end marked; none of nothing."""
+    canvas = Canvas(height=height)
+    axes = canvas.axes
+    for line in lines:
+        line.draw(axes, scale=scale)
+    if not axes.lines:
+        return
     label_axes(axes, "iteration", y)
     axes.xaxis.set_major_formatter(FuncFormatter(thousands))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     margin = 0.03 * (train.iterations - first)
     axes.set_xlim(first - margin, train.iterations + margin)
-    warmup = train.warmup
-    if first < warmup < train.iterations:
-        axes.axvline(warmup, color=GREY, linewidth=0.9, linestyle=":", label="end of warm-up")
+    if first < train.warmup < train.iterations:
+        axes.axvline(train.warmup, color=GREY, linewidth=0.9, linestyle=":", label="end of warm-up")
+    canvas.legend()
+    yield canvas.part(file, title)
 
 
 def thousands(value: float, _place: object = None) -> str:

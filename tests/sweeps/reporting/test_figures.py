@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import math
@@ -14,7 +15,7 @@ import pytest
 from cosa.evaluation.panels import panel_arrays
 from sweeps.reporting import figures, plots, render
 from sweeps.reporting.histories import merge_bins, quantile, read_bins
-from sweeps.reporting.plots import Canvas, draw_lines, styled
+from sweeps.reporting.plots import Canvas, Line, styled
 from sweeps.reporting.results import Results
 from sweeps.tables import Arm, Table, get_table, get_tables
 from tests.sweeps.made_up_sweep import (
@@ -76,6 +77,17 @@ def test_nothing_has_no_quantile():
     assert math.isnan(quantile(bins([0, 0], [0, 1, 2]), 0.5))
 
 
+def test_boxes_are_over_the_images_of_all_seeds():
+    one, other = analysis(2000, seed=0), analysis(2000, seed=1)
+    both = copy.deepcopy(one)
+    for kind, content in both["networks"]["assignment"]["images"].items():
+        more = other["networks"]["assignment"]["images"][kind]["count"]
+        content["count"] = [count + more_ for count, more_ in zip(content["count"], more, strict=True)]
+    with styled():
+        assert list(plots.boxes({"full": [one, other]})) == list(plots.boxes({"full": [both]}))
+        assert list(plots.boxes({"full": [one, other]})) != list(plots.boxes({"full": [one]}))
+
+
 def test_the_heat_map_is_correct_over_pixels_and_blank_where_there_are_none():
     row = plots.accuracy(bins([8, 0, 4], [0, 0.5, 0.75, 1], [2, 0, 0]))
     assert (row[0], row[2]) == (25.0, 0.0)
@@ -85,9 +97,8 @@ def test_the_heat_map_is_correct_over_pixels_and_blank_where_there_are_none():
 def test_a_line_is_the_mean_at_steps_that_all_seeds_have():
     with styled():
         axes = Canvas().axes
-        draw_lines(
-            axes, "full", [pd.Series({10: 0.2, 20: 0.5, 30: 0.9}), pd.Series({10: 0.4, 20: 0.5})], "#000000"
-        )
+        seeds = [pd.Series({10: 0.2, 20: 0.5, 30: 0.9}), pd.Series({10: 0.4, 20: 0.5})]
+        Line("full", seeds, "#000000").draw(axes)
     assert axes.lines[0].get_xdata().tolist() == [10, 20]
     assert axes.lines[0].get_ydata() == pytest.approx([30, 50])
 
@@ -95,7 +106,7 @@ def test_a_line_is_the_mean_at_steps_that_all_seeds_have():
 def test_one_seed_has_a_line_and_no_band():
     with styled():
         axes = Canvas().axes
-        draw_lines(axes, "full", [pd.Series({10: 0.2, 20: 0.5})], "#000000")
+        Line("full", [pd.Series({10: 0.2, 20: 0.5})], "#000000").draw(axes)
     assert axes.lines[0].get_ydata().tolist() == [20.0, 50.0]
     assert not axes.collections
 
@@ -103,7 +114,7 @@ def test_one_seed_has_a_line_and_no_band():
 def test_a_band_reaches_one_deviation_up_and_down_in_percent():
     with styled():
         axes = Canvas().axes
-        draw_lines(axes, "full", [pd.Series({1: 0.2, 2: 0.2}), pd.Series({1: 0.4, 2: 0.4})], "#000000")
+        Line("full", [pd.Series({1: 0.2, 2: 0.2}), pd.Series({1: 0.4, 2: 0.4})], "#000000").draw(axes)
     (band,) = axes.collections
     heights = band.get_paths()[0].vertices[:, 1]
     assert (heights.min(), heights.max()) == pytest.approx((30 - 20 / math.sqrt(2), 30 + 20 / math.sqrt(2)))
