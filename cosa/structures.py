@@ -127,7 +127,7 @@ class Assignment:
     """Segmentation pseudo-labels: probabilities over the image's classes and the background."""
 
 
-T = TypeVar("T", Batch, Assignment, CamTargets)
+T = TypeVar("T", Batch, FusedOutput, Assignment, CamTargets)
 Item = TypeVar("Item")
 
 

@@ -32,19 +32,37 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cosa.config import Config, EvaluationConfig, nearest
 from cosa.equations.cam import to_activation
 from cosa.equations.pseudo_labels import keep_labelled
 from cosa.equations.reliability import perplexity
+from cosa.equations.threshold import BINS
 from cosa.evaluation.crf import refined_maps, require_crf
-from cosa.evaluation.metrics import CplCounts, ImageCounts, ScoreCounts, confusion_matrix, iou, mean_iou
+from cosa.evaluation.metrics import (
+    IMAGE_BINS,
+    IMAGE_STEPS,
+    SCORE_BINS,
+    average_precision,
+    confusion_matrix,
+    cpl_accuracy,
+    cpl_confusion,
+    cpl_counts,
+    image_counts,
+    iou,
+    mean_iou,
+    precision_recall,
+    score_counts,
+)
 from cosa.networks.multiscale import multiscale, resize
 from cosa.networks.network import CosaNetwork
-from cosa.structures import EvaluationBatch, FusedOutput
+from cosa.structures import EvaluationBatch, FusedOutput, split
 
+# Names of the confusion matrices of S; {} takes miou, cmiou or iou.
+_SEGMENTATIONS = ("seg_{}", "seg_{}_labelled")
+_REFINED = ("seg_{}_crf", "seg_{}_labelled_crf")
 _CURVE = tuple(i / 40 for i in range(1, 40))
 _CONFIDENCE_BINS = 50
 _PERPLEXITY_EDGES = tuple(i / 5 for i in range(26))  # and one more bin beyond
@@ -67,134 +85,6 @@ class Evaluation:
     last edge of None is an open end."""
 
 
-class _Counts:
-    """Everything that is counted over a split."""
-
-    def __init__(self, classes: int, config: Config, xi: float, device: torch.device) -> None:
-        self.config, self.xi = config, xi
-        self.images = torch.zeros(2, dtype=torch.int64, device=device)
-        """Images in all, and those of them with a mask."""
-        self.seg = torch.zeros(classes + 1, classes + 1, dtype=torch.int64, device=device)
-        self.labelled = torch.zeros_like(self.seg)
-        self.cpl, self.aux_cpl, self.ensemble = (CplCounts(classes, device) for _ in range(3))
-        self.cls, self.aux_cls = (ScoreCounts(classes, device) for _ in range(2))
-        self.single = ImageCounts(device)
-        self.refined, self.refined_labelled = torch.zeros_like(self.seg), torch.zeros_like(self.seg)
-        self.seconds = torch.zeros(2, dtype=torch.float64, device=device)
-        """Spent on label-free predictions, without and with the CRF."""
-
-    def add(
-        self,
-        fused: FusedOutput,
-        labels: Float[Tensor, "b c"],
-        masks: Sequence[Int[Tensor, "_h _w"]],
-        *,
-        segmentation: bool,
-    ) -> None:
-        """Count a batch: each image in the size of its own mask."""
-        self.cls.update(fused.cls_logits, labels)
-        self.aux_cls.update(fused.aux_cls_logits, labels)
-        self.images += torch.tensor([len(labels), len(masks)], device=self.images.device)
-        for i, mask in enumerate(masks):
-            one = slice(i, i + 1)
-            if segmentation:
-                self._add_segmentation(fused.seg_logits[one], labels[one], mask)
-            self._add_cams(fused.cam[one], fused.aux_cam[one], labels[one], mask)
-
-    def _add_segmentation(
-        self, seg_logits: Float[Tensor, "1 k _h _w"], labels: Float[Tensor, "1 c"], target: Int[Tensor, "h w"]
-    ) -> None:
-        logits = resize(seg_logits, (target.shape[0], target.shape[1]))[0]
-        self.seg += confusion_matrix(logits.argmax(0), target, len(logits))
-        own = labels[0].nonzero().flatten() + 1
-        allowed = torch.cat([own.new_zeros(1), own])  # the background is always there
-        self.labelled += confusion_matrix(allowed[logits[allowed].argmax(0)], target, len(logits))
-
-    def _add_cams(
-        self,
-        cam: Float[Tensor, "1 c _h _w"],
-        aux_cam: Float[Tensor, "1 c _h _w"],
-        labels: Float[Tensor, "1 c"],
-        target: Int[Tensor, "h w"],
-    ) -> None:
-        size = (target.shape[0], target.shape[1])
-        everywhere = torch.ones_like(target, dtype=torch.bool)[None]
-        present = _present(labels)  # maps of other classes are 0: of COCO's 80 that is nearly all
-        activation, aux_activation = (
-            to_activation(resize(raw[:, present], size), labels[:, present], everywhere)
-            for raw in (cam, aux_cam)
-        )
-        ensemble = (activation + aux_activation) / 2
-        for counts, maps in (
-            (self.cpl, activation),
-            (self.aux_cpl, aux_activation),
-            (self.ensemble, ensemble),
-        ):
-            nu, strongest = maps[0].max(0)
-            counts.update(nu, present[strongest], target)
-        nu, strongest = activation.max(1)
-        cpl = torch.where(nu >= self.xi, present[strongest] + 1, 0)[0]
-        perplexities = perplexity(nu, self.xi, self.config.raw.alpha, self.config.raw.beta)
-        quality = iou(confusion_matrix(cpl, target, len(self.seg))).nanmean()
-        self.single.update(quality, perplexities.double().mean())
-
-    def add_refined(
-        self, fused: FusedOutput, batch: EvaluationBatch, masks: Sequence[Tensor], begun: float
-    ) -> None:
-        """Count what the CRF makes of a batch; `begun` is when the network was first asked about it."""
-        maps = [
-            resize(fused.seg_logits[i : i + 1], (mask.shape[0], mask.shape[1]))
-            for i, mask in enumerate(masks)
-        ]
-        for logits in maps:
-            logits.argmax(1).cpu()  # what the network's own prediction takes
-        seconds = [time.perf_counter() - begun]
-        workers = self.config.data.loader_workers
-        free = refined_maps(batch.originals, [_probs(logits) for logits in maps], workers=workers)
-        seconds.append(time.perf_counter() - begun)
-        self.seconds += torch.tensor(seconds, dtype=torch.float64, device=self.seconds.device)
-        own = [
-            _probs(keep_labelled(logits, batch.labels[i : i + 1].to(logits.device)))
-            for i, logits in enumerate(maps)
-        ]
-        self.refined += self._confusion(free, masks)
-        self.refined_labelled += self._confusion(refined_maps(batch.originals, own, workers=workers), masks)
-
-    def _confusion(
-        self, predictions: Sequence[UInt8[np.ndarray, "_h _w"]], masks: Sequence[Int[Tensor, "_h _w"]]
-    ) -> Int[Tensor, "k k"]:
-        """Of all images of a batch."""
-        found = torch.zeros_like(self.seg)
-        for prediction, mask in zip(predictions, masks, strict=True):
-            found += confusion_matrix(
-                torch.from_numpy(prediction.astype(np.int64)).to(mask.device), mask, len(found)
-            )
-        return found
-
-    def reduce(self, reduce: Callable[[Tensor], Tensor]) -> None:
-        """Take the sum over all workers for each count."""
-        self.images, self.seg, self.labelled = map(reduce, (self.images, self.seg, self.labelled))
-        self.refined, self.refined_labelled = reduce(self.refined), reduce(self.refined_labelled)
-        self.seconds = reduce(self.seconds)
-        for part in (self.cpl, self.aux_cpl, self.ensemble, self.cls, self.aux_cls, self.single):
-            part.counts = reduce(part.counts)
-
-
-def _present(labels: Float[Tensor, "1 c"]) -> Int[Tensor, " n"]:
-    """Indices of an image's classes; of one without any the first class, whose map is then 0."""
-    found = labels[0].nonzero().flatten()
-    return found if len(found) else torch.zeros_like(labels[0, :1], dtype=torch.int64)
-
-
-def _probs(logits: Float[Tensor, "1 k h w"]) -> Float[np.ndarray, "k h w"]:
-    probs: Float[np.ndarray, "k h w"] = logits.softmax(1)[0].cpu().numpy()
-    return probs
-
-
-def _alone(count: Tensor) -> Tensor:
-    return count
-
-
 @torch.no_grad()
 def evaluate(
     network: CosaNetwork,
@@ -205,7 +95,7 @@ def evaluate(
     xi: float,
     aux_xi: float,
     device: torch.device,
-    reduce: Callable[[Tensor], Tensor] = _alone,
+    reduce: Callable[[Tensor], Tensor] = lambda count: count,
     segmentation: bool = True,
 ) -> Evaluation:
     """Evaluate a network on the images of a split.
@@ -227,25 +117,104 @@ def evaluate(
         ValueError: `evaluation.coexistence` names a class that the data set does not have, or
             `evaluation.crf` asks for what is not installed.
     """
-    settings = config.evaluation
-    affected = coexistence_indices(settings, classes)
-    counts = _Counts(len(classes), config, xi, device)
-    crf = settings.crf and segmentation
+    affected = coexistence_indices(config.evaluation, classes)
+    crf = config.evaluation.crf and segmentation
     if crf:
         _start_crf(config.data.loader_workers)
+    counts = _nothing(len(classes), device)
     for batch in batches:
-        begun = time.perf_counter()
-        images = batch.images.to(device)
-        size = (images.shape[2], images.shape[3])
-        fused = multiscale(network, images, scales=settings.scales, flip=settings.flip, size=size)
-        masks = [mask.to(device) for mask in batch.masks]
-        if crf:
-            counts.add_refined(fused, batch, masks, begun)
-        counts.add(fused, batch.labels.to(device), masks, segmentation=segmentation)
-    counts.reduce(reduce)
-    return _summarise(
-        counts, config, classes, affected, {"cpl": xi, "aux_cpl": aux_xi}, segmentation=segmentation
+        begun = time.perf_counter_ns()
+        scales, flip = config.evaluation.scales, config.evaluation.flip
+        size = (batch.images.shape[2], batch.images.shape[3])
+        fused = multiscale(network, batch.images.to(device), scales=scales, flip=flip, size=size)
+        images = split(fused, len(batch.names))
+        labels, masks = batch.labels.to(device), [mask.to(device) for mask in batch.masks]
+        if crf and masks:
+            _count_refined(counts, images, batch, masks, config.data.loader_workers, begun)
+        counts["images"] += torch.tensor([len(labels), len(masks)], device=device)
+        counts["cls"] += score_counts(fused.cls_logits, labels)
+        counts["aux_cls"] += score_counts(fused.aux_cls_logits, labels)
+        for image, own, mask in zip(images, labels[:, None], masks, strict=False):  # masks of all or none
+            if segmentation:
+                _count_segmentation(counts, image, own, mask)
+            _count_cams(counts, image, own, mask, xi, config)
+    counts = {name: reduce(count) for name, count in counts.items()}
+    own_xi = {"cpl": xi, "aux_cpl": aux_xi}
+    return _summarise(counts, config, classes, affected, own_xi, segmentation=segmentation)
+
+
+def _nothing(classes: int, device: torch.device) -> dict[str, Int[Tensor, "..."]]:
+    """Everything that is counted over a split, none of it yet."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "images": (2,),  # in all, and those of them with a mask
+        "nanoseconds": (2,),  # spent on label-free predictions, without and with the CRF
+        **dict.fromkeys((*_SEGMENTATIONS, *_REFINED), (classes + 1, classes + 1)),
+        **dict.fromkeys(("cpl", "aux_cpl", "ensemble_cpl"), (classes + 1, classes, BINS)),
+        **dict.fromkeys(("cls", "aux_cls"), (2, classes, SCORE_BINS)),
+        "single": (len(IMAGE_STEPS), IMAGE_BINS),
+    }
+    return {name: torch.zeros(shape, dtype=torch.int64, device=device) for name, shape in shapes.items()}
+
+
+def _count_segmentation(
+    counts: dict[str, Tensor], image: FusedOutput, labels: Float[Tensor, "1 c"], target: Int[Tensor, "h w"]
+) -> None:
+    """Count an image's segmentation by both protocols, in the size of its mask."""
+    logits = resize(image.seg_logits, (target.shape[0], target.shape[1]))
+    for name, scores in zip(_SEGMENTATIONS, (logits, keep_labelled(logits, labels)), strict=True):
+        counts[name] += confusion_matrix(scores.argmax(1)[0], target, scores.shape[1])
+
+
+def _count_cams(
+    counts: dict[str, Tensor],
+    image: FusedOutput,
+    labels: Float[Tensor, "1 c"],
+    target: Int[Tensor, "h w"],
+    xi: float,
+    config: Config,
+) -> None:
+    """Count an image's CPL, of both CAMs and of their mean, and how good and sure those of M are."""
+    size = (target.shape[0], target.shape[1])
+    everywhere = torch.ones_like(target, dtype=torch.bool)[None]
+    present = labels[0].nonzero().flatten()  # maps of other classes are 0: of COCO's 80 that is nearly all
+    present = present if len(present) else present.new_zeros(1)
+    activation, aux_activation = (
+        to_activation(resize(raw[:, present], size), labels[:, present], everywhere)[0]
+        for raw in (image.cam, image.aux_cam)
     )
+    nu, strongest = activation.max(0)
+    cpl = torch.where(nu >= xi, present[strongest] + 1, 0)
+    quality = iou(confusion_matrix(cpl, target, labels.shape[1] + 1)).nanmean()
+    perplexities = perplexity(nu[None], xi, config.raw.alpha, config.raw.beta)
+    counts["single"] += image_counts(quality, perplexities.double().mean())
+    ensemble = (activation + aux_activation) / 2
+    for name, maps in (("cpl", activation), ("aux_cpl", aux_activation), ("ensemble_cpl", ensemble)):
+        nu, strongest = maps.max(0)
+        counts[name] += cpl_counts(nu, present[strongest], target, labels.shape[1])
+
+
+def _count_refined(
+    counts: dict[str, Tensor],
+    images: Sequence[FusedOutput],
+    batch: EvaluationBatch,
+    masks: Sequence[Int[Tensor, "_h _w"]],
+    workers: int,
+    begun: int,
+) -> None:
+    """Count what the CRF makes of a batch; at `begun` the network was first asked about it."""
+    free = [resize(one.seg_logits, size) for one, size in zip(images, batch.sizes, strict=True)]
+    for logits in free:
+        logits.argmax(1).cpu()  # what the network's own prediction takes
+    spent = [time.perf_counter_ns() - begun]
+    labels = batch.labels.to(free[0].device)[:, None]
+    for name, scores in zip(_REFINED, (free, map(keep_labelled, free, labels)), strict=True):
+        probs = [logits.softmax(1)[0].cpu().numpy() for logits in scores]
+        refined = refined_maps(batch.originals, probs, workers=workers)
+        spent.append(time.perf_counter_ns() - begun)
+        for prediction, mask in zip(refined, masks, strict=True):
+            found = torch.from_numpy(prediction).long().to(mask.device)
+            counts[name] += confusion_matrix(found, mask, len(counts[name]))
+    counts["nanoseconds"] += torch.tensor(spent[:2], device=free[0].device)
 
 
 def _start_crf(workers: int) -> None:
@@ -271,7 +240,7 @@ def coexistence_indices(config: EvaluationConfig, classes: tuple[str, ...]) -> l
 
 
 def _summarise(
-    counts: _Counts,
+    counts: dict[str, Tensor],
     config: Config,
     classes: tuple[str, ...],
     affected: list[int],
@@ -280,108 +249,60 @@ def _summarise(
     segmentation: bool,
 ) -> Evaluation:
     """Metrics from the counts over the whole split; `own` holds the training's threshold of each CAM."""
-    metrics = _classification(counts)
-    images, with_mask = counts.images.tolist()
+    found = Evaluation(metrics={}, per_class={}, curves={}, analysis={})
+    metrics = found.metrics
+    for head in ("cls", "aux_cls"):
+        metrics[f"{head}_map"] = average_precision(counts[head])
+        metrics[f"{head}_precision"], metrics[f"{head}_recall"] = precision_recall(counts[head])
+    images, with_mask = counts["images"].tolist()
     if images and not with_mask:
-        return Evaluation(metrics=metrics, per_class={}, curves={}, analysis={})
-    cpl = {"cpl": counts.cpl, "aux_cpl": counts.aux_cpl}
-    curves = {head: heads_counts.curve(_CURVE) for head, heads_counts in cpl.items()}
-    xi = config.evaluation.xi
-    confusions = {
-        **({("seg", ""): counts.seg, ("seg", "_labelled"): counts.labelled} if segmentation else {}),
-        **{(head, ""): cpl[head].confusion(xi) for head in cpl},
-        **{(head, "_own"): cpl[head].confusion(own[head]) for head in cpl},
-        ("ensemble_cpl", ""): counts.ensemble.confusion(xi),
-    }
+        return found
+    confusions = {name: counts[name] for name in _SEGMENTATIONS if segmentation}
+    for suffix, thresholds in (("", dict.fromkeys(own, config.evaluation.xi)), ("_own", own)):
+        for head, xi in thresholds.items():
+            confusions[f"{head}_{{}}{suffix}"] = cpl_confusion(counts[head], xi)
+    confusions["ensemble_cpl_{}"] = cpl_confusion(counts["ensemble_cpl"], config.evaluation.xi)
     if segmentation and config.evaluation.crf:
-        confusions |= {("seg", "_crf"): counts.refined, ("seg", "_labelled_crf"): counts.refined_labelled}
-        speeds = (images / counts.seconds).tolist()
-        metrics |= dict(zip(("images_per_second", "crf_images_per_second"), speeds, strict=True))
-    metrics |= {f"{head}_miou{suffix}": mean_iou(matrix) for (head, suffix), matrix in confusions.items()}
-    if affected:
-        for (head, suffix), matrix in confusions.items():
-            metrics[f"{head}_cmiou{suffix}"] = mean_iou(matrix, affected)
-    for head, curve in curves.items():
+        confusions |= {name: counts[name] for name in _REFINED}
+        speeds = (1e9 * images / counts["nanoseconds"].double()).tolist()
+        metrics["images_per_second"], metrics["crf_images_per_second"] = speeds
+    for name, matrix in confusions.items():
+        metrics[name.format("miou")] = mean_iou(matrix)
+        if affected:
+            metrics[name.format("cmiou")] = mean_iou(matrix, affected)
+        if not name.startswith("ensemble") and not name.endswith("own"):
+            scores = dict(zip(("background", *classes), iou(matrix).tolist(), strict=True))
+            found.per_class[name.format("iou")] = {k: v for k, v in scores.items() if not math.isnan(v)}
+    for head, cam in (("cpl", "cam"), ("aux_cpl", "aux_cam")):
+        curve = [(xi, mean_iou(cpl_confusion(counts[head], xi))) for xi in _CURVE]
         metrics[f"{head}_best_xi"], metrics[f"{head}_best_miou"] = max(curve, key=lambda point: point[1])
-    for head, heads_counts in cpl.items():
-        metrics |= {
-            f"{head}{name}": value for name, value in _by_perplexity(heads_counts, own[head], config).items()
-        }
-    return Evaluation(
-        metrics=metrics,
-        per_class={
-            f"{head}_iou{suffix}": _by_class(matrix, classes)
-            for (head, suffix), matrix in confusions.items()
-            if suffix != "_own" and head != "ensemble_cpl"
-        },
-        curves={"cam": curves["cpl"], "aux_cam": curves["aux_cpl"]},
-        analysis={
-            "cam": _accuracies(counts.cpl, own["cpl"], config),
-            "aux_cam": _accuracies(counts.aux_cpl, own["aux_cpl"], config),
-            "images": _distributions(counts.single),
-        },
-    )
-
-
-def _classification(counts: _Counts) -> dict[str, float]:
-    """What Z and Z-dagger are worth."""
-    metrics = {}
-    for head, scores in (("cls", counts.cls), ("aux_cls", counts.aux_cls)):
-        metrics[f"{head}_map"] = scores.average_precision()
-        metrics[f"{head}_precision"], metrics[f"{head}_recall"] = scores.precision_recall()
-    return metrics
-
-
-def _perplexities(counts: CplCounts, xi: float, config: Config) -> Float[Tensor, " bins"]:
-    """Perplexity in the middle of each bin of activation."""
-    middles = counts.activations[None, None]
-    return perplexity(middles, xi, config.raw.alpha, config.raw.beta)[0, 0]
-
-
-def _by_perplexity(counts: CplCounts, xi: float, config: Config) -> dict[str, float]:
-    """Mean perplexity, and CPL quality where it is low, at the training's threshold."""
-    perplexities = _perplexities(counts, xi, config)
-    pixels, _ = counts.accuracy(xi)
-    return {
-        "_perplexity": ((perplexities * pixels).sum() / pixels.sum()).item(),
-        "_miou_sure": mean_iou(counts.confusion(xi, only=perplexities <= config.csc.epsilon)),
+        middles = (torch.arange(BINS, device=counts[head].device, dtype=torch.float64) + 0.5) / BINS
+        perplexities = perplexity(middles[None, None], own[head], config.raw.alpha, config.raw.beta)[0, 0]
+        pixels, correct = cpl_accuracy(counts[head], own[head])
+        metrics[f"{head}_perplexity"] = ((perplexities * pixels).sum() / pixels.sum()).item()
+        sure = cpl_confusion(counts[head], own[head], only=perplexities <= config.csc.epsilon)
+        metrics[f"{head}_miou_sure"] = mean_iou(sure)
+        found.curves[cam], found.analysis[cam] = curve, _accuracies(pixels, correct, perplexities)
+    found.analysis["images"] = {
+        name: {"edges": [*(round(i * step, 6) for i in range(IMAGE_BINS)), None], "count": count}
+        for (name, step), count in zip(IMAGE_STEPS.items(), counts["single"].tolist(), strict=True)
     }
-
-
-def _accuracies(counts: CplCounts, xi: float, config: Config) -> dict[str, Any]:
-    """Pixels and right CPL by confidence and by perplexity (Fig. 3), at the training's threshold."""
-    pixels, correct = counts.accuracy(xi)
-    edges = torch.tensor(_PERPLEXITY_EDGES[1:], dtype=torch.float64, device=pixels.device)
-    places = torch.bucketize(_perplexities(counts, xi, config), edges, right=True)
-    by_perplexity = torch.zeros(2, len(_PERPLEXITY_EDGES), dtype=torch.int64, device=pixels.device)
-    by_perplexity.index_add_(1, places, torch.stack([pixels, correct]))
-    merged = torch.stack([pixels, correct]).view(2, _CONFIDENCE_BINS, -1).sum(2)
-    return {
-        "confidence": {
-            "edges": [i / _CONFIDENCE_BINS for i in range(_CONFIDENCE_BINS + 1)],
-            "pixels": merged[0].tolist(),
-            "correct": merged[1].tolist(),
-        },
-        "perplexity": {
-            "edges": [*_PERPLEXITY_EDGES, None],
-            "pixels": by_perplexity[0].tolist(),
-            "correct": by_perplexity[1].tolist(),
-        },
-    }
-
-
-def _distributions(single: ImageCounts) -> dict[str, Any]:
-    """Images by mIoU, mean perplexity and distance from (1, 0) (Fig. 7)."""
-    found = {}
-    for name, step, counts in zip(
-        ("iou", "perplexity", "distance"), single.STEPS, single.counts.tolist(), strict=True
-    ):
-        edges = [round(i * step, 6) for i in range(single.BINS)]
-        found[name] = {"edges": [*edges, None], "count": counts}
     return found
 
 
-def _by_class(confusion: Int[Tensor, "k k"], classes: tuple[str, ...]) -> dict[str, float]:
-    """IoU by the class's name, of the classes that are anywhere."""
-    scores = zip(("background", *classes), iou(confusion).tolist(), strict=True)
-    return {name: score for name, score in scores if not math.isnan(score)}
+def _accuracies(
+    pixels: Int[Tensor, " bins"], correct: Int[Tensor, " bins"], perplexities: Float[Tensor, " bins"]
+) -> dict[str, Any]:
+    """Pixels and right CPL by confidence and by perplexity (Fig. 3)."""
+    both = torch.stack([pixels, correct])
+    edges = torch.tensor(_PERPLEXITY_EDGES[1:], dtype=torch.float64, device=both.device)
+    by_perplexity = both.new_zeros(2, len(_PERPLEXITY_EDGES))
+    by_perplexity.index_add_(1, torch.bucketize(perplexities, edges, right=True), both)
+    confidence_edges = [i / _CONFIDENCE_BINS for i in range(_CONFIDENCE_BINS + 1)]
+    return {
+        name: {"edges": edges, "pixels": found[0].tolist(), "correct": found[1].tolist()}
+        for name, edges, found in (
+            ("confidence", confidence_edges, both.view(2, _CONFIDENCE_BINS, -1).sum(2)),
+            ("perplexity", [*_PERPLEXITY_EDGES, None], by_perplexity),
+        )
+    }

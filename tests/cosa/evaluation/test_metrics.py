@@ -10,17 +10,20 @@ from hypothesis import strategies as st
 from sklearn import metrics as reference
 
 from cosa.equations.threshold import BINS, activation_bin
+from cosa.evaluation import metrics
 from cosa.evaluation.metrics import (
-    CplCounts,
-    ImageCounts,
-    ScoreCounts,
     confusion_matrix,
+    cpl_accuracy,
+    cpl_confusion,
+    cpl_counts,
+    image_counts,
     iou,
     mean_iou,
+    precision_recall,
+    score_counts,
 )
 from cosa.structures import IGNORE
 
-CPU = torch.device("cpu")
 CONFUSION = torch.tensor([[3, 1, 0], [2, 4, 0], [0, 0, 0]])
 
 
@@ -86,39 +89,32 @@ def test_counts_give_the_confusion_of_the_cpl_at_every_edge(seed: int, edge: int
     activation = torch.randint(0, BINS + 1, (20, 20), generator=generator(seed)) / BINS
     strongest = torch.randint(0, 3, (20, 20), generator=generator(seed))
     target = targets(seed, 4, 20, 20)
-    counts = CplCounts(3, CPU)
 
-    counts.update(activation, strongest, target)
+    counts = cpl_counts(activation, strongest, target, 3)
 
     direct = confusion_matrix(cpl_of(activation, strongest, edge / BINS), target, 4)
-    assert torch.equal(counts.confusion(edge / BINS), direct)
+    assert torch.equal(cpl_confusion(counts, edge / BINS), direct)
 
 
 def test_counts_of_several_images_add_up() -> None:
     activation, strongest = torch.rand(2, 9, 9), torch.randint(0, 2, (2, 9, 9))
     target = targets(0, 3, 2, 9, 9)
-    apart, together = CplCounts(2, CPU), CplCounts(2, CPU)
 
-    together.update(activation, strongest, target)
-    for image in range(2):
-        apart.update(activation[image], strongest[image], target[image])
+    one, other = (cpl_counts(activation[i], strongest[i], target[i], 2) for i in range(2))
 
-    assert torch.equal(apart.counts, together.counts)
+    assert torch.equal(one + other, cpl_counts(activation, strongest, target, 2))
 
 
-def test_the_curve_holds_the_quality_at_each_threshold() -> None:
+def test_counts_give_the_quality_at_each_threshold() -> None:
     activation = torch.tensor([0.9, 0.6, 0.2])
-    counts = CplCounts(1, CPU)
-    counts.update(activation, torch.zeros(3, dtype=torch.int64), torch.tensor([1, 1, 0]))
+    counts = cpl_counts(activation, torch.zeros(3, dtype=torch.int64), torch.tensor([1, 1, 0]), 1)
 
     # at 0.5 all three pixels are right; at 0.7 each class has one hit of two
-    assert counts.curve([0.5, 0.7]) == [(0.5, 1.0), (0.7, 0.5)]
+    assert [mean_iou(cpl_confusion(counts, xi)) for xi in (0.5, 0.7)] == [1.0, 0.5]
 
 
 def average_precision(scores: torch.Tensor, labels: torch.Tensor) -> float:
-    counts = ScoreCounts(scores.shape[1], CPU)
-    counts.update(scores, labels)
-    return counts.average_precision()
+    return metrics.average_precision(score_counts(scores, labels))
 
 
 @settings(max_examples=25, deadline=None)
@@ -155,40 +151,29 @@ def scored_images() -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_score_counts_of_workers_add_up() -> None:
     cls_logits, labels = scored_images()
-    whole, *shares = (ScoreCounts(3, CPU) for _ in range(3))
 
-    whole.update(cls_logits, labels)
-    for share, part in zip(shares, (slice(0, 20), slice(20, 50)), strict=True):
-        share.update(cls_logits[part], labels[part])
+    one, other = (score_counts(cls_logits[p], labels[p]) for p in (slice(0, 20), slice(20, 50)))
 
-    assert torch.equal(shares[0].counts + shares[1].counts, whole.counts)
+    assert torch.equal(one + other, score_counts(cls_logits, labels))
 
 
 def test_scores_beyond_the_limit_are_kept_at_the_ends() -> None:
-    counts = ScoreCounts(1, CPU)
-
-    counts.update(torch.tensor([[1000.0], [-1000.0]]), torch.tensor([[1.0], [0.0]]))
-
-    assert counts.average_precision() == 1
+    assert average_precision(torch.tensor([[1000.0], [-1000.0]]), torch.tensor([[1.0], [0.0]])) == 1
 
 
 def test_precision_and_recall_agree_with_scikit_learn() -> None:
     logits = torch.randn(40, 5, generator=generator(3))
     labels = (torch.rand(40, 5, generator=generator(4)) < 0.4).float()
-    counts = ScoreCounts(5, CPU)
 
-    counts.update(logits, labels)
+    found = precision_recall(score_counts(logits, labels))
 
     said, truth = (logits >= 0).int().flatten(), labels.int().flatten()
     expected = (reference.precision_score(truth, said), reference.recall_score(truth, said))
-    assert counts.precision_recall() == pytest.approx(expected)
+    assert found == pytest.approx(expected)
 
 
 def test_precision_of_nothing_named_is_not_a_number() -> None:
-    counts = ScoreCounts(2, CPU)
-    counts.update(torch.full((3, 2), -5.0), torch.ones(3, 2))
-
-    precision, recall = counts.precision_recall()
+    precision, recall = precision_recall(score_counts(torch.full((3, 2), -5.0), torch.ones(3, 2)))
 
     assert math.isnan(precision)
     assert recall == 0
@@ -199,10 +184,8 @@ def test_accuracy_by_confidence_agrees_with_the_cpl_pixel_by_pixel(edge: int) ->
     activation = torch.randint(0, BINS + 1, (30, 30), generator=generator(5)) / BINS
     strongest = torch.randint(0, 3, (30, 30), generator=generator(6))
     target = targets(7, 4, 30, 30)
-    counts = CplCounts(3, CPU)
-    counts.update(activation, strongest, target)
 
-    pixels, correct = counts.accuracy(edge / BINS)
+    pixels, correct = cpl_accuracy(cpl_counts(activation, strongest, target, 3), edge / BINS)
 
     cpl = cpl_of(activation, strongest, edge / BINS)
     for b in (0, edge - 1, edge, BINS - 1):
@@ -213,18 +196,15 @@ def test_accuracy_by_confidence_agrees_with_the_cpl_pixel_by_pixel(edge: int) ->
 
 def test_a_confusion_of_some_bins_counts_their_pixels_alone() -> None:
     activation = torch.tensor([0.1, 0.3, 0.5, 0.9])
-    counts = CplCounts(1, CPU)
-    counts.update(activation, torch.zeros(4, dtype=torch.int64), torch.tensor([0, 1, 1, 1]))
+    counts = cpl_counts(activation, torch.zeros(4, dtype=torch.int64), torch.tensor([0, 1, 1, 1]), 1)
 
-    sure = (counts.activations - 0.4).abs() > 0.15  # leaves out 0.3 and 0.5
+    sure = (torch.arange(BINS) / BINS - 0.4).abs() > 0.15  # leaves out 0.3 and 0.5
 
-    assert counts.confusion(0.4, only=sure).tolist() == [[1, 0], [0, 1]]
+    assert cpl_confusion(counts, 0.4, only=sure).tolist() == [[1, 0], [0, 1]]
 
 
 def test_single_images_are_counted_where_their_values_lie() -> None:
-    single = ImageCounts(CPU)
+    one = image_counts(torch.tensor(0.505), torch.tensor(0.81))  # distance (0.495 + 0.81) / 2 = 0.6525
+    beyond = image_counts(torch.tensor(1.0), torch.tensor(9.0))  # beyond the last edges
 
-    single.update(torch.tensor(0.505), torch.tensor(0.81))  # distance (0.495 + 0.81) / 2 = 0.6525
-    single.update(torch.tensor(1.0), torch.tensor(9.0))  # beyond the last edges
-
-    assert [row.nonzero().flatten().tolist() for row in single.counts] == [[25, 50], [8, 50], [13, 50]]
+    assert [row.nonzero().flatten().tolist() for row in one + beyond] == [[25, 50], [8, 50], [13, 50]]
