@@ -7,13 +7,10 @@ data set collects them, and reading goes on without the image.
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
-import signal
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
@@ -21,6 +18,7 @@ from typing import TypeVar
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from cosa.storage.files import lock
 from cosa.structures import IGNORE
@@ -28,7 +26,6 @@ from cosa.structures import IGNORE
 _THREADS = 8  # files are read in parallel: most of the wait is the disk's, and decoding frees the GIL
 _MOST_PROCESSES = 16
 _WORTH_A_PROCESS = 256  # items of milliseconds each, for the seconds that it takes to start
-_AT_A_TIME = 32  # items that a process is handed
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -142,32 +139,56 @@ def locked(folder: Path, setting: str = "data.cache") -> AbstractContextManager[
         ) from error
 
 
-def in_processes(function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
-    """`function` of every item, in order, for what holds Python's lock; few items are not worth a process.
+def in_processes(
+    function: Callable[[T], R], items: Sequence[T], workers: int | None = None, *, pin: bool = False
+) -> Iterator[R]:
+    """`function` of every item, in order, for what holds Python's lock.
 
-    Leaving the iterator early drops what has not begun. The processes end with this one, killed or not.
+    The processes end with this one, killed or not.
+
+    Args:
+        function: Can be pickled, and raises OSError and ValueError alone.
+        items: What it is called with.
+        workers: Processes; 0 stays in this one. None starts what the items are worth: few are not worth any.
+        pin: Whether tensors are to come in memory that a GPU reads directly.
     """
-    workers = min(os.cpu_count() or 1, _MOST_PROCESSES, math.ceil(len(items) / _WORTH_A_PROCESS))
-    if workers <= 1:
-        yield from map(function, items)
-        return
-    # A fork would copy a process that may already run CUDA and threads.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_parent)
-    try:
-        yield from pool.map(function, items, chunksize=_AT_A_TIME)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    if workers is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = min(cores, _MOST_PROCESSES, math.ceil(len(items) / _WORTH_A_PROCESS))
+        workers = 0 if workers == 1 else workers
+    results: Iterable[R | Exception] = DataLoader(
+        _Results(function, items),
+        batch_size=None,
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        pin_memory=pin,
+        generator=torch.Generator(),  # else starting it draws from the run's own random numbers
+        # A fork would copy a process that already runs CUDA and threads; a fork server's children outlive a
+        # killed run, as torch's watchdog looks at their parent alone.
+        multiprocessing_context="spawn" if workers else None,
+    )
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+        yield result
 
 
-def _follow_parent() -> None:
-    """Leave Ctrl-C to the parent, and end when it ends: a pool's processes outlive a killed one otherwise."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
+class _Results(Dataset["R | Exception"]):
+    """A function's results, by the places of its arguments."""
 
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
+    def __init__(self, function: Callable[[T], R], items: Sequence[T]) -> None:
+        self.function, self.items = function, items
 
-    threading.Thread(target=follow, daemon=True).start()
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, place: int) -> R | Exception:
+        try:
+            return self.function(self.items[place])
+        except (OSError, ValueError) as error:
+            # Handed on as a value: torch would wrap it in the traceback of the process it was raised in.
+            return error.with_traceback(None)
+
+
+def _as_it_is(result: R) -> R:
+    return result

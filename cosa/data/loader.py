@@ -16,11 +16,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from cosa.config import Config, EvaluationConfig
 from cosa.data.dataset import SegmentationDataset, normalise
+from cosa.data.files import in_processes
 from cosa.structures import Batch, EvaluationBatch
 
 if TYPE_CHECKING:
@@ -44,62 +43,34 @@ def train_batches(
             f"train.batch_size must be a multiple of the {world} workers, got {config.train.batch_size}; "
             "change it or --workers"
         )
-    return _train_batches(dataset, config, start, rank, world)
-
-
-def _train_batches(
-    dataset: SegmentationDataset, config: Config, start: int, rank: int, world: int
-) -> Iterator[Batch]:
-    workers = config.data.loader_workers
-    loader: Iterable[Batch | Exception] = DataLoader(
-        _Samples(dataset, config),
-        batch_sampler=_Shares(len(dataset), config, range(start, config.train.iterations), rank, world),
-        collate_fn=_collate,
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # else starting it draws from the run's own random numbers
-        # A fork would copy a process that already runs CUDA and threads; a fork server's children outlive a
-        # killed run, as torch's watchdog looks at their parent alone.
-        multiprocessing_context="spawn" if workers else None,
-    )
-    for batch in loader:
-        if isinstance(batch, Exception):
-            raise batch
-        yield batch
+    steps = range(start, config.train.iterations)
+    share = _Share(dataset, config, rank, world)
+    return in_processes(share, steps, config.data.loader_workers, pin=torch.cuda.is_available())
 
 
 def step_names(dataset: SegmentationDataset, config: Config, step: int) -> tuple[str, ...]:
     """Names of the images in the batch of `step`, all ranks' shares in order."""
-    (places,) = _Shares(len(dataset), config, range(step, step + 1))
-    return tuple(dataset.names[index] for _, index in places)
+    return tuple(dataset.names[index] for _, index in _places(len(dataset), config, step))
 
 
-class _Shares:
-    """The (epoch, index) pairs of this rank's share of every step."""
-
-    def __init__(self, images: int, config: Config, steps: range, rank: int = 0, world: int = 1) -> None:
-        self.images, self.seed, self.steps, self.rank = images, config.train.seed, steps, rank
-        self.batch, self.share = config.train.batch_size, config.train.batch_size // world
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = functools.lru_cache(maxsize=2)(self._order)  # a batch may reach into the next epoch
-        for step in self.steps:
-            first = step * self.batch + self.rank * self.share
-            places = (divmod(k, self.images) for k in range(first, first + self.share))
-            yield [(epoch, int(order(epoch)[position])) for epoch, position in places]
-
-    def _order(self, epoch: int) -> NDArray[np.int64]:
-        return np.random.default_rng((self.seed, epoch)).permutation(self.images)
+def _places(images: int, config: Config, step: int, rank: int = 0, world: int = 1) -> list[tuple[int, int]]:
+    """Epoch and index of each image in a rank's share of the batch of `step`."""
+    share = config.train.batch_size // world
+    first = step * config.train.batch_size + rank * share
+    places = (divmod(k, images) for k in range(first, first + share))
+    return [(epoch, int(_order(config.train.seed, epoch, images)[position])) for epoch, position in places]
 
 
-class _Samples(Dataset["tuple[ViewPair, Tensor] | Exception"]):
-    """Views and labels of an image, by (epoch, index)."""
+@functools.lru_cache(maxsize=2)  # a batch may reach into the next epoch
+def _order(seed: int, epoch: int, images: int) -> NDArray[np.int64]:
+    return np.random.default_rng((seed, epoch)).permutation(images)
 
-    def __init__(self, dataset: SegmentationDataset, config: Config) -> None:
-        self.dataset, self.config = dataset, config
+
+class _Share:
+    """Reads this rank's share of the batch of a step."""
+
+    def __init__(self, dataset: SegmentationDataset, config: Config, rank: int, world: int) -> None:
+        self.dataset, self.config, self.rank, self.world = dataset, config, rank, world
 
     @functools.cached_property
     def views(self) -> Views:
@@ -108,36 +79,23 @@ class _Samples(Dataset["tuple[ViewPair, Tensor] | Exception"]):
 
         return Views(self.config.data)
 
-    def __getitem__(self, place: tuple[int, int]) -> tuple[ViewPair, Tensor] | Exception:
-        epoch, index = place
+    def __call__(self, step: int) -> Batch:
+        places = _places(len(self.dataset), self.config, step, self.rank, self.world)
+        pairs = [self._view(epoch, index) for epoch, index in places]
+        valid = torch.from_numpy(np.stack([pair.valid for pair in pairs]))
+        masks = [pair.mask for pair in pairs if pair.mask is not None]
+        return Batch(
+            weak=normalise(np.stack([pair.weak for pair in pairs])).masked_fill_(~valid[:, None], 0),
+            strong=normalise(np.stack([pair.strong for pair in pairs])).masked_fill_(~valid[:, None], 0),
+            labels=self.dataset.labels[[index for _, index in places]],
+            valid=valid,
+            masks=torch.from_numpy(np.stack(masks).astype(np.int64)) if masks else None,
+        )
+
+    def _view(self, epoch: int, index: int) -> ViewPair:
         (seed,) = np.random.SeedSequence((self.config.train.seed, epoch, index)).generate_state(1)
-        mask = None
-        try:
-            image = self.dataset.image(index)
-            if self.config.oracle:
-                mask = self.dataset.mask(index)
-        except (OSError, ValueError) as error:
-            # Handed on as a value: torch would wrap it in the traceback of the process it was raised in.
-            return error.with_traceback(None)
-        return self.views(image, int(seed), mask), self.dataset.labels[index]
-
-
-def _collate(samples: Sequence[tuple[ViewPair, Tensor] | Exception]) -> Batch | Exception:
-    pairs: list[tuple[ViewPair, Tensor]] = []
-    for sample in samples:
-        if isinstance(sample, Exception):
-            return sample
-        pairs.append(sample)
-    valid = torch.from_numpy(np.stack([views.valid for views, _ in pairs]))
-    padding = ~valid[:, None]
-    masks = [views.mask for views, _ in pairs if views.mask is not None]
-    return Batch(
-        weak=normalise(np.stack([views.weak for views, _ in pairs])).masked_fill_(padding, 0),
-        strong=normalise(np.stack([views.strong for views, _ in pairs])).masked_fill_(padding, 0),
-        labels=torch.stack([labels for _, labels in pairs]),
-        valid=valid,
-        masks=torch.from_numpy(np.stack(masks).astype(np.int64)) if masks else None,
-    )
+        mask = self.dataset.mask(index) if self.config.oracle else None
+        return self.views(self.dataset.image(index), int(seed), mask)
 
 
 def evaluation_batches(

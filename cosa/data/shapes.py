@@ -12,10 +12,9 @@ distractors without a class, light from one side, noise.
 
 from __future__ import annotations
 
-import os
-import shutil
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,18 +49,12 @@ _COLOURS = {
     "boat": (0.20, 0.80, 0.80),
 }
 
+Picture = NDArray[np.float64]
 Plane = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class _Canvas:
-    """The picture and its ground truth while they are painted."""
-
-    image: NDArray[np.float64]
-    mask: NDArray[np.uint8]
-    x: Plane
-    y: Plane
+_y, _x = np.mgrid[0:SIZE, 0:SIZE].astype(np.float64)
 
 
 def write_shapes(
@@ -82,8 +75,8 @@ def write_shapes(
     if root.exists():
         raise FileExistsError(f"data.root must not exist yet to write shapes there, got {str(root)!r}")
     root.parent.mkdir(parents=True, exist_ok=True)
-    draft = root.with_name(f".{root.name}.{os.getpid()}.part")
-    try:
+    with TemporaryDirectory(prefix=f".{root.name}.", suffix=".part", dir=root.parent) as temporary:
+        draft = Path(temporary, root.name)
         for folder in ("JPEGImages", "SegmentationClassAug", "ImageSets/Segmentation"):
             (draft / folder).mkdir(parents=True)
         (draft / "classes.txt").write_text("\n".join(CLASSES) + "\n")
@@ -95,29 +88,29 @@ def write_shapes(
                 Image.fromarray(mask).save(draft / "SegmentationClassAug" / f"{name}.png")
             (draft / "ImageSets/Segmentation" / f"{split}.txt").write_text("\n".join(names) + "\n")
         draft.replace(root)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
 
 
 def draw(rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """One image (SIZE, SIZE, 3) and its ground truth (SIZE, SIZE), drawn from `rng`."""
-    y, x = np.mgrid[0:SIZE, 0:SIZE].astype(np.float64)
-    canvas = _Canvas(_background(rng), np.zeros((SIZE, SIZE), np.uint8), x, y)
+    texture = 0.10 * _noise(rng, 3) + 0.07 * _noise(rng, 8) + 0.05 * _noise(rng, 24)
+    tint = rng.uniform(-0.05, 0.05, 3)
+    image = rng.uniform(0.35, 0.6) + texture[..., None] + tint
+    mask = np.zeros((SIZE, SIZE), np.uint8)
     names = list(rng.choice(CLASSES, size=rng.choice([1, 2, 3], p=[0.35, 0.45, 0.20]), replace=False))
     places = {name: _place(name, rng) for name in names}
     for context, name in (("rails", "train"), ("water", "boat")):
         present = rng.random() < (_CONTEXT_WITH_CLASS if name in names else _CONTEXT_ALONE)
         if present:
             _, cy, radius = places.get(name) or _place(name, rng)
-            _CONTEXTS[context](canvas, np.ones_like(canvas.mask, bool), cy + 0.62 * radius, rng)
+            _CONTEXTS[context](image, np.ones_like(mask, bool), cy + 0.62 * radius, rng)
     for _ in range(rng.integers(1, 4)):
-        _distractor(canvas, rng)
+        _distractor(image, rng)
     for name in rng.permutation(names):
-        _object(canvas, str(name), *places[str(name)], rng)
-    light = 1 + 0.18 * np.cos(rng.uniform(0, 2 * np.pi) + (x * rng.normal() + y * rng.normal()) / SIZE)
-    image = canvas.image * light[..., None] + rng.normal(0, 0.025, canvas.image.shape)
-    return (np.clip(image, 0, 1) * 255).round().astype(np.uint8), canvas.mask
+        body = _object(image, str(name), *places[str(name)], rng)
+        mask[body] = CLASSES.index(name) + 1
+    light = 1 + 0.18 * np.cos(rng.uniform(0, 2 * np.pi) + (_x * rng.normal() + _y * rng.normal()) / SIZE)
+    lit = image * light[..., None] + rng.normal(0, 0.025, image.shape)
+    return (np.clip(lit, 0, 1) * 255).round().astype(np.uint8), mask
 
 
 def _place(name: str, rng: np.random.Generator) -> tuple[float, float, float]:
@@ -133,102 +126,83 @@ def _noise(rng: np.random.Generator, cells: int) -> Plane:
     return np.asarray(grid.resize((SIZE, SIZE), Image.Resampling.BICUBIC), dtype=np.float64)
 
 
-def _background(rng: np.random.Generator) -> NDArray[np.float64]:
-    """Greyish, textured at three scales, with a slight tint."""
-    texture = 0.10 * _noise(rng, 3) + 0.07 * _noise(rng, 8) + 0.05 * _noise(rng, 24)
-    tint = rng.uniform(-0.05, 0.05, 3)
-    background: NDArray[np.float64] = rng.uniform(0.35, 0.6) + texture[..., None] + tint
-    return background
+def _turned(cx: float, cy: float, angle: float) -> tuple[Plane, Plane]:
+    """Coordinates right and down of a centre, pixels, in a frame turned by `angle`."""
+    dx, dy = _x - cx, _y - cy
+    return dx * np.cos(angle) + dy * np.sin(angle), dy * np.cos(angle) - dx * np.sin(angle)
 
 
-def _object(
-    canvas: _Canvas, name: str, cx: float, cy: float, radius: float, rng: np.random.Generator
-) -> None:
-    """Paint a faint body with the class's outline, then its vivid core, and the ground truth of both."""
+def _object(image: Picture, name: str, cx: float, cy: float, radius: float, rng: np.random.Generator) -> Mask:
+    """Paint a faint body with the class's outline, then its vivid core; returns where the body is."""
     angle = rng.uniform(-0.35, 0.35) if name not in COEXISTENCE else rng.uniform(-0.08, 0.08)
-    dx, dy = (canvas.x - cx) / radius, (canvas.y - cy) / radius
-    u, v = dx * np.cos(angle) + dy * np.sin(angle), dy * np.cos(angle) - dx * np.sin(angle)
+    u, v = (plane / radius for plane in _turned(cx, cy, angle))
     body = _OUTLINES[name](u, v)
     colour = np.asarray(_COLOURS[name])
     grey = rng.uniform(0.62, 0.85) if rng.random() < 0.5 else rng.uniform(0.15, 0.32)
     texture = 0.05 * _noise(rng, 10) + 0.04 * np.sign(np.sin(4.5 * v + rng.uniform(0, 6)))
     paint = (1 - _BODY_TINT) * grey + _BODY_TINT * colour + texture[..., None]
-    canvas.image[body] = paint[body]
+    image[body] = paint[body]
     if name not in COEXISTENCE or rng.random() < _CORE:
         core_u, core_v = rng.uniform(-0.25, 0.25, 2)
         core = body & (np.hypot(u - core_u, v - core_v) < rng.uniform(0.26, 0.36))
-        canvas.image[core] = (colour * rng.uniform(0.85, 1.05))[None]
-    canvas.mask[body] = CLASSES.index(name) + 1
+        image[core] = (colour * rng.uniform(0.85, 1.05))[None]
+    return body
 
 
-def _ball(u: Plane, v: Plane) -> Mask:
-    return np.hypot(u, v) < 0.9
+def _box(across: Plane, along: Plane, half: float, low: float, high: float) -> Mask:
+    """Where `across` is less than `half` from 0 and `along` between `low` and `high`."""
+    return (np.abs(across) < half) & (along > low) & (along < high)
 
 
-def _star(u: Plane, v: Plane) -> Mask:
-    petals: Plane = 0.68 + 0.32 * np.cos(5 * np.arctan2(u, -v))
-    return np.hypot(u, v) < petals
-
-
-def _cross(u: Plane, v: Plane) -> Mask:
-    return ((np.abs(u) < 0.34) & (np.abs(v) < 0.95)) | ((np.abs(v) < 0.34) & (np.abs(u) < 0.95))
-
-
-def _house(u: Plane, v: Plane) -> Mask:
-    return ((np.abs(u) < 0.62) & (v > -0.2) & (v < 0.8)) | ((v <= -0.2) & (v > -0.95) & (np.abs(u) < v + 1.0))
-
-
-def _train(u: Plane, v: Plane) -> Mask:
-    wagon = (np.abs(u) < 1.15) & (v > -0.35) & (v < 0.45)
-    chimney = (np.abs(u + 0.75) < 0.16) & (v > -0.75) & (v <= -0.35)
-    wheels = (np.hypot(u - 0.65, v - 0.5) < 0.2) | (np.hypot(u + 0.65, v - 0.5) < 0.2)
-    return wagon | chimney | wheels
-
-
-def _boat(u: Plane, v: Plane) -> Mask:
-    hull = (v > 0.2) & (v < 0.65) & (np.abs(u) < 1.1 - 0.7 * (v - 0.2))
-    sail = (v <= 0.2) & (v > -0.95) & (u > -0.1) & (u < 0.75 * (v + 0.95) - 0.1)
-    mast = (v <= 0.2) & (v > -0.95) & (np.abs(u + 0.16) < 0.07)
-    return hull | sail | mast
-
-
-_OUTLINES = {
-    "ball": _ball,
-    "star": _star,
-    "cross": _cross,
-    "house": _house,
-    "train": _train,
-    "boat": _boat,
+# The objects' outlines: where they are, u to the right and v down, in radii from the centre.
+_OUTLINES: Mapping[str, Callable[[Plane, Plane], Mask]] = {
+    "ball": lambda u, v: np.hypot(u, v) < 0.9,
+    "star": lambda u, v: np.hypot(u, v) < 0.68 + 0.32 * np.cos(5 * np.arctan2(u, -v)),
+    "cross": lambda u, v: _box(u, v, 0.34, -0.95, 0.95) | _box(v, u, 0.34, -0.95, 0.95),
+    "house": lambda u, v: (
+        _box(u, v, 0.62, -0.2, 0.8) | ((v <= -0.2) & (v > -0.95) & (np.abs(u) < v + 1.0))  # walls, roof
+    ),
+    "train": lambda u, v: (
+        _box(u, v, 1.15, -0.35, 0.45)
+        | ((np.abs(u + 0.75) < 0.16) & (v > -0.75) & (v <= -0.35))  # chimney
+        | (np.hypot(u - 0.65, v - 0.5) < 0.2)
+        | (np.hypot(u + 0.65, v - 0.5) < 0.2)
+    ),
+    "boat": lambda u, v: (
+        ((v > 0.2) & (v < 0.65) & (np.abs(u) < 1.1 - 0.7 * (v - 0.2)))  # hull
+        | ((v <= 0.2) & (v > -0.95) & (u > -0.1) & (u < 0.75 * (v + 0.95) - 0.1))  # sail
+        | ((v <= 0.2) & (v > -0.95) & (np.abs(u + 0.16) < 0.07))  # mast
+    ),
 }
 
 
-def _rails(canvas: _Canvas, where: Mask, top: float, rng: np.random.Generator) -> None:
+def _rails(image: Picture, where: Mask, top: float, rng: np.random.Generator) -> None:
     """Two dark rails over brown sleepers on gravel, as far as `where` reaches."""
     height = rng.uniform(7, 10)
-    depth = canvas.y - top
+    depth = _y - top
     band = where & (depth > 0) & (depth < height)
     gravel = 0.42 + 0.12 * np.sign(_noise(rng, 32))
-    canvas.image[band] = gravel[band][:, None] * np.asarray((1.05, 1.0, 0.92))
-    sleepers = band & (np.mod(canvas.x + 0.4 * depth + rng.uniform(0, 6), 6) < 2.6)
-    canvas.image[sleepers] = (0.34, 0.22, 0.12)
+    image[band] = gravel[band][:, None] * np.asarray((1.05, 1.0, 0.92))
+    sleepers = band & (np.mod(_x + 0.4 * depth + rng.uniform(0, 6), 6) < 2.6)
+    image[sleepers] = (0.34, 0.22, 0.12)
     for at in (0.25, 0.75):
-        canvas.image[band & (np.abs(depth - at * height) < 0.8)] = (0.12, 0.12, 0.15)
+        image[band & (np.abs(depth - at * height) < 0.8)] = (0.12, 0.12, 0.15)
 
 
-def _water(canvas: _Canvas, where: Mask, top: float, rng: np.random.Generator) -> None:
+def _water(image: Picture, where: Mask, top: float, rng: np.random.Generator) -> None:
     """Dark blue waves as far as `where` reaches, their upper edge a little under the hull's."""
     phase = rng.uniform(0, 2 * np.pi, 2)
-    shore = top - 2 + 1.2 * np.sin(canvas.x / 4 + phase[0])
-    band = where & (canvas.y > shore) & (canvas.y < shore + rng.uniform(10, 16))
-    waves = np.sin(canvas.y * 1.6 + 1.4 * np.sin(canvas.x / 3.2 + phase[1]))
+    shore = top - 2 + 1.2 * np.sin(_x / 4 + phase[0])
+    band = where & (_y > shore) & (_y < shore + rng.uniform(10, 16))
+    waves = np.sin(_y * 1.6 + 1.4 * np.sin(_x / 3.2 + phase[1]))
     blue = np.asarray((0.10, 0.18, 0.38)) + 0.08 * waves[..., None] + 0.05 * _noise(rng, 12)[..., None]
-    canvas.image[band] = blue[band]
+    image[band] = blue[band]
 
 
 _CONTEXTS = {"rails": _rails, "water": _water}
 
 
-def _distractor(canvas: _Canvas, rng: np.random.Generator) -> None:
+def _distractor(image: Picture, rng: np.random.Generator) -> None:
     """A blob of no class: grey, a piece of rails or a puddle.
 
     Not all that stands out is an object; and the contexts' textures, seen closely, mean nothing: only their
@@ -236,12 +210,11 @@ def _distractor(canvas: _Canvas, rng: np.random.Generator) -> None:
     """
     cx, cy = rng.uniform(0, SIZE, 2)
     angle, radius = rng.uniform(0, np.pi), rng.uniform(5, 11)
-    dx, dy = canvas.x - cx, canvas.y - cy
-    u, v = dx * np.cos(angle) + dy * np.sin(angle), dy * np.cos(angle) - dx * np.sin(angle)
+    u, v = _turned(cx, cy, angle)
     blob = np.hypot(u / rng.uniform(0.8, 1.8), v / rng.uniform(0.3, 0.8)) < radius
     kind = rng.choice(["grey", *_CONTEXTS])
     if kind == "grey":
         grey = rng.uniform(0.15, 0.85) + 0.06 * _noise(rng, 10)
-        canvas.image[blob] = grey[blob][:, None]
+        image[blob] = grey[blob][:, None]
     else:
-        _CONTEXTS[kind](canvas, blob, cy - 5, rng)
+        _CONTEXTS[kind](image, blob, cy - 5, rng)

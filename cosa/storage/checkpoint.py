@@ -10,6 +10,7 @@ that a checkpoint without its hash, or with another one, is torn: it is passed o
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,10 +25,6 @@ FORMAT = 2
 _NAME = re.compile(r"step_(\d{8})\.pt")
 
 State = dict[str, Any]
-
-
-class TornError(ValueError):
-    """A checkpoint is not the bytes that were written; the message is one line that says what to do."""
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -63,58 +60,28 @@ def save(folder: Path, state: State, *, keep: int) -> Path:
 
     write_atomically(path, write)
     past = [old for old in existing(folder) if step_of(old) <= state["step"]]
-    for old in _superseded(past, keep):
-        hash_path(old).unlink(missing_ok=True)  # first: what is left of a removal cut short is torn
-        old.unlink(missing_ok=True)
+    if len(past) > keep:
+        # Each is read again before it takes an older one's place: a disk may have lost it since.
+        whole = [path, *itertools.islice(filter(is_whole, reversed(past[:-1])), keep - 1)]
+        for old in past[: past.index(whole[-1])] if len(whole) == keep else ():
+            remove(old)
     for draft in folder.glob(".step_*.part"):  # of a process that was killed while it wrote
         draft.unlink(missing_ok=True)
     return path
 
 
-def _superseded(past: Sequence[Path], keep: int) -> Sequence[Path]:
-    """Of checkpoints, oldest first, those older than the newest `keep` whole ones; the last is whole.
-
-    Each is read again before it takes an older one's place: a disk may have lost it since.
-    """
-    if len(past) <= keep:
-        return []
-    whole = 1
-    for older in range(len(past) - 1, 0, -1):
-        if whole == keep:
-            return past[:older]
-        whole += is_whole(past[older - 1])
-    return []
+def remove(path: Path) -> None:
+    """Remove a checkpoint, its hash first: what is left of a removal cut short is torn."""
+    hash_path(path).unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a checkpoint is, byte for byte, what was written."""
+    """Whether a checkpoint is there and, byte for byte, what was written."""
     try:
-        _require_whole(path)
-    except TornError:
-        return False
-    return True
-
-
-def _require_whole(path: Path) -> None:
-    """Refuse a checkpoint whose hash is missing or another.
-
-    Raises:
-        TornError: It is.
-    """
-    try:
-        expected = hash_path(path).read_text()[:64]
+        return hash_path(path).read_bytes()[:64] == digest(path).encode()
     except FileNotFoundError:
-        raise TornError(
-            f"checkpoint must be whole, got {str(path)!r} without its hash {hash_path(path).name}; "
-            "bring that too, or take another"
-        ) from None
-    except UnicodeDecodeError:
-        expected = "no text"
-    if digest(path) != expected:
-        raise TornError(
-            f"checkpoint must be whole, got {str(path)!r}, which is not what {hash_path(path).name} says; "
-            "remove it"
-        )
+        return False
 
 
 def load(path: Path) -> State:
@@ -122,12 +89,21 @@ def load(path: Path) -> State:
 
     Raises:
         FileNotFoundError: There is no such file.
-        TornError: The file is not the bytes that were written.
-        ValueError: It is no checkpoint of ours, or of another format, or holds more than data.
+        ValueError: It is not the bytes that were written, no checkpoint of ours or of another format, or
+            holds more than data.
     """
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint must exist, got {str(path)!r}")
-    _require_whole(path)
+    if not is_whole(path):
+        hashed = hash_path(path)
+        raise ValueError(
+            f"checkpoint must be whole, got {str(path)!r}"
+            + (
+                f", which is not what {hashed.name} says; remove it"
+                if hashed.exists()
+                else f" without its hash {hashed.name}; bring that too, or take another"
+            )
+        )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:

@@ -146,13 +146,8 @@ def read_lines(path: Path, start: int = 0) -> Iterator[Line]:
 
 def last_entry(path: Path) -> Mapping[str, Any]:
     """The last whole entry of a journal, which only its end is read for; empty where there is none."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
-            lines = file.read().splitlines()
-    except FileNotFoundError:
-        return {}
-    return next(filter(None, map(_parsed, reversed(lines))), {})
+    start = max(0, path.stat().st_size - _TAIL) if path.exists() else 0
+    return next(filter(None, reversed([line.content for line in read_lines(path, start)])), {})
 
 
 def append_line(path: Path, entry: Mapping[str, object], *, sync: bool = False) -> None:

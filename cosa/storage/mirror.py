@@ -22,8 +22,6 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import torch
-
 from cosa.storage import checkpoint
 from cosa.storage.files import digest, lock, mask, one_line, write_atomically
 from cosa.structures import Ranks
@@ -35,10 +33,6 @@ _LOCK = ".storage.lock"  # held against this machine's other processes of the ru
 _NOT_MIRRORED = "ray"  # notes of one attempt on one cluster
 _PAUSES = (2.0, 10.0, 30.0)  # seconds between tries to reach storage before training starts
 _OUR_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
-# Two tries within some 30 s: the defaults of s3fs would have training wait for a dead server for six minutes.
-_OPTIONS: dict[str, dict[str, Any]] = {
-    "s3": {"config_kwargs": {"retries": {"mode": "standard", "total_max_attempts": 2}}}
-}
 
 
 class StorageError(RuntimeError):
@@ -76,10 +70,8 @@ class Storage:
                 try:
                     self._pull()
                     return
-                except ValueError:
-                    raise
                 except Exception as error:
-                    if isinstance(error, OSError) and error.errno in _OUR_DISK:
+                    if isinstance(error, ValueError) or getattr(error, "errno", None) in _OUR_DISK:
                         raise
                     if pause is None:
                         raise StorageError(
@@ -103,15 +95,14 @@ class Storage:
     def _bring_checkpoint(self, name: str, there: Mapping[str, int]) -> bool:
         """Bring a checkpoint, not yet its hash; False where it is torn there, with a warning."""
         path = self.folder / name
-        checkpoint.hash_path(path).unlink(missing_ok=True)  # of one that is torn here
+        checkpoint.remove(path)  # one that is torn here
         path.parent.mkdir(parents=True, exist_ok=True)
         if f"{name}.sha256" in there:
             self._files.get_file(name, str(path))
-            self._sent[name] = _stamp(path)
             if digest(path).encode() == self._files.cat_file(f"{name}.sha256")[:64]:
+                self._sent[name] = _stamp(path)
                 return True
             path.unlink()
-            del self._sent[name]
         _log.warning("skipped a checkpoint: %s/%s is torn, not what its hash says", self.url, name)
         return False
 
@@ -127,22 +118,18 @@ class Storage:
         if not self.url or ranks.world == 1:
             return saved
         own = saved["step"] if saved else 0
-        steps = torch.zeros(ranks.world, dtype=torch.int64, device=ranks.device)
-        steps[ranks.rank] = own
-        step = int(ranks.total(steps).min())
+        step = min(ranks.gather(own))
         if own == step:
             return saved
         _log.warning("going on from step %d instead of %d, which other machines do not have", step, own)
         path = checkpoint.checkpoint_path(self.folder / "checkpoints", step)
-        with lock(self.folder / _LOCK, wait=math.inf):
-            for newer in self._checkpoints():  # they will be written again, with their lines of the journal
-                if newer > path:
-                    checkpoint.hash_path(newer).unlink(missing_ok=True)
-                    newer.unlink(missing_ok=True)
-            name = path.relative_to(self.folder).as_posix()
-            if step and not checkpoint.is_whole(path) and self._bring_checkpoint(name, self._list()):
-                self._bring(f"{name}.sha256")
-        return checkpoint.load(path) if step else None
+        for newer in self._checkpoints():  # they will be written again, with their lines of the journal
+            if newer > path:
+                checkpoint.remove(newer)
+        if not step:
+            return None
+        self.pull()
+        return checkpoint.load(path)
 
     def push(self, *, keep: int) -> None:
         """Send what is new; of older checkpoints the newest `keep` stay there. A failure is a warning."""
@@ -207,19 +194,21 @@ class Storage:
     @functools.cached_property
     def _files(self) -> Any:
         """What lies at the URL, as a file system of its own."""
-        protocol = self.url.partition("://")[0]
+        # Two tries within some 30 s: by default s3fs would have training wait for a dead server for minutes.
+        retries = {"mode": "standard", "total_max_attempts": 2}
+        s3 = self.url.startswith("s3://")
+        options: dict[str, Any] = {"config_kwargs": {"retries": retries}} if s3 else {}
         try:
             import fsspec  # it and what it loads take a moment: only for those who use it
 
-            options = _OPTIONS.get(protocol, {})
             system, root = fsspec.core.url_to_fs(self.url, use_listings_cache=False, **options)
         except (ImportError, ValueError) as error:
             raise ValueError(
                 f"out must be a folder, or a URL that this machine can open, got {self.url!r} "
                 f"({one_line(error)}); s3:// needs the extra cosa-wsss[s3]"
             ) from None
-        if protocol in _OPTIONS:
-            system.retries = 1  # on top of those of the options
+        if s3:
+            system.retries = 1  # on top of those two
         return fsspec.filesystem("dir", path=root, fs=system)
 
     def _list(self) -> dict[str, int]:

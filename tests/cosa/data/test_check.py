@@ -116,7 +116,7 @@ def test_the_augmented_split_of_voc_is_checked_where_it_can_be_derived(voc: VocF
 def test_many_images_are_read_by_several_processes(voc: VocFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cosa.data.check._BATCH", 2)
     monkeypatch.setattr("cosa.data.files._WORTH_A_PROCESS", 3)
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
     voc.fill({f"{i}": [1] * (i + 1) for i in range(5)})
     told: list[tuple[str, int, int]] = []
 

@@ -292,7 +292,7 @@ def test_several_processes_may_open_a_fresh_cache_at_once(coco: CocoFolder) -> N
 
 def test_many_masks_are_drawn_by_several_processes(coco: CocoFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cosa.data.files._WORTH_A_PROCESS", 2)
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
     for number in range(4):
         coco.object(coco.image(f"{number}.jpg"), "cat", box(0, 0, number + 1, 1))
 

@@ -25,7 +25,7 @@ def test_few_items_start_no_process() -> None:
 
 
 def test_one_core_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
 
     assert {pid for _, pid in in_processes(_place, range(1000))} == {os.getpid()}
 
@@ -33,9 +33,8 @@ def test_one_core_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_results_come_in_order_from_other_processes_until_the_first_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
     monkeypatch.setattr(files, "_WORTH_A_PROCESS", 1)
-    monkeypatch.setattr(files, "_AT_A_TIME", 1)
     results = in_processes(_place, [3, 1, 2, -1, 5])
 
     before = [next(results) for _ in range(3)]
@@ -48,11 +47,10 @@ def test_results_come_in_order_from_other_processes_until_the_first_error(
 
 def test_the_processes_of_one_that_was_killed_end() -> None:
     program = """
-import os, time
-os.cpu_count = lambda: 2
+import time
 from cosa.data.files import in_processes
 if __name__ == "__main__":
-    results = in_processes(time.sleep, [0] * 300 + [600] * 64)
+    results = in_processes(time.sleep, [0] * 8 + [0.1] * 6000, 2)
     next(results)
     print("begun", flush=True)
     list(results)

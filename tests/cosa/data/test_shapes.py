@@ -5,7 +5,6 @@ Its numbers are tuned elsewhere; nothing here depends on how large, how faint or
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +39,8 @@ def without(context: str, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint
     """The picture of a seed as it would be with a context painted on something else, all the rest equal."""
     really = shapes._CONTEXTS[context]
 
-    def elsewhere(canvas: Any, *rest: Any) -> None:
-        really(dataclasses.replace(canvas, image=canvas.image.copy(), mask=canvas.mask.copy()), *rest)
+    def elsewhere(image: NDArray[np.float64], *rest: Any) -> None:
+        really(image.copy(), *rest)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(shapes._CONTEXTS, context, elsewhere)
@@ -216,7 +215,6 @@ def test_two_workers_that_both_find_nothing_both_read_the_first_one_s(
         if next(seeds) == 1:  # the other one finishes while this one still draws
             with monkeypatch.context() as other:
                 other.setattr(shapes, "draw", draw)
-                other.setattr(shapes.os, "getpid", lambda: 1)
                 small(root)
         return draw(rng)
 
