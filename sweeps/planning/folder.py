@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
 
-from cosa.config import MACHINE_FIELDS, Config, difference, override
+from cosa.config import MACHINE_FIELDS, difference, override
 from cosa.storage.files import last_entry
 from sweeps.planning.plan import Plan, Trial
 from sweeps.runs import PLAN, RUN_KEY, base_of
@@ -73,13 +73,9 @@ class SweepState:
 
 def read_state(out: Path, plan: Plan) -> SweepState:
     """What the folder `out` says of the plan's trials; each file is read and each warm-up hashed once."""
-    results = {trial.name: read_result(out, trial) for trial in plan.trials}
-    failures = {trial.name: read_failure(trial_folder(out, trial.name)) for trial in plan.trials}
-    return SweepState(
-        plan,
-        {name: result for name, result in results.items() if result is not None},
-        {name: reason for name, reason in failures.items() if reason},
-    )
+    results = {t.name: result for t in plan.trials if (result := read_result(out, t)) is not None}
+    failures = {t.name: why for t in plan.trials if (why := read_failure(trial_folder(out, t.name)))}
+    return SweepState(plan, results, failures)
 
 
 def trial_folder(out: Path, name: str) -> Path:
@@ -104,15 +100,13 @@ def read_result(out: Path, trial: Trial) -> Result | None:
     kind = "warmup_identity" if trial.kind == "warmup" else "identity"
     if result.get("step") != trial.last_step or result.get(kind) != trial.identity:
         return None
-    if trial.kind == "warmup" and not _is_whole(checkpoint(folder, trial.last_step)):
-        return None
+    if trial.kind == "warmup":
+        from cosa.storage.checkpoint import is_whole  # imports torch
+
+        path = checkpoint(folder, trial.last_step)
+        if not (path.is_file() and is_whole(path)):
+            return None
     return result
-
-
-def _is_whole(path: Path) -> bool:
-    from cosa.storage.checkpoint import is_whole  # imports torch
-
-    return path.is_file() and is_whole(path)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -168,32 +162,27 @@ def require_same_sweep(out: Path, plan: Plan) -> None:
     before = read_plan(out)
     if not before:
         return
-    changes = "; ".join([*_other_settings(base_of(before), plan.base)] or [*_other_rows(before, plan)])
+    base = base_of(before)
+    changes = [
+        f"{name} {old} -> {new}"
+        for name, old, new in difference(base, plan.base)
+        if name not in _FREE and not (name == "network.weights" and PurePath(old).name == PurePath(new).name)
+    ]
+    kept = {
+        (table["name"], arm["name"]): arm["changes"] for table in before["tables"] for arm in table["arms"]
+    }
+    if not changes:
+        changes = [
+            f"row {table.name}/{arm.name}: {name} {was} -> {now}"
+            for table in plan.tables
+            for arm in table.arms
+            if (table.name, arm.name) in kept
+            for name, was, now in difference(
+                override(base, kept[table.name, arm.name]), override(base, arm.changes)
+            )
+        ]
     if changes:
         raise ValueError(
-            f"settings must stay those of the sweep in {str(out)!r}, got {changes}; go on with the old "
-            "ones, or begin another sweep with another --out"
+            f"settings must stay those of the sweep in {str(out)!r}, got {'; '.join(changes)}; go on with "
+            "the old ones, or begin another sweep with another --out"
         )
-
-
-def _other_settings(before: Config, after: Config) -> Iterator[str]:
-    """Settings of every arm that would change a result."""
-    for name, old, new in difference(before, after):
-        moved = name == "network.weights" and PurePath(old).name == PurePath(new).name
-        if name not in _FREE and not moved:
-            yield f"{name} {old} -> {new}"
-
-
-def _other_rows(before: Mapping[str, Any], plan: Plan) -> Iterator[str]:
-    """Rows that both plans have and that are trained otherwise."""
-    base = base_of(before)
-    kept = {
-        (table["name"], arm["name"]): override(base, arm["changes"])
-        for table in before["tables"]
-        for arm in table["arms"]
-    }
-    for table in plan.tables:
-        for arm in table.arms:
-            if (old := kept.get((table.name, arm.name))) is not None:
-                for name, was, now in difference(old, override(base, arm.changes)):
-                    yield f"row {table.name}/{arm.name}: {name} {was} -> {now}"

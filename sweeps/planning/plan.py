@@ -16,7 +16,7 @@ from typing import Literal
 from cosa import config as configs
 from cosa.config import COTRAINING_SECTIONS, Config, identity, override, warmup_identity
 from sweeps.runs import RUN_KEY
-from sweeps.tables import Arm, Table
+from sweeps.tables import Table
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,6 @@ class Plan:
     """Their relative values worked out for `base`."""
     seeds: tuple[int, ...]
     trials: tuple[Trial, ...]
-    rows: int
-    """Rows of all tables over all seeds, before equal ones are merged."""
-    row_iterations: int
-    """Iterations of running every row on its own."""
 
     def named(self, name: str) -> Trial:
         """The trial called `name`."""
@@ -97,6 +93,11 @@ class Plan:
     def distinct_iterations(self) -> int:
         """Iterations of the distinct trials, if each trained its own warm-up."""
         return sum(trial.last_step for trial in self.trials if trial.kind == "trial")
+
+    @property
+    def row_iterations(self) -> int:
+        """Iterations of running every row of every table on its own, before equal ones are merged."""
+        return sum(trial.last_step * len(trial.arms) for trial in self.trials if trial.kind == "trial")
 
     def remaining(self, finished: Collection[str]) -> list[Trial]:
         """Trials still to run; a warm-up only where a trial that forks from it is among them."""
@@ -118,43 +119,34 @@ def make_plan(base: Config, tables: Sequence[Table], seeds: Sequence[int]) -> Pl
     """
     tables = tuple(table.resolved(base) for table in tables)
     trials: list[Trial] = []
-    rows = row_iterations = 0
     for seed in seeds:
         seeded = override(base, {"train.seed": seed})
-        arms: dict[str, list[str]] = {}  # rows by the identity of their config
-        configs: dict[str, Config] = {}
+        rows: dict[str, tuple[Config, list[str]]] = {}  # by the identity of their config
         for table in tables:
             for arm in table.arms:
-                config = _config_of(table, arm, seeded)
-                configs[identity(config)] = config
-                arms.setdefault(identity(config), []).append(f"{table.name}/{arm.name}")
-                rows += 1
-                row_iterations += config.train.iterations
-        trials += _trials_of_seed(seeded, configs, arms)
-    return Plan(base, tables, tuple(seeds), tuple(trials), rows, row_iterations)
+                row = f"{table.name}/{arm.name}"
+                try:
+                    config = override(seeded, arm.changes)
+                except (ValueError, TypeError) as error:
+                    raise type(error)(f"arm {row}: {error}") from None
+                rows.setdefault(identity(config), (config, []))[1].append(row)
+        trials += _trials_of_seed(seeded, list(rows.values()))
+    return Plan(base, tables, tuple(seeds), tuple(trials))
 
 
-def _config_of(table: Table, arm: Arm, base: Config) -> Config:
-    try:
-        return override(base, arm.changes)
-    except (ValueError, TypeError) as error:
-        raise type(error)(f"arm {table.name}/{arm.name}: {error}") from None
-
-
-def _trials_of_seed(base: Config, configs: dict[str, Config], arms: dict[str, list[str]]) -> Iterator[Trial]:
+def _trials_of_seed(base: Config, rows: Sequence[tuple[Config, Sequence[str]]]) -> Iterator[Trial]:
     """Each warm-up that two or more trials share, followed by its trials; then those that stand alone."""
-    seed = base.train.seed
-    phases: dict[str, list[str]] = {}
-    for key, config in configs.items():
-        phases.setdefault(warmup_identity(config), []).append(key)
-    for keys in phases.values():
-        first, warmup = configs[keys[0]], None
-        if len(keys) > 1 and first.train.warmup > 0:
-            rows = tuple(row for key in keys for row in arms[key])
-            momenta = sorted({configs[key].ema.momentum for key in keys} - {base.ema.momentum})
-            yield (warmup := shared_warmup(first, base, rows, momenta))
-        for key in keys:
-            yield trial_of(configs[key], seed, tuple(arms[key]), warmup)
+    phases: dict[str, list[tuple[Config, Sequence[str]]]] = {}
+    for config, arms in rows:
+        phases.setdefault(warmup_identity(config), []).append((config, arms))
+    for forks in phases.values():
+        first, warmup = forks[0][0], None
+        if len(forks) > 1 and first.train.warmup > 0:
+            every = tuple(row for _, arms in forks for row in arms)
+            momenta = sorted({config.ema.momentum for config, _ in forks} - {base.ema.momentum})
+            yield (warmup := shared_warmup(first, base, every, momenta))
+        for config, arms in forks:
+            yield trial_of(config, base.train.seed, tuple(arms), warmup)
 
 
 def trial_of(config: Config, seed: int, arms: tuple[str, ...], warmup: Trial | None = None) -> Trial:
@@ -186,36 +178,39 @@ def shared_warmup(config: Config, base: Config, arms: tuple[str, ...], momenta: 
 def draw_tree(plan: Plan, finished: Collection[str] = (), reused: Collection[str] = ()) -> str:
     """The plan as a tree, with what sharing saves, what is finished, and what is taken from earlier runs."""
     marks = {**dict.fromkeys(reused, "finished in an earlier run"), **dict.fromkeys(finished, "finished")}
-    lines = [_headline(plan)]
+    kinds = Counter(trial.kind for trial in plan.trials)
+    rows = sum(len(trial.arms) for trial in plan.trials if trial.kind == "trial")
+    tables = ", ".join(table.name for table in plan.tables)
+    headline = (
+        f"tables {tables} x {counted(len(plan.seeds), 'seed')}: {counted(rows, 'row')}, "
+        f"{counted(kinds['trial'], 'distinct trial')}, {counted(kinds['warmup'], 'shared warm-up')}"
+    )
+    lines = [headline]
     roots = [trial for trial in plan.trials if trial.warmup is None]
     for root in roots:
         forks = [trial for trial in plan.trials if trial.warmup == root.name]
         branch, margin = ("└─ ", "   ") if root is roots[-1] else ("├─ ", "│  ")
         lines.append(_tree_line(root, branch, marks))
         lines += [_tree_line(f, margin + ("└─ " if f is forks[-1] else "├─ "), marks) for f in forks]
-    lines.append(_savings(plan))
+    alone, distinct, planned = plan.row_iterations, plan.distinct_iterations, plan.iterations
+    lines.append(
+        f"iterations: {alone:,} for every row on its own, {distinct:,} with equal rows merged, "
+        f"{planned:,} with shared warm-ups ({planned / alone:.0%} of all rows, saves {alone - planned:,})"
+    )
     remaining = plan.remaining(marks)
     if len(remaining) < len(plan.trials):
         taken = len(set(reused) - set(finished))
         lines.append(
             f"finished already: {sum(trial.name in finished for trial in plan.trials)}; "
             + (f"taken from earlier runs: {taken}; " if taken else "")
-            + f"left to train: {_count(len(remaining), 'trial')}, "
+            + f"left to train: {counted(len(remaining), 'trial')}, "
             f"{sum(trial.steps for trial in remaining):,} iterations"
         )
     return "\n".join(lines)
 
 
-def _headline(plan: Plan) -> str:
-    kinds = Counter(trial.kind for trial in plan.trials)
-    tables = ", ".join(table.name for table in plan.tables)
-    return (
-        f"tables {tables} x {_count(len(plan.seeds), 'seed')}: {_count(plan.rows, 'row')}, "
-        f"{_count(kinds['trial'], 'distinct trial')}, {_count(kinds['warmup'], 'shared warm-up')}"
-    )
-
-
-def _count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """`1 trial`, `2 trials`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
@@ -224,14 +219,6 @@ def _tree_line(trial: Trial, branch: str, marks: Mapping[str, str]) -> str:
     rows += "  (oracle: trains on ground-truth masks)" if trial.config.oracle else ""
     mark = f"  {marks[trial.name]}" if trial.name in marks else ""
     return f"{branch}{trial.label}".ljust(36) + f"{trial.steps:>9,} iterations{rows}{mark}"
-
-
-def _savings(plan: Plan) -> str:
-    alone, distinct, planned = plan.row_iterations, plan.distinct_iterations, plan.iterations
-    return (
-        f"iterations: {alone:,} for every row on its own, {distinct:,} with equal rows merged, "
-        f"{planned:,} with shared warm-ups ({planned / alone:.0%} of all rows, saves {alone - planned:,})"
-    )
 
 
 def to_json(plan: Plan, reused: Mapping[str, str] | None = None) -> str:

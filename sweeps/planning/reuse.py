@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cosa.config import identity
 from cosa.tracking import find_run
-from sweeps.planning.plan import Trial
+from sweeps.planning.plan import Trial, counted
 from sweeps.runs import metric_names, read_json
 
 if TYPE_CHECKING:
@@ -24,23 +23,13 @@ if TYPE_CHECKING:
 COMMIT_TAG, DIRTY_TAG = "mlflow.source.git.commit", "cosa.dirty"
 
 
-@dataclass(frozen=True)
-class Reuse:
-    """What earlier runs a sweep may take."""
-
-    runs: Mapping[str, str]
-    """Their ids, by the names of the trials that they stand for."""
-    refused: str = ""
-    """Why trials that finished earlier are run again all the same; empty where there are none."""
-
-
 def find_reusable(
     client: MlflowClient,
     experiment_id: str,
     trials: Sequence[Trial],
     code: Mapping[str, str],
     data_tags: Mapping[str, str],
-) -> Reuse:
+) -> tuple[dict[str, str], str]:
     """The newest finished run of each trial's experiment, by this code, on this data.
 
     Args:
@@ -49,20 +38,28 @@ def find_reusable(
         trials: Those still to run; warm-ups are passed over, for their checkpoints are in no store.
         code: This code's tags, as `cosa.tracking.provenance.source_tags` gives them.
         data_tags: Fingerprints of the training and validation images, by tag.
+
+    Returns:
+        Ids of the runs by the names of the trials that they stand for, and why other trials that finished
+        earlier are run again all the same; empty where there are none.
     """
     found: dict[str, str] = {}
     reasons: Counter[str] = Counter()
     for trial in trials:
         if trial.kind != "trial":
             continue
-        earlier = _finished(client, experiment_id, trial)
-        obstacles = {run.info.run_id: _obstacle(run, code, data_tags) for run in earlier}
-        run_id = next((run_id for run_id, obstacle in obstacles.items() if not obstacle), None)
-        if run_id is not None:
-            found[trial.name] = run_id
-        elif obstacles:
-            reasons[next(iter(obstacles.values()))] += 1
-    return Reuse(found, _told(reasons))
+        query = f"attributes.status = 'FINISHED' and tags.`cosa.identity` = '{identity(trial.config)}'"
+        earlier = [r for r in client.search_runs([experiment_id], query) if _is_whole(client, r, trial)]
+        obstacles = {_obstacle(run, code, data_tags): run.info.run_id for run in reversed(earlier)}
+        if "" in obstacles:
+            found[trial.name] = obstacles[""]
+        elif earlier:
+            reasons[_obstacle(earlier[0], code, data_tags)] += 1
+    if not reasons:
+        return found, ""
+    parts = [reason + (f" ({count})" if len(reasons) > 1 else "") for reason, count in reasons.items()]
+    trained_again = counted(reasons.total(), "trial")
+    return found, f"{trained_again} finished earlier but will run again: {'; '.join(parts)}"
 
 
 def still_there(client: MlflowClient, trials: Sequence[Trial], runs: Mapping[str, str]) -> dict[str, str]:
@@ -73,15 +70,6 @@ def still_there(client: MlflowClient, trials: Sequence[Trial], runs: Mapping[str
         if run is not None and _is_whole(client, run, trial):
             kept[trial.name] = run.info.run_id
     return kept
-
-
-def _finished(client: MlflowClient, experiment_id: str, trial: Trial) -> list[Run]:
-    """Finished runs of a trial's experiment, newest first: those of sweeps, and those of `cosa-train`."""
-    runs = client.search_runs(
-        [experiment_id],
-        f"attributes.status = 'FINISHED' and tags.`cosa.identity` = '{identity(trial.config)}'",
-    )
-    return [run for run in runs if _is_whole(client, run, trial)]
 
 
 def _is_whole(client: MlflowClient, run: Run, trial: Trial) -> bool:
@@ -108,12 +96,3 @@ def _obstacle(run: Run, code: Mapping[str, str], data_tags: Mapping[str, str]) -
     if not data_tags or any(tags.get(name) != value for name, value in data_tags.items()):
         return "they were trained or judged on other data"
     return ""
-
-
-def _told(reasons: Mapping[str, int]) -> str:
-    if not reasons:
-        return ""
-    total = sum(reasons.values())
-    parts = [reason + (f" ({count})" if len(reasons) > 1 else "") for reason, count in reasons.items()]
-    trials = "1 trial" if total == 1 else f"{total} trials"
-    return f"{trials} finished earlier but will run again: {'; '.join(parts)}"

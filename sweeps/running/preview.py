@@ -74,8 +74,8 @@ def with_earlier(args: SweepArgs, state: SweepState, data_tags: Mapping[str, str
     with explained(args.uri):
         taken = still_there(client, state.plan.trials, taken_before(args.out))
         missing = state.plan.remaining({*state.results, *taken})
-        new = find_reusable(client, experiment_id, missing, code, data_tags)
-    return dataclasses.replace(state, reused={**taken, **new.runs}), new.refused
+        new, refused = find_reusable(client, experiment_id, missing, code, data_tags)
+    return dataclasses.replace(state, reused={**taken, **new}), refused
 
 
 def show_plan(args: SweepArgs, state: SweepState, refused: str) -> None:

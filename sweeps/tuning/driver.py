@@ -81,7 +81,7 @@ def run(args: SearchArgs) -> int:
 
 def _plan(args: SearchArgs, trials: Iterable[Trial]) -> Plan:
     """Trials that fill no table's rows."""
-    return Plan(args.base, (), (args.base.train.seed,), tuple(trials), 0, 0)
+    return Plan(args.base, (), (args.base.train.seed,), tuple(trials))
 
 
 def _train(

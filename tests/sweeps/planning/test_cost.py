@@ -53,10 +53,11 @@ def run(speed, *, config=BASE, seconds=None, number=0, **tags):
 
 def test_a_shared_warmup_and_its_forks_are_counted_once_each():
     trials = make_plan(BASE, [TABLE], [0]).trials
-    speed = Speed(1.0, 2.0, 15.0, runs=2, hardware="", on_gpu=False)
-    training, evaluation = cost.hours_of(trials, speed)
-    assert training * 3600 == pytest.approx(40 * 1 + 2 * 60 * 2)
-    assert evaluation * 3600 == pytest.approx((2 + 3 + 3) * 15)  # after 30, 40 | 60, 90, 100 each
+    hour = Speed(3600.0, 7200.0, 3600 * 15.0, runs=2, hardware="", on_gpu=False)
+    training, evaluations = 40 * 1 + 2 * 60 * 2, (2 + 3 + 3) * 15  # after 30, 40 | 60, 90, 100 each
+    assert cost.price(trials, hour, TrialResources()) == (
+        f"about {training + evaluations:.2g} core-hours, evaluations {evaluations:.2g} of them"
+    )
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def table_of(*changes, name="t"):
 def test_table_3_over_three_seeds_is_33_trials_and_3_warmups():
     plan = make_plan(BASE, [get_table("3a"), get_table("3b")], [0, 1, 2])
     kinds = [trial.kind for trial in plan.trials]
-    assert (kinds.count("trial"), kinds.count("warmup"), plan.rows) == (33, 3, 39)
+    assert (kinds.count("trial"), kinds.count("warmup")) == (33, 3)
 
 
 def test_equal_rows_of_two_tables_are_one_trial_that_names_both():
