@@ -6,6 +6,7 @@ import argparse
 import inspect
 import os
 import signal
+import sys
 import typing
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -25,17 +26,22 @@ MISTAKE, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 
 
 def run_command(
-    name: str, command: Callable[[str, Sequence[str]], int], arguments: Sequence[str], *, goes_on: str = ""
+    name: str,
+    command: Callable[[str, Sequence[str]], int],
+    arguments: Sequence[str] | None = None,
+    *,
+    goes_on: str = "",
 ) -> int:
     """Run a command; what the user can put right becomes one line, and an exit code that is not 0.
 
     Args:
         name: As the command is called.
         command: Takes that name and the arguments; its value is the exit code.
-        arguments: What stands behind the name on the command line.
+        arguments: What stands behind the name on the command line; by default that of the process.
         goes_on: What an interrupted command says of going on.
     """
     signal.signal(signal.SIGTERM, _terminate)
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
         return command(name, arguments)
     except KeyboardInterrupt:
@@ -63,6 +69,14 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
 
+    def flag(self, name: str, metavar: str, text: str, **options: Any) -> None:
+        """Add a flag or an argument that takes a value; `text` is its help."""
+        self.add_argument(name, metavar=metavar, help=text, **options)
+
+    def switch(self, name: str, text: str) -> None:
+        """Add a flag that is given or not; `text` is its help."""
+        self.add_argument(name, action="store_true", help=text)
+
     def error(self, message: str) -> NoReturn:
         """Called by argparse."""
         raise ValueError(f"{message}; see {self.prog} --help")
@@ -80,9 +94,9 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
 
-def add_traceback(parser: argparse.ArgumentParser) -> None:
+def add_traceback(parser: Parser) -> None:
     """The flag that has `run_command` show where an error arose."""
-    parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
+    parser.switch("--traceback", "show where in the code an error arose")
 
 
 def whole_number(text: str) -> int:
@@ -93,17 +107,13 @@ def whole_number(text: str) -> int:
     return value
 
 
-def add_source(parser: argparse.ArgumentParser) -> None:
+def add_source(parser: Parser) -> None:
     """The trained network a command works with."""
-    parser.add_argument(
-        "source",
-        metavar="SOURCE",
-        help="a run's folder, a checkpoint, an exported model's folder, or an MLflow run id",
+    parser.flag(
+        "source", "SOURCE", "a run's folder, a checkpoint, an exported model's folder, or an MLflow run id"
     )
-    parser.add_argument(
-        "--tracking-uri",
-        metavar="URI",
-        help="MLflow store of a run id (default MLFLOW_TRACKING_URI, else runs/mlflow.db)",
+    parser.flag(
+        "--tracking-uri", "URI", "MLflow store of a run id (default MLFLOW_TRACKING_URI, else runs/mlflow.db)"
     )
 
 

@@ -40,20 +40,19 @@ def print_error(text: str) -> None:
 class LiveLine:
     """Progress: a few lines rewritten in place on a terminal, one plain line now and then elsewhere."""
 
-    def __init__(self, *, every: float = PLAIN_SECONDS) -> None:
-        """Write to standard output; where that is no terminal, at most one line in `every` seconds."""
-        self._stream, self._every = sys.stdout, every
+    def __init__(self) -> None:
+        self._stream = sys.stdout
         self.terminal = self._stream.isatty()
         self._shown_at = -math.inf
         self._height = 0  # lines on the terminal that are to be rewritten
 
-    def show(self, text: str, now: float | None = None, block: Sequence[str] = ()) -> None:
+    def show(self, text: str, block: Sequence[str] = (), *, always: bool = False) -> None:
         """Show `text` as the state of things.
 
         Args:
             text: A line.
-            now: Seconds of any clock that only rises (by default a clock of its own).
             block: The same in several lines, for a terminal.
+            always: Whether a log file gets the line however short after another.
         """
         if self.terminal:
             size = shutil.get_terminal_size()
@@ -62,10 +61,8 @@ class LiveLine:
                 lines = [*lines[: room - 1], f"... and {len(lines) - room + 1} more"]
             self._write(self._erased() + "\n".join(line[: size.columns - 1] for line in lines))
             self._height = len(lines)
-            return
-        now = time.monotonic() if now is None else now
-        if now - self._shown_at >= self._every:
-            self._shown_at = now
+        elif always or time.monotonic() - self._shown_at >= PLAIN_SECONDS:
+            self._shown_at = time.monotonic()
             self._write(text + "\n")
 
     def note(self, text: str) -> None:
@@ -100,14 +97,13 @@ class Display(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
-        self.live = LiveLine(every=0.0)
+        self.live = LiveLine()
 
     def __call__(self, progress: TrainProgress) -> None:
         """Show where the run stands; an evaluation stays on the screen."""
         if "train/loss/total" in progress.metrics:
-            self.live.show(_progress_line(progress))
-        evaluated = _evaluation_line(progress)
-        if evaluated:
+            self.live.show(_progress_line(progress), always=True)
+        if evaluated := _evaluation_line(progress):
             self.line(evaluated)
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -124,62 +120,26 @@ class Display(logging.Handler):
 class Counter:
     """How far a command has come: `12/57 images | 3.4 images/s | 13 s left`."""
 
-    def __init__(self, total: int, what: str) -> None:
-        self._live = LiveLine(every=0.0)
-        self._total, self._what = total, what
-        self._done = 0
-        self._begun = time.perf_counter()
-        self._shown = -math.inf
+    def __init__(self, total: int, title: str = "") -> None:
+        """Begin now to count to `total` images, on lines that start with `title`."""
+        self.live = LiveLine()
+        self.done, self._total, self._title = 0, total, title
+        self._begun = time.monotonic()
 
     def add(self, count: int) -> None:
         """So many more are done; a log file hears of it only now and then."""
-        self._done += count
-        now = time.perf_counter()
-        pause = 0.2 if self._live.terminal else 10.0
-        if now < self._shown + pause and self._done < self._total:
-            return
-        self._shown = now
-        speed = self._done / max(now - self._begun, 1e-9)
-        left = duration((self._total - self._done) / speed)
-        self._live.show(f"{self._done}/{self._total} {self._what} | {speed:.3g} {self._what}/s | {left} left")
+        self.done += count
+        speed = self.done / max(time.monotonic() - self._begun, 1e-9)
+        left = duration((self._total - self.done) / speed)
+        text = f"{self._title}{self.done}/{self._total} images | {speed:.3g} images/s | {left} left"
+        self.live.show(text, always=self.done == self._total)
 
     def each(self, items: Iterable[T], size: Callable[[T], int] = lambda _: 1) -> Iterator[T]:
         """The items, each counted once the next one is asked for; the count then stays on the terminal."""
         for item in items:
             yield item
             self.add(size(item))
-        self._live.keep()
-
-
-class SplitBar:
-    """How far reading is: a bar for each split on a terminal, a line per tenth elsewhere."""
-
-    def __init__(self) -> None:
-        self._live = LiveLine(every=0.0)
-        self._split, self._tenth, self._begun = "", 0, 0.0
-
-    def __call__(self, split: str, done: int, total: int) -> None:
-        """Show that `done` of the `total` images of a split are read; 0 of 0 while it is opened."""
-        if split != self._split:
-            self.keep()
-            self._split, self._tenth = split, 0
-        if not total:
-            self._live.show(f"{split}: opening")
-            self._begun = time.monotonic()
-            return
-        left = (time.monotonic() - self._begun) / done * (total - done) if done else math.inf
-        text = f"{done}/{total} images, {duration(left)} left"
-        tenth = 10 * done // total
-        if self._live.terminal:
-            filled = 30 * done // total
-            self._live.show(f"{split} [{'#' * filled}{'.' * (30 - filled)}] {text}")
-        elif tenth > self._tenth:
-            self._tenth = tenth
-            self._live.show(f"{split}: {text}")
-
-    def keep(self) -> None:
-        """Leave the bar on the terminal, and go on below it."""
-        self._live.keep()
+        self.live.keep()
 
 
 def _progress_line(progress: TrainProgress) -> str:
@@ -254,16 +214,11 @@ def metrics_table(columns: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def aligned_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def aligned_table(columns: Mapping[str, Sequence[str]]) -> str:
     """A Markdown table that is also readable as it stands; all columns but the first hold numbers."""
-    columns = list(zip(header, *rows, strict=True))
-    widths = [max(map(len, column)) for column in columns]
-    rule = [f"{'-' * (width - 1)}{'-' if i == 0 else ':'}" for i, width in enumerate(widths)]
-    lines = []
-    for row in (header, rule, *rows):
-        cells = [
-            text.ljust(width) if i == 0 else text.rjust(width)
-            for i, (text, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    padded = []
+    for place, (title, cells) in enumerate(columns.items()):
+        width = max(map(len, (title, *cells)))
+        rule, pad = ("-" * width, str.ljust) if place == 0 else ("-" * (width - 1) + ":", str.rjust)
+        padded.append([pad(text, width) for text in (title, rule, *cells)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in zip(*padded, strict=True))

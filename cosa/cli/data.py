@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cosa.cli.common import FAILED, Parser, add_settings, add_traceback, changed_settings, whole_number
-from cosa.cli.console import SplitBar
+from cosa.cli.console import Counter, aligned_table
 from cosa.config import Config, DataConfig, nearest, override
 
 if TYPE_CHECKING:
@@ -25,70 +25,50 @@ def main(prog: str, arguments: Sequence[str]) -> int:
     """What `cosa-data` does; returns the exit code."""
     parser = Parser(prog=prog, description="Look at a data set before it is used.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    check = commands.add_parser(
+
+    def add(name: str, summary: str, description: str) -> Parser:
+        command = commands.add_parser(name, help=summary, description=description)
+        command.flag("root", "ROOT", "folder of the data set", type=Path)
+        layouts = ("voc", "coco", "folder", "shapes")
+        command.add_argument("--layout", choices=layouts, help="its layout (default: told by its files)")
+        cache = DataConfig().cache
+        command.flag("--cache", "DIR", f"where COCO's masks are kept (default {cache})", default=cache)
+        add_traceback(command)
+        return command
+
+    check = add(
         "check",
-        help="read every file, list all that is wrong, count images and pixels per class",
-        description="Read every file of a data set and list everything that is wrong with it. Exit code 1 "
-        "when something is. COCO's masks are drawn into the cache on the way, ready for training.",
+        "read every file, list all that is wrong, count images and pixels per class",
+        "Read every file of a data set and list everything that is wrong with it. Exit code 1 when something "
+        "is. COCO's masks are drawn into the cache on the way, ready for training.",
     )
-    show = commands.add_parser(
+    check.flag("--split", "NAME", "check this split alone; may be repeated", action="append")
+    show = add(
         "show",
-        help="draw a sample of images with their masks laid over them",
-        description="Draw a sample of images with their masks laid over them and the classes they are "
-        "labelled with.",
+        "draw a sample of images with their masks laid over them",
+        "Draw a sample of images with their masks laid over them and the classes they are labelled with.",
     )
-    pack = commands.add_parser(
+    show.flag("--split", "NAME", "which split (default one called val, else the first)")
+    show.flag("--out", "FILE", "picture to write, such as a.png", type=Path, required=True)
+    show.flag("--images", "N", "how many (default 12)", type=whole_number, default=12)
+    show.flag("--seed", "N", "which ones (default 0)", type=whole_number, default=0)
+    pack = add(
         "pack",
-        help="write an archive that machines of a cluster unpack by themselves",
-        description="Write a data set into one uncompressed tar, for --data.archive. The same files make the "
-        "same bytes.",
+        "write an archive that machines of a cluster unpack by themselves",
+        "Write a data set into one uncompressed tar, for --data.archive. The same files make the same bytes.",
     )
-    speed = commands.add_parser(
+    pack.flag("--out", "FILE.tar", "archive to write, outside of ROOT", type=Path, required=True)
+    speed = add(
         "speed",
-        help="measure how fast images come from the disk and from the loader",
-        description="Measure how fast images come from the disk and from the loader, and tell what training "
-        "needs.",
+        "measure how fast images come from the disk and from the loader",
+        "Measure how fast images come from the disk and from the loader, and tell what training needs.",
     )
-    for command in (check, show, pack, speed):
-        _add_data(command)
-    check.add_argument(
-        "--split", action="append", metavar="NAME", help="check this split alone; may be repeated"
-    )
-    show.add_argument("--split", metavar="NAME", help="which split (default one called val, else the first)")
-    show.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="picture to write, such as a.png"
-    )
-    show.add_argument("--images", type=whole_number, default=12, metavar="N", help="how many (default 12)")
-    show.add_argument("--seed", type=whole_number, default=0, metavar="N", help="which ones (default 0)")
-    pack.add_argument(
-        "--out", type=Path, required=True, metavar="FILE.tar", help="archive to write, outside of ROOT"
-    )
-    speed.add_argument(
-        "--split", metavar="NAME", help="which split (default one called train, else the first)"
-    )
-    speed.add_argument(
-        "--images", type=whole_number, default=256, metavar="N", help="how many to read (default 256)"
-    )
+    speed.flag("--split", "NAME", "which split (default one called train, else the first)")
+    speed.flag("--images", "N", "how many to read (default 256)", type=whole_number, default=256)
     add_settings(speed, Config(), only=("data.loader_workers", "data.crop_size"))
     given = parser.parse_known(arguments)
     run = {"check": _check, "show": _show, "pack": _pack, "speed": _speed}[given.command]
     return run(given, _data(given))
-
-
-def _add_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("root", type=Path, metavar="ROOT", help="folder of the data set")
-    parser.add_argument(
-        "--layout",
-        choices=("voc", "coco", "folder", "shapes"),
-        help="its layout (default: told by its files)",
-    )
-    parser.add_argument(
-        "--cache",
-        default=DataConfig().cache,
-        metavar="DIR",
-        help=f"where COCO's masks are kept (default {DataConfig().cache})",
-    )
-    add_traceback(parser)
 
 
 def _data(given: argparse.Namespace) -> DataConfig:
@@ -106,18 +86,32 @@ def _check(given: argparse.Namespace, data: DataConfig) -> int:
     splits = splits_of(data)
     for split in given.split or ():
         _require_split(split, splits)
-    progress = SplitBar()
-    summary = check(data, given.split or splits, progress)
-    progress.keep()
+    summary = check(data, given.split or splits, _progress())
     print(f"\n{data.root}, layout {data.layout}\n")
     if summary.splits:
         print(table(summary.splits))
-    print()
-    for problem in summary.problems:
-        print(problem)
+    print("", *summary.problems, sep="\n")
     count = len(summary.problems)
     print(f"{count} thing{'s' * (count > 1)} wrong" if count else "nothing is wrong")
     return FAILED if count else 0
+
+
+def _progress() -> Callable[[str, int, int], None]:
+    """Shows a count for each split, which stays on a terminal."""
+    counter = Counter(0)
+
+    def advance(split: str, done: int, total: int) -> None:
+        nonlocal counter
+        if not total:
+            counter.live.show(f"{split}: opening", always=True)
+        elif not done:
+            counter = Counter(total, f"{split}: ")
+        else:
+            counter.add(done - counter.done)
+            if done == total:
+                counter.live.keep()
+
+    return advance
 
 
 def _show(given: argparse.Namespace, data: DataConfig) -> int:
@@ -207,20 +201,15 @@ def _require_split(split: str, splits: Sequence[str]) -> None:
 def table(splits: Sequence[SplitSummary]) -> str:
     """Images, and percent of pixels where there are masks, per class and split."""
     classes = splits[0].classes
-    columns = [["", "", "all", "without objects", "background", *classes, "not counted"]]
+    columns = {"": ["all", "without objects", "background", *classes, "not counted"]}
     for split in splits:
         total = max(1, sum(split.pixels))
-        percents = [f"{100 * count / total:.2f}" for count in split.pixels] or ["-"] * (len(classes) + 2)
         images = map(str, split.images_per_class)
-        columns += [
-            [split.name, "images", str(split.images), str(split.without_objects), "", *images, ""],
-            ["", "pixels %", "", "", *percents],
-        ]
+        percents = [f"{100 * count / total:.2f}" for count in split.pixels] or ["-"] * (len(classes) + 2)
+        columns[f"{split.name} images"] = [str(split.images), str(split.without_objects), "", *images, ""]
+        columns[f"{split.name} pixels %"] = ["", "", *percents]
     if any(split.unlabelled_masks for split in splits):
         cells = (cell for split in splits for cell in (str(split.unlabelled_masks), ""))
-        for column, cell in zip(columns, ("mask shows more than labels", *cells), strict=True):
+        for column, cell in zip(columns.values(), ("mask shows more than labels", *cells), strict=True):
             column.append(cell)
-    widths = [max(map(len, column)) for column in columns]
-    names = [cell.ljust(widths[0]) for cell in columns[0]]
-    numbers = ([cell.rjust(w) for cell in column] for column, w in zip(columns[1:], widths[1:], strict=True))
-    return "\n".join("  ".join(row).rstrip() for row in zip(names, *numbers, strict=True))
+    return aligned_table(columns)

@@ -8,17 +8,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import cosa
-from cosa.cli.common import (
-    Parser,
-    add_settings,
-    add_source,
-    add_traceback,
-    changed_settings,
-    find_model,
-)
+from cosa.cli.common import Parser, add_settings, add_source, add_traceback, changed_settings, find_model
 from cosa.cli.console import NETWORKS, Counter, aligned_table, metrics_table, print_error
 from cosa.config import Config, flatten, override
 
@@ -60,28 +54,26 @@ def _parser(prog: str) -> Parser:
         "each class, or fill the archive that the VOC server takes. Settings default to those of the run.",
     )
     add_source(parser)
-    parser.add_argument("--split", metavar="NAME", help="split to judge (default data.val_split)")
+    parser.flag("--split", "NAME", "split to judge (default data.val_split)")
     parser.add_argument(
         "--network",
         choices=list(NETWORKS),
         default="assignment",
         help="which of the two networks; the online one is in checkpoints alone (default assignment)",
     )
-    parser.add_argument(
-        "--crf", action="store_true", help="also after a dense CRF (Tab. 6); needs the extra `crf`"
-    )
-    parser.add_argument(
+    parser.switch("--crf", "also after a dense CRF (Tab. 6); needs the extra `crf`")
+    parser.flag(
         "--out",
+        "DIR",
+        "folder of evaluation.json and evaluation.md (default evaluation/SPLIT in the run's folder)",
         type=Path,
-        metavar="DIR",
-        help="folder of evaluation.json and evaluation.md (default evaluation/SPLIT in the run's folder)",
     )
-    parser.add_argument(
+    parser.flag(
         "--submission",
+        "FILE.tar.gz",
+        "judge nothing, but write the class maps of the split (default test) as the VOC server takes them; "
+        "the split needs no masks",
         type=Path,
-        metavar="FILE.tar.gz",
-        help="judge nothing, but write the class maps of the split (default test) as the VOC server takes "
-        "them; the split needs no masks",
     )
     add_traceback(parser)
     add_settings(parser, Config(), ("data", "evaluation"))
@@ -94,6 +86,7 @@ def _evaluate(stored: StoredModel, given: argparse.Namespace) -> None:
     from cosa.data.open import open_dataset
     from cosa.evaluation import evaluate as evaluation
     from cosa.model import build_model
+    from cosa.storage.files import write_atomically
 
     config, facts = stored.config, stored.facts
     out = _folder(given, stored)
@@ -104,23 +97,25 @@ def _evaluate(stored: StoredModel, given: argparse.Namespace) -> None:
         print_error(f"split {config.data.val_split!r} has no masks: classification alone can be judged")
     model = build_model(stored)
     images = min(len(dataset), config.evaluation.max_images or len(dataset))
-    counter = Counter(images, "images")
+    batches = evaluation_batches(dataset, config)
     with model.autocast():
         found = evaluation.evaluate(
             model.network,
-            counter.each(evaluation_batches(dataset, config), lambda batch: len(batch.names)),
+            Counter(images).each(batches, lambda batch: len(batch.names)),
             config=config,
             classes=dataset.classes,
             xi=facts.xi,
             aux_xi=facts.aux_xi,
             device=model.device,
         )
-    print(_heading(stored, images, len(dataset)) + "\n")
-    print(metrics_table({NETWORKS[facts.network]: found.metrics}))
-    for table in (_crf_table(found.metrics), _class_table(found, dataset.classes)):
-        if table:
-            print("\n" + table)
-    _write(out, stored, dataset, found, images)
+    heading = _heading(stored, images, len(dataset))
+    metrics = metrics_table({NETWORKS[facts.network]: found.metrics})
+    tables = [text for text in (_crf_table(found.metrics), _class_table(found, dataset.classes)) if text]
+    print("\n\n".join([heading, metrics, *tables]))
+    name = stored.folder.name if stored.folder else facts.run_id
+    parts = [f"# {name}", f"{heading}.", f"```text\n{metrics}\n```", *tables]
+    write_atomically(out / "evaluation.json", _json(stored, dataset, found, images))
+    write_atomically(out / "evaluation.md", "\n\n".join(parts) + "\n")
     print(f"\nwritten to {out}: evaluation.json, evaluation.md")
 
 
@@ -186,12 +181,12 @@ def _class_table(found: Evaluation, classes: Sequence[str]) -> str:
     }
     if not columns:
         return ""
-    rows = [
-        [name, *(_percent(column.get(name, math.nan)) for column in columns.values())]
-        for name in ("background", *classes)
-    ]
-    means = [_percent(sum(c.values()) / len(c) if c else math.nan) for c in columns.values()]
-    return aligned_table(["IoU, percent", *columns], [*rows, ["mIoU", *means]])
+    names = ["background", *classes]
+    table = {"IoU, percent": [*names, "mIoU"]}
+    for text, column in columns.items():
+        mean = fmean(column.values()) if column else math.nan
+        table[text] = [_percent(value) for value in (*(column.get(name, math.nan) for name in names), mean)]
+    return aligned_table(table)
 
 
 def _percent(value: float) -> str:
@@ -202,29 +197,20 @@ def _crf_table(metrics: Mapping[str, float]) -> str:
     """mIoU and speed without and with the CRF, as Tab. 6; empty where none was asked for."""
     if "seg_miou_crf" not in metrics:
         return ""
-    rows = [
-        [
-            title,
-            _percent(metrics[f"seg_miou{suffix}"]),
-            _percent(metrics[f"seg_miou_labelled{suffix}"]),
-            f"{metrics.get(speed, math.nan):.2f}",
-        ]
-        for title, suffix, speed in (
-            ("without", "", "images_per_second"),
-            ("with", "_crf", "crf_images_per_second"),
-        )
-    ]
-    return aligned_table(["dense CRF", "mIoU, label-free", "mIoU, labelled", "images/s"], rows)
+    speeds = (metrics.get(name, math.nan) for name in ("images_per_second", "crf_images_per_second"))
+    return aligned_table(
+        {
+            "dense CRF": ["without", "with"],
+            "mIoU, label-free": [_percent(metrics[f"seg_miou{crf}"]) for crf in ("", "_crf")],
+            "mIoU, labelled": [_percent(metrics[f"seg_miou_labelled{crf}"]) for crf in ("", "_crf")],
+            "images/s": [f"{speed:.2f}" for speed in speeds],
+        }
+    )
 
 
-def _write(
-    out: Path, stored: StoredModel, dataset: SegmentationDataset, found: Evaluation, images: int
-) -> None:
-    """The results for programs (JSON, fractions) and for readers (Markdown, percent)."""
-    from cosa.storage.files import write_atomically
-
+def _json(stored: StoredModel, dataset: SegmentationDataset, found: Evaluation, images: int) -> str:
+    """The results for programs, as fractions."""
     config, facts = stored.config, stored.facts
-    settings = {k: v for k, v in flatten(config).items() if k.startswith("evaluation.")}
     result = {
         "network": facts.network,
         "step": facts.step,
@@ -235,24 +221,13 @@ def _write(
         "metrics": {k: v if math.isfinite(v) else None for k, v in found.metrics.items()},
         "per_class": found.per_class,
         "curves": found.curves,
-        "settings": settings,
+        "settings": {k: v for k, v in flatten(config).items() if k.startswith("evaluation.")},
         "run_id": facts.run_id,
         "trained_on": facts.data_fingerprint,
         "judged_on": dataset.fingerprint(),
         "cosa": cosa.__version__,
     }
-    name = stored.folder.name if stored.folder else facts.run_id
-    parts = [
-        f"# {name}",
-        _heading(stored, images, len(dataset)) + ".",
-        "```text\n" + metrics_table({NETWORKS[facts.network]: found.metrics}) + "\n```",
-        _crf_table(found.metrics),
-        _class_table(found, dataset.classes),
-    ]
-    text = "\n\n".join(part for part in parts if part) + "\n"
-    data = json.dumps(result, indent=2) + "\n"
-    write_atomically(out / "evaluation.json", data)
-    write_atomically(out / "evaluation.md", text)
+    return json.dumps(result, indent=2) + "\n"
 
 
 def _submit(stored: StoredModel, path: Path) -> None:
@@ -271,5 +246,5 @@ def _submit(stored: StoredModel, path: Path) -> None:
     _require_same_classes(stored, dataset)
     model = build_model(stored)
     predictions = predict_files(model, dataset.image_paths, crf=config.evaluation.crf)
-    count = write_submission(path, Counter(len(dataset), "images").each(predictions))
+    count = write_submission(path, Counter(len(dataset)).each(predictions))
     print(f"{count} class maps of {config.data.val_split}, read back, in {path}")

@@ -17,12 +17,8 @@ def main(prog: str, arguments: Sequence[str]) -> int:
         "`cosa.model.load_model(DIR)` and the other commands take it.",
     )
     add_source(parser)
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="a folder that is not there yet"
-    )
-    parser.add_argument(
-        "--mlflow", action="store_true", help="as an MLflow model, for mlflow.pyfunc.load_model(DIR)"
-    )
+    parser.flag("--out", "DIR", "a folder that is not there yet", type=Path, required=True)
+    parser.switch("--mlflow", "as an MLflow model, for mlflow.pyfunc.load_model(DIR)")
     add_traceback(parser)
     given = parser.parse_known(arguments)
     out = given.out.expanduser().absolute()

@@ -21,9 +21,9 @@ from cosa.cli.console import Counter, print_error
 from cosa.config import Config, override
 
 if TYPE_CHECKING:
-    from cosa.model import ImageOutput, Model
+    from cosa.model import ImageOutput
 else:
-    ImageOutput = Model = Any  # they import torch; tests check annotations as the program runs
+    ImageOutput = Any  # it imports torch; tests check annotations as the program runs
 
 _SETTINGS = (
     "data.loader_workers",
@@ -43,13 +43,13 @@ def main(prog: str, arguments: Sequence[str]) -> int:
     paths = find_images(given.images)
     stored = find_model(given, "assignment")
     model = build_model(replace(stored, config=override(stored.config, changed_settings(given))))
-    cams = _indices(model, given.cams or [])
+    cams: list[int] = model.label_vector(given.cams or [])[0].nonzero().flatten().tolist()
     out = given.out.expanduser().absolute()
     stems = [out / name for name in output_names(paths)]
     _keep_images(paths, [stem.with_name(f"{stem.name}.png") for stem in stems])
     skipped = []
     predictions = predict_files(model, paths, labels=given.labels, crf=given.crf)
-    for stem, prediction in zip(stems, Counter(len(paths), "images").each(predictions), strict=True):
+    for stem, prediction in zip(stems, Counter(len(paths)).each(predictions), strict=True):
         if prediction.output is None:
             skipped.append(f"{prediction.path}: {prediction.error}")
         else:
@@ -57,9 +57,7 @@ def main(prog: str, arguments: Sequence[str]) -> int:
             write_prediction(prediction, stem, model.classes, cams=shown if given.cams is not None else ())
     print(f"{len(paths) - len(skipped)} class maps with their overlays in {out}")
     if skipped:
-        print_error(f"skipped {len(skipped)} of {len(paths)} images:")
-        for line in skipped:
-            print_error(f"  {line}")
+        print_error("\n  ".join([f"skipped {len(skipped)} of {len(paths)} images:", *skipped]))
     return FAILED if skipped else 0
 
 
@@ -71,32 +69,26 @@ def _parser(prog: str) -> Parser:
         "NAME_overlay.png shows them on the image. Settings default to those of the run.",
     )
     add_source(parser)
-    parser.add_argument(
-        "images", nargs="+", metavar="IMAGES", help="image files, folders of images, or patterns in quotes"
+    parser.flag("images", "IMAGES", "image files, folders of images, or patterns in quotes", nargs="+")
+    parser.flag(
+        "--out", "DIR", "folder to write to (default predictions)", type=Path, default=Path("predictions")
     )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("predictions"),
-        metavar="DIR",
-        help="folder to write to (default predictions)",
-    )
-    parser.add_argument(
+    parser.flag(
         "--cams",
+        "CLASS,...",
+        "also a heat map NAME_cam_CLASS.png for each of these classes; without names for the classes that "
+        "the image holds with a probability of at least 0.5, or the likeliest",
         nargs="?",
         type=_names,
         const=[],
-        metavar="CLASS,...",
-        help="also a heat map NAME_cam_CLASS.png for each of these classes; without names for the classes "
-        "that the image holds with a probability of at least 0.5, or the likeliest",
     )
-    parser.add_argument(
+    parser.flag(
         "--labels",
+        "CLASS,...",
+        "the classes that all the images hold, where that is known: no other is predicted",
         type=_names,
-        metavar="CLASS,...",
-        help="the classes that all the images hold, where that is known: no other is predicted",
     )
-    parser.add_argument("--crf", action="store_true", help="refine by a dense CRF; needs the extra `crf`")
+    parser.switch("--crf", "refine by a dense CRF; needs the extra `crf`")
     add_traceback(parser)
     add_settings(parser, Config(), _SETTINGS)
     return parser
@@ -107,11 +99,6 @@ def _names(text: str) -> list[str]:
     if not names:
         raise argparse.ArgumentTypeError(f"must name classes with commas between, got {text!r}")
     return names
-
-
-def _indices(model: Model, names: Sequence[str]) -> list[int]:
-    found: list[int] = model.label_vector(names)[0].nonzero().flatten().tolist()
-    return found
 
 
 def _likely(output: ImageOutput) -> list[int]:

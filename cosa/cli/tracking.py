@@ -26,12 +26,12 @@ def main(prog: str, arguments: Sequence[str]) -> int:
         "`status` shows how much is left.",
     )
     parser.add_argument("action", choices=("flush", "status"), metavar="flush|status")
-    parser.add_argument("folder", type=Path, metavar="DIR", help="a run's folder, or any folder above some")
-    parser.add_argument(
+    parser.flag("folder", "DIR", "a run's folder, or any folder above some", type=Path)
+    parser.flag(
         "--tracking-uri",
+        "URI",
+        "of the store, if it moved or its URI has a password (default: where the run was tracked)",
         default="",
-        metavar="URI",
-        help="of the store, if it moved or its URI has a password (default: where the run was tracked)",
     )
     add_traceback(parser)
     given = parser.parse_known(arguments)

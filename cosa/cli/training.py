@@ -41,8 +41,7 @@ def main(prog: str, arguments: Sequence[str]) -> int:
     display = Display()
     logger = logging.getLogger("cosa")
     logger.addHandler(display)
-    propagates, logger.propagate = logger.propagate, False
-    level = logger.level
+    propagates, logger.propagate, level = logger.propagate, False, logger.level
     logger.setLevel(logging.INFO)
     where = "one process" if given.workers == 0 else f"{given.workers} Ray workers"
     place = storage.url or storage.folder
@@ -86,34 +85,30 @@ def _training_parser(prog: str, preset: str | None) -> Parser:
         f"best.json)\n\nDefaults of settings are those of {shown}.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("preset", metavar="PRESET", help="settings to start from")
-    parser.add_argument(
+    parser.flag("preset", "PRESET", "settings to start from")
+    parser.flag(
         "--workers",
+        "N",
+        "data-parallel processes through Ray Train, on a GPU each where there are GPUs (NCCL), else on CPUs "
+        "(gloo); 0 trains in one process without Ray. RAY_ADDRESS names a cluster to join (default 0)",
         type=whole_number,
         default=0,
-        metavar="N",
-        help="data-parallel processes through Ray Train, on a GPU each where there are GPUs (NCCL), else on "
-        "CPUs (gloo); 0 trains in one process without Ray. RAY_ADDRESS names a cluster to join (default 0)",
     )
-    parser.add_argument(
+    parser.flag(
         "--out",
-        metavar="DIR|URL",
-        help="folder of the run, for several machines on storage that all reach; or a URL such as "
+        "DIR|URL",
+        "folder of the run, for several machines on storage that all reach; or a URL such as "
         "s3://BUCKET/RUN, which gets a copy of it at every checkpoint, and from which any machine goes on "
         "(default runs/PRESET-IDENTITY, the identity being that of the settings)",
     )
-    parser.add_argument(
+    parser.flag(
         "--tracking-uri",
-        metavar="URI",
-        help="MLflow store: sqlite:///FILE, http://HOST:PORT, or none "
+        "URI",
+        "MLflow store: sqlite:///FILE, http://HOST:PORT, or none "
         "(default MLFLOW_TRACKING_URI, else mlflow.db beside the run's folder)",
     )
-    parser.add_argument(
-        "--experiment", default="cosa", metavar="NAME", help="MLflow experiment (default cosa)"
-    )
-    parser.add_argument(
-        "--run-name", default="", metavar="NAME", help="name of the MLflow run (default that of the folder)"
-    )
+    parser.flag("--experiment", "NAME", "MLflow experiment (default cosa)", default="cosa")
+    parser.flag("--run-name", "NAME", "name of the MLflow run (default that of the folder)", default="")
     add_traceback(parser)
     add_settings(parser, get_preset(preset) if preset else Config())
     return parser
@@ -131,11 +126,7 @@ def _tracking(given: argparse.Namespace, out: Path) -> TrackingSpec:
 
 def _print_result(result: Result, config: Config, tracking: TrackingSpec) -> None:
     columns = {
-        short: {
-            name.removeprefix(f"val/{network}/"): value
-            for name, value in result.metrics.items()
-            if name.startswith(f"val/{network}/")
-        }
+        short: {name.removeprefix(f"val/{network}/"): value for name, value in result.metrics.items()}
         for network, short in NETWORKS.items()
     }
     print(f"\n{result.step} of {config.train.iterations} steps in {duration(result.seconds)}\n")

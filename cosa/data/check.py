@@ -31,7 +31,7 @@ from cosa.structures import IGNORE
 _BATCH = 32  # files between two reports of progress
 
 Advance = Callable[[str, int, int], None]
-"""Is told the split, how many of its images are read, and how many there are."""
+"""Is told the split, how many of its images are read, and how many there are: 0 of 0 while it is opened."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,7 @@ def _read_all(
     count, total = len(dataset.classes), len(dataset)
     pixels = np.zeros((total, count + 2), np.int64)
     masks = dataset.mask_paths or (None,) * total
+    advance(split, 0, total)
     jobs = list(zip(dataset.image_paths, masks, (count,) * total, strict=True))
     for row, (problem, found) in enumerate(in_processes(_read, jobs)):
         if problem:

@@ -64,7 +64,7 @@ class SweepProgress:
 
         def refresh() -> None:
             while not stop.wait(every):
-                line.show(self.line(), time.monotonic(), self.block())
+                line.show(self.line(), self.block())
 
         thread = threading.Thread(target=refresh, name="progress", daemon=True)
         thread.start()

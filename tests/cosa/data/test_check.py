@@ -123,7 +123,7 @@ def test_many_images_are_read_by_several_processes(voc: VocFolder, monkeypatch: 
     summary = check(voc.config(), ["train"], lambda *progress: told.append(progress))
 
     assert summary.splits[0].pixels[1] == 1 + 2 + 3 + 4 + 5
-    assert told == [("train", 0, 0), ("train", 2, 5), ("train", 4, 5), ("train", 5, 5)]
+    assert told == [("train", 0, 0), ("train", 0, 5), ("train", 2, 5), ("train", 4, 5), ("train", 5, 5)]
 
 
 # --- what is wrong ------------------------------------------------------------------------------------------
@@ -219,9 +219,10 @@ def test_check_prints_the_counts_and_succeeds(own: OwnFolder, capsys: pytest.Cap
 
     code = cli.data(["check", str(own.root)])
 
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    lines = [line.replace("|", " ").split() for line in capsys.readouterr().out.splitlines()]
     assert code == 0
-    assert ["train:", "2/2", "images,", "0", "s", "left"] in lines
+    assert ["train:", "opening"] in lines
+    assert any(line[:3] == ["train:", "2/2", "images"] for line in lines)
     assert ["cat", "2", "-", "0", "0.00"] in lines
     assert ["dog", "0", "-", "1", "100.00"] in lines
     assert lines[-1] == ["nothing", "is", "wrong"]
@@ -275,7 +276,8 @@ def test_the_example_of_the_documentation_makes_a_data_set_without_fault(
     exec(compile(example, "own-data.md", "exec"), {})
 
     assert cli.data(["check", "my-data"]) == 0
-    assert ["all", "48", "12"] in [line.split() for line in capsys.readouterr().out.splitlines()]
+    shown = capsys.readouterr().out.replace("|", " ")
+    assert ["all", "48", "12"] in [line.split() for line in shown.splitlines()]
 
 
 def test_the_table_in_the_documentation_is_one_that_is_read(own: OwnFolder) -> None:
