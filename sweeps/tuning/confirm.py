@@ -8,7 +8,7 @@ good it is. They say nothing of another bias: all is judged on the same validati
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,39 +21,30 @@ from sweeps.planning.plan import Plan, make_plan
 from sweeps.reporting.results import LEAST_PAIRS, VALUES, FilledTable
 from sweeps.tables import Arm, Table
 from sweeps.tables.metrics import SEG_MIOU, SEG_MIOU_LABELLED
-from sweeps.tuning.study import PRESET, SearchStudy, finished, is_preset, label, last_value, origin
+from sweeps.tuning.study import PRESET, SearchStudy, finished, label, last_value, origin
 
 _CHANCE = 0.05
+_METRICS = (SEG_MIOU, SEG_MIOU_LABELLED)
 
 
-@dataclass(frozen=True)
-class ConfirmResult:
-    """What was run to confirm a search."""
-
-    best: tuple[FrozenTrial, ...] = ()
-    """Trials that were trained again."""
-    plan: Plan | None = None
-    """The plan of that; None without any."""
-    failures: Mapping[str, str] | None = None
-    """Runs that did not finish, by name, with the reason in one line."""
-
-
-def best_of(study: SearchStudy, most: int) -> tuple[FrozenTrial, ...]:
+def best_of(study: SearchStudy, most: int) -> list[FrozenTrial]:
     """The best finished trials, each setting once and the preset itself apart, the best one first."""
     distinct: dict[tuple[object, ...], FrozenTrial] = {}
     for trial in finished(study.trials):
-        if not is_preset(trial):
+        if origin(trial) != PRESET:
             distinct.setdefault(tuple(sorted(study.changes(trial).items())), trial)
-    return tuple(distinct.values())[:most]
+    return list(distinct.values())[:most]
 
 
 def plan_confirmation(study: SearchStudy, best: Sequence[FrozenTrial], base: Config, seeds: int) -> Plan:
-    """The table of the best trials' settings and the preset, with seeds that the search did not use."""
+    """The table of the best trials' settings and the preset, with seeds that the search did not use.
+
+    An empty plan where there is no best trial.
+    """
     arms = (Arm(PRESET), *(Arm(_arm(trial), study.changes(trial)) for trial in best))
-    metrics = (SEG_MIOU, SEG_MIOU_LABELLED)
-    table = Table(name="confirm", title="The best trials with fresh seeds", arms=arms, metrics=metrics)
+    table = Table(name="confirm", title="The best trials with fresh seeds", arms=arms, metrics=_METRICS)
     first = base.train.seed + 1
-    return make_plan(base, [table], range(first, first + seeds))
+    return make_plan(base, [table] if best else [], range(first, first + seeds))
 
 
 @dataclass(frozen=True)
@@ -75,17 +66,23 @@ class Confirmation:
         return int(self.table["count"].max()) if len(self.table) else 0
 
 
-def read_confirmation(study: SearchStudy, result: ConfirmResult, out: Path) -> Confirmation:
+def read_confirmation(study: SearchStudy, plan: Plan, out: Path) -> Confirmation:
     """What the runs of a confirmation left in the search's folder `out`."""
-    values = pd.DataFrame(_values(result.plan, out) if result.plan else (), columns=VALUES)
-    if result.plan is None or values.empty:
+    rows = [
+        (*row.split("/"), trial.seed, metric, result["metrics"][metric], "")
+        for trial in plan.trials
+        if trial.kind == "trial" and (result := read_result(out, trial))
+        for row in trial.arms
+        for metric in _METRICS
+        if metric in result["metrics"]
+    ]
+    if not rows:
         return Confirmation(pd.DataFrame(), pd.Series(dtype=float))
-    numbers = FilledTable(result.plan.tables[0], (), values).numbers
+    values = pd.DataFrame(rows, columns=VALUES)
+    numbers = FilledTable(plan.tables[0], (), values).numbers
     table = numbers.xs(SEG_MIOU, level="metric").sort_values("mean", ascending=False)
     table = table[table["count"] > 0].copy()
-    tried = {_arm(trial): last_value(trial) for trial in result.best}
-    tried |= {origin(trial): last_value(trial) for trial in finished(study.trials) if is_preset(trial)}
-    table["searched"] = pd.Series(tried, dtype=float)
+    table["searched"] = pd.Series({_arm(t): last_value(t) for t in finished(study.trials)}, dtype=float)
     table.loc[table.index == PRESET, ["difference", "difference_std", "p"]] = math.nan  # to itself
     table["lost"] = table["searched"] - table["mean"]
     table[["labelled", "labelled_std"]] = numbers.xs(SEG_MIOU_LABELLED, level="metric")[["mean", "std"]]
@@ -93,15 +90,8 @@ def read_confirmation(study: SearchStudy, result: ConfirmResult, out: Path) -> C
     return Confirmation(table, held_out_gain(free))
 
 
-def _values(plan: Plan, out: Path) -> Iterator[tuple[str, str, int, str, float, str]]:
-    """A tuple of VALUES for each number of a finished run."""
-    for trial in plan.trials:
-        result = read_result(out, trial) if trial.kind == "trial" else None
-        for row in trial.arms if result else ():
-            table, _, arm = row.partition("/")
-            for metric, value in (result or {})["metrics"].items():
-                if metric in plan.tables[0].metrics:
-                    yield table, arm, trial.seed, metric, value, ""
+def _arm(trial: FrozenTrial) -> str:
+    return PRESET if origin(trial) == PRESET else f"trial-{trial.number}"
 
 
 def held_out_gain(free: pd.DataFrame) -> pd.Series:
@@ -159,24 +149,18 @@ def _advice(top: pd.Series) -> str:
 
 
 def best_config(study: SearchStudy, found: Confirmation, base: Config) -> tuple[Config, str]:
-    """The settings to go on with, and why these.
+    """The settings to go on with, and why these; the search has a finished trial.
 
     Of what was confirmed the highest mean, the preset included; without confirmation the search's maximum.
-
-    Raises:
-        ValueError: No trial is finished.
     """
     trials = finished(study.trials)
-    if len(found.table):
-        top = found.table.iloc[0]
-        arm = str(top.name)
-        seeds = f"{top['count']:.0f} fresh {'seed' if top['count'] == 1 else 'seeds'}"
-        changes = {} if arm == PRESET else study.changes(study.trial(int(arm.removeprefix("trial-"))))
-        return override(base, changes), f"{name(arm)}, the highest of {len(found.table)} with {seeds}"
-    if not trials:
-        raise ValueError("search must have a finished trial to name the best one, got none; see its failures")
-    why = f"trial {label(trials[0])}, the search's maximum, not confirmed"
-    return override(base, study.changes(trials[0])), why
+    if found.table.empty:
+        why = f"trial {label(trials[0])}, the search's maximum, not confirmed"
+        return override(base, study.changes(trials[0])), why
+    top = found.table.iloc[0]
+    changes = {_arm(trial): study.changes(trial) for trial in trials}.get(str(top.name), {})
+    seeds = f"{top['count']:.0f} fresh {'seed' if top['count'] == 1 else 'seeds'}"
+    return override(base, changes), f"{name(top.name)}, the highest of {len(found.table)} with {seeds}"
 
 
 def name(arm: object) -> str:
@@ -194,7 +178,3 @@ def points(value: float, *, signed: bool = False) -> str:
 def over_seeds(mean: float, deviation: float, *, signed: bool = False) -> str:
     """`43.00 ± 1.20`; the mean alone of one seed, since one has no deviation."""
     return points(mean, signed=signed) + ("" if math.isnan(deviation) else f" ± {points(deviation)}")
-
-
-def _arm(trial: FrozenTrial) -> str:
-    return f"trial-{trial.number}"

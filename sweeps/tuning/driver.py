@@ -30,11 +30,7 @@ from sweeps.tuning.arguments import SearchArgs, read_arguments
 from sweeps.tuning.space import rows_inside
 
 if TYPE_CHECKING:
-    from sweeps.tuning.confirm import ConfirmResult
     from sweeps.tuning.study import SearchStudy
-
-KIND = "search"
-"""Under `cosa.kind` on the parent run."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,13 +45,13 @@ def run(args: SearchArgs) -> int:
     if args.sweep.dry_run:
         show_costs(args)
         return 0
-    from sweeps.reporting import render
+    from sweeps.reporting.render import ui_command
     from sweeps.tuning import report
     from sweeps.tuning.study import JOURNAL, open_study
 
     with lock(args.out / LOCK):
         study = open_study(args.out, args.space, args.base)
-        study.describe(SEG_MIOU, args.steps)
+        study.describe(args.steps)
         print_line(f"outputs: {args.out}")
         print_line(f"the study as it grows: optuna-dashboard {args.out / JOURNAL}")
         data_tags = check_data(args.base, masks=True)
@@ -63,15 +59,15 @@ def run(args: SearchArgs) -> int:
         if args.sweep.retry_failed:
             print_line(f"trying {study.repeat_failed()} failed trials again")
         with open_sweep(args.sweep, _plan(args, ())) as parent:
-            parent.tag("cosa.kind", KIND)
-            result = _train(args, study, parent, data_tags)
-            _sync(args, study, parent, result)
-            findings = report.find(args, study, result, data_tags)
+            parent.tag("cosa.kind", "search")
+            confirmation, failures = _train(args, study, parent, data_tags)
+            _sync(args, study, parent, confirmation, failures)
+            findings = report.Findings(args, study, confirmation, failures, data_tags)
             files = report.write(findings)
             parent.close(report.markdown(findings)[:8000], files, failed=bool(findings.failures))
     print_line(report.text(findings))
-    print_line(f"report: {args.out / report.PAGE}")
-    print_line(f"MLflow: {render.ui_command(args.sweep.uri)}")
+    print_line(f"report: {files[0]}")
+    print_line(f"MLflow: {ui_command(args.sweep.uri)}")
     if findings.failures:
         print_error(f"{len(findings.failures)} failed; --retry-failed tries the search's again:")
     for label, why in findings.failures.items():
@@ -86,18 +82,25 @@ def _plan(args: SearchArgs, trials: Iterable[Trial]) -> Plan:
 
 def _train(
     args: SearchArgs, study: SearchStudy, parent: Sweep, data_tags: Mapping[str, str]
-) -> ConfirmResult:
-    """Search until the budget is spent, then confirm; without Ray where both are done already."""
-    from sweeps.tuning.confirm import ConfirmResult
+) -> tuple[Plan, Mapping[str, str]]:
+    """Search until the budget is spent, then confirm; without Ray where both are done already.
+
+    Returns:
+        The plan of the confirmation, and why those of its runs failed that did, by name.
+    """
+    from sweeps.tuning.confirm import best_of, plan_confirmation
     from sweeps.tuning.study import begun, origin
+
+    def confirmation() -> SweepState:
+        plan = plan_confirmation(study, best_of(study, args.confirm), args.base, args.seeds)
+        return read_state(args.out, plan)
 
     known = {origin(trial) for trial in study.trials}
     earlier = _earlier(args, {r: c for r, c in first_rows(args)[0].items() if r not in known}, data_tags)
     unfinished = args.sweep.retry_failed or any(not trial.state.is_finished() for trial in study.trials)
-    if not unfinished and not args.budget().left(begun(study.trials)):
-        result, state = _confirmation(args, study)
-        if state is None or not state.remaining:
-            return result
+    searching = unfinished or args.budget().left(begun(study.trials))
+    if not searching and not (state := confirmation()).remaining:
+        return state.plan, {}
     with trial_slots(args.sweep.resources) as slots:
         if args.limits.gpu_hours is not None and not slots.gpus:
             raise ValueError(
@@ -107,45 +110,31 @@ def _train(
         from sweeps.running.trial import make_spec
         from sweeps.tuning.launch import StudySearcher, search
 
-        def make(trial: Trial) -> Any:
-            return make_spec(trial, args.out, parent.spec(trial), data_tags)
-
         budget = args.budget(slots.gpus * max(1, args.sweep.resources.workers))
+        make = lambda trial: make_spec(trial, args.out, parent.spec(trial), data_tags)  # noqa: E731
         searcher = StudySearcher(args, study, budget, slots.count, make, earlier)
         if not searcher.exhausted:
             print_line(f"{slots.count} at a time, {budget} spent before")
             search(searcher, args, slots)
             budget.note(0)
-        result, state = _confirmation(args, study)
-        if state is None or not state.remaining:
-            return result
-        left = state.remaining
-        print_line(f"confirming the best {len(result.best)} and the preset: {len(left)} runs")
-        done = launch(state, left, args.sweep, slots, parent.spec, data_tags)
-    return ConfirmResult(result.best, result.plan, done.failures)
+        state = confirmation()
+        if not (left := state.remaining):
+            return state.plan, {}
+        best = len(state.plan.tables[0].arms) - 1
+        print_line(f"confirming the best {best} and the preset: {len(left)} runs")
+        return state.plan, launch(state, left, args.sweep, slots, parent.spec, data_tags).failures
 
 
-def _confirmation(args: SearchArgs, study: SearchStudy) -> tuple[ConfirmResult, SweepState | None]:
-    """The confirmation of the best trials, and how far it is; None where there is none."""
-    from sweeps.tuning.confirm import ConfirmResult, best_of, plan_confirmation
-
-    best = best_of(study, args.confirm)
-    if not best:
-        return ConfirmResult(), None
-    plan = plan_confirmation(study, best, args.base, args.seeds)
-    return ConfirmResult(best, plan), read_state(args.out, plan)
-
-
-def _sync(args: SearchArgs, study: SearchStudy, parent: Sweep, result: ConfirmResult) -> None:
+def _sync(
+    args: SearchArgs, study: SearchStudy, parent: Sweep, confirmation: Plan, failures: Mapping[str, str]
+) -> None:
     """Bring MLflow to what study and folders say; each run says its number and what became of it."""
     from sweeps.tuning.study import origin, reason, state
 
     runs = {found.number: study.runs(found) for found in study.trials}
-    trials = {trial.name: trial for pair in runs.values() for trial in pair}
-    trials |= {trial.name: trial for trial in (result.plan.trials if result.plan else ())}
-    failures = {runs[t.number][-1].name: reason(t) for t in study.trials if state(t) == "failed"}
-    done = read_state(args.out, _plan(args, trials.values()))
-    parent.sync(done, {**failures, **(result.failures or {})})
+    trials = {trial.name: trial for own in (*runs.values(), confirmation.trials) for trial in own}
+    own = {runs[t.number][-1].name: reason(t) for t in study.trials if state(t) == "failed"}
+    parent.sync(read_state(args.out, _plan(args, trials.values())), {**own, **failures})
     with explained(parent.uri):
         for found in study.trials:
             tags = {"trial": str(found.number), "state": state(found), "origin": origin(found) or "TPE"}
@@ -168,7 +157,7 @@ def first_rows(args: SearchArgs) -> tuple[dict[str, Mapping[str, Any]], list[str
 
 def _earlier(
     args: SearchArgs, rows: Mapping[str, Mapping[str, Any]], data_tags: Mapping[str, str]
-) -> Mapping[str, float]:
+) -> dict[str, float]:
     """The metric of those of the paper's `rows` that finished in earlier runs, by their trials' names."""
     configs = {row: override(args.base, args.space.changes(own)) for row, own in rows.items()}
     plan = _plan(args, (trial_of(config, config.train.seed, (row,)) for row, config in configs.items()))

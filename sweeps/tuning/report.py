@@ -8,8 +8,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,11 @@ from optuna.trial import FrozenTrial
 from cosa.config import Config, flatten, to_json
 from cosa.config.presets import short_name
 from sweeps.planning.folder import trial_folder
-from sweeps.reporting.plots import Part
+from sweeps.planning.plan import Plan
 from sweeps.reporting.render import render_page, ui_command, write_files
 from sweeps.tuning import confirm
 from sweeps.tuning.arguments import SearchArgs
-from sweeps.tuning.confirm import Confirmation, ConfirmResult, over_seeds, points
+from sweeps.tuning.confirm import over_seeds, points
 from sweeps.tuning.plots import SLICE, draw
 from sweeps.tuning.study import (
     JOURNAL,
@@ -55,25 +54,53 @@ _STATES = {
 }
 
 
-@dataclass(frozen=True)
 class Findings:
     """Everything a report of a search shows."""
 
-    args: SearchArgs
-    study: SearchStudy
-    trials: tuple[FrozenTrial, ...]
-    confirmation: Confirmation
-    best: Config | None
-    """The settings to go on with; None where no trial was finished."""
-    why: str
-    """Why these."""
-    importances: Mapping[str, float]
-    agreement: pd.DataFrame
-    """See `agreement`."""
-    pictures: tuple[Part, ...]
-    failures: Mapping[str, str]
-    """What failed, by name, with the reason."""
-    facts: Mapping[str, str]
+    def __init__(
+        self,
+        args: SearchArgs,
+        study: SearchStudy,
+        plan: Plan,
+        failures: Mapping[str, str],
+        data_tags: Mapping[str, str],
+    ) -> None:
+        """Put together what a search and its confirmation left.
+
+        Args:
+            args: What was asked for.
+            study: The search.
+            plan: Of the confirmation.
+            failures: Why runs of the confirmation did not finish, by name.
+            data_tags: Fingerprints of the data, by tag.
+        """
+        self.args, self.study, self.trials = args, study, study.trials
+        self.finished = finished(self.trials)
+        """The best one first."""
+        self.confirmation = confirm.read_confirmation(study, plan, args.out)
+        self.summary = confirm.summary(self.confirmation)
+        self.best: Config | None = None
+        """The settings to go on with; None where no trial was finished."""
+        self.why = ""
+        """Why these."""
+        if self.finished:
+            self.best, self.why = confirm.best_config(study, self.confirmation, args.sweep.base)
+        enough = len(self.finished) >= LEAST_FOR_IMPORTANCE
+        self.importances = study.importances() if enough else {}
+        self.failures = {f"trial {label(t)}": reason(t) for t in failed(self.trials)} | dict(failures)
+        """What failed, by name, with the reason."""
+        train, steps = args.base.train, " and ".join(f"{step:,}" for step in args.steps)
+        self.facts = {
+            "budget": f"{args.limits}; spent: {len(self.trials)} trials, {args.budget()}",
+            "objective": "label-free mIoU of AN on the validation split, its masks known to the search",
+            "stopped at": f"{steps} of {train.iterations:,} iterations" if steps else "no step",
+            "suggested by": f"Optuna's TPE, multivariate and grouped, seed {train.seed}",
+            "training seed": f"{train.seed} in the search",
+            "data": ", ".join(data_tags.values()),
+            "study": f"optuna-dashboard {args.out / JOURNAL}",
+            "all runs": ui_command(args.sweep.uri),
+        }
+        self.pictures = draw(study, self.importances, train.iterations)
 
     @property
     def lead(self) -> str:
@@ -89,67 +116,46 @@ class Findings:
         ablation = ["python", "sweeps/ablation.py", "--preset", file]
         return [shlex.join(["cosa-train", file]), shlex.join(ablation)] if self.best else []
 
-    @property
-    def changes(self) -> Mapping[str, tuple[Any, Any]]:
-        """Settings of `best` that differ from the preset's: the preset's value and the new one."""
-        own, best = flatten(self.args.sweep.base), flatten(self.best) if self.best else {}
-        return {name: (own[name], value) for name, value in best.items() if value != own[name]}
+    def changes(self, settings: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+        """Those of `settings` that differ from the preset's: its value and the new one."""
+        own = flatten(self.args.sweep.base)
+        return {n: (_text(own[n]), _text(value)) for n, value in settings.items() if value != own[n]}
 
     def settings(self, trial: FrozenTrial) -> list[str]:
         """What a trial changes in the preset, in words."""
-        own, changes = flatten(self.args.sweep.base), self.study.changes(trial)
-        changed = {name: value for name, value in changes.items() if own[name] != value}
-        return [f"{name} {_text(value)}" for name, value in changed.items()] or ["as the preset"]
+        changed = self.changes(self.study.changes(trial))
+        return [f"{name} {new}" for name, (_, new) in changed.items()] or ["as the preset"]
+
+    def agreement(self) -> pd.DataFrame:
+        """`agreement` of all evaluations in co-training, by the journals of trials that were trained here."""
+        steps = range(self.args.base.train.warmup + 1, self.args.base.train.iterations)
+        on_way, ends = {}, {}
+        for trial in self.finished:
+            folder = trial_folder(self.args.out, self.study.runs(trial)[-1].name)
+            if values := metric_by_step(folder, steps):
+                on_way[trial.number], ends[trial.number] = values, last_value(trial)
+        return agreement(pd.DataFrame.from_dict(on_way, orient="index"), pd.Series(ends, dtype=float))
+
+    def confirmed(self) -> list[dict[str, str]]:
+        """The confirmation's table for people, percent: a row for each setting, by the columns' titles."""
+        mean = "fresh seeds, mean" if self.confirmation.seeds > 1 else "fresh seed"
+        return [
+            {
+                "settings": confirm.name(arm),
+                "in the search, its one seed": points(row["searched"]),
+                mean: over_seeds(row["mean"], row["std"]),
+                "n": f"{row['count']:.0f}",
+                "lost since the search": points(row["lost"]),
+                "over the preset": over_seeds(row["difference"], row["difference_std"], signed=True),
+                "p": "–" if math.isnan(row["p"]) else "< 0.001" if row["p"] < 0.001 else f"{row['p']:.3f}",
+                "labelled mIoU": over_seeds(row["labelled"], row["labelled_std"]),
+            }
+            for arm, row in self.confirmation.table.iterrows()
+        ]
 
 
-def find(
-    args: SearchArgs, study: SearchStudy, result: ConfirmResult, data_tags: Mapping[str, str]
-) -> Findings:
-    """Put together what a search and its confirmation left.
-
-    Args:
-        args: What was asked for.
-        study: The search.
-        result: What was run to confirm it.
-        data_tags: Fingerprints of the data, by tag.
-    """
-    trials, train = study.trials, args.base.train
-    complete = finished(trials)
-    confirmation = confirm.read_confirmation(study, result, args.out)
-    best, why = confirm.best_config(study, confirmation, args.sweep.base) if complete else (None, "")
-    importances = study.importances() if len(complete) >= LEAST_FOR_IMPORTANCE else {}
-    steps = " and ".join(f"{step:,}" for step in args.steps)
-    return Findings(
-        args=args,
-        study=study,
-        trials=tuple(trials),
-        confirmation=confirmation,
-        best=best,
-        why=why,
-        importances=importances,
-        agreement=_agreement(args, study, complete),
-        pictures=tuple(draw(study, importances, train.iterations)),
-        failures={f"trial {label(t)}": reason(t) for t in failed(trials)} | dict(result.failures or {}),
-        facts={
-            "budget": f"{args.limits}; spent: {len(trials)} trials, {args.budget()}",
-            "objective": "label-free mIoU of AN on the validation split, its masks known to the search",
-            "stopped at": f"{steps} of {train.iterations:,} iterations" if steps else "no step",
-            "suggested by": f"Optuna's TPE, multivariate and grouped, seed {train.seed}",
-            "training seed": f"{train.seed} in the search",
-            "data": ", ".join(data_tags.values()),
-            "study": f"optuna-dashboard {args.out / JOURNAL}",
-            "all runs": ui_command(args.sweep.uri),
-        },
-    )
-
-
-def _agreement(args: SearchArgs, study: SearchStudy, complete: list[FrozenTrial]) -> pd.DataFrame:
-    """Of all evaluations in co-training, by the journals of trials that this search trained itself."""
-    steps = range(args.base.train.warmup + 1, args.base.train.iterations)
-    names = {trial.number: study.runs(trial)[-1].name for trial in complete}
-    on_way = {n: metric_by_step(trial_folder(args.out, name), steps) for n, name in names.items()}
-    ends = {trial.number: last_value(trial) for trial in complete if on_way[trial.number]}
-    return agreement(pd.DataFrame([on_way[n] for n in ends], index=list(ends)), pd.Series(ends, dtype=float))
+def _text(value: Any) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 def agreement(on_way: pd.DataFrame, end: pd.Series) -> pd.DataFrame:
@@ -164,39 +170,29 @@ def agreement(on_way: pd.DataFrame, end: pd.Series) -> pd.DataFrame:
         at the end: 1 for the same order, 0 for chance, NaN over fewer than LEAST_FOR_AGREEMENT.
     """
     found = {}
-    for step in sorted(on_way.columns):
-        known = on_way[step].dropna()
+    for step, values in on_way.dropna(axis="columns", thresh=LEAST_FOR_AGREEMENT).sort_index(axis=1).items():
+        known = values.dropna()
         best = known[end[known.index].nlargest(len(known) // 2).index]
-        if len(known) >= LEAST_FOR_AGREEMENT:
-            found[step] = {
-                "trials": len(known),
-                "all": _spearman(known, end),
-                "better_half": _spearman(best, end),
-            }
+        found[step] = (len(known), _spearman(known, end), _spearman(best, end))
     return pd.DataFrame.from_dict(found, orient="index", columns=["trials", "all", "better_half"])
 
 
 def _spearman(values: pd.Series, end: pd.Series) -> float:
-    from scipy.stats import spearmanr  # a second of imports
-
-    if len(values) < LEAST_FOR_AGREEMENT:
-        return math.nan
-    if values.nunique() == 1 or end[values.index].nunique() == 1:  # no order to agree with
-        return 0.0
-    return float(spearmanr(values, end[values.index]).statistic)
+    if len(values) >= LEAST_FOR_AGREEMENT and 1 in {values.nunique(), end[values.index].nunique()}:
+        return 0.0  # no order to agree with
+    return float(values.corr(end, method="spearman", min_periods=LEAST_FOR_AGREEMENT))
 
 
 def text(findings: Findings) -> str:
     """The outcome in lines for the terminal."""
     lines = [findings.lead]
-    for trial in finished(findings.trials)[:5]:
+    for trial in findings.finished[:5]:
         settings = ", ".join(findings.settings(trial))
         lines.append(f"  {100 * last_value(trial):6.2f}  trial {label(trial)}  {settings}")
-    rows = confirmed_rows(findings.confirmation)
-    if rows:
+    if rows := findings.confirmed():
         lines.append("trained again with fresh seeds:")
         lines += pd.DataFrame(rows).rename(columns={"settings": ""}).to_string(index=False).splitlines()
-        lines += [f"{name}: {value}" for name, value in confirm.summary(findings.confirmation).items()]
+        lines += [f"{name}: {value}" for name, value in findings.summary.items()]
     if findings.best:
         lines += [f"best settings ({findings.why}):", *(f"  {command}" for command in findings.commands)]
     return "\n".join(lines)
@@ -205,25 +201,22 @@ def text(findings: Findings) -> str:
 def markdown(findings: Findings) -> str:
     """The outcome for the head of the search's page in MLflow."""
     parts = [findings.lead]
-    if summary := confirm.summary(findings.confirmation):
-        parts.append("\n".join(f"- {name}: {value}" for name, value in summary.items()))
+    if findings.summary:
+        parts.append("\n".join(f"- {name}: {value}" for name, value in findings.summary.items()))
     if findings.best:
         commands = "\n".join(findings.commands)
         parts.append(f"Best settings, {findings.why}:\n\n```\n{commands}\n```")
     rows = [
         f"| {label(trial)} | {100 * last_value(trial):.2f} | {', '.join(findings.settings(trial))} |"
-        for trial in finished(findings.trials)[:_TOP]
+        for trial in findings.finished[:_TOP]
     ]
     parts.append("\n".join(["| trial | label-free mIoU | settings |", "|:--|--:|:--|", *rows]))
     parts.append("\n".join(f"- {name}: {value}" for name, value in findings.facts.items()))
     return "\n\n".join(parts) + "\n"
 
 
-def as_csv(findings: Findings) -> str:
+def as_csv(study: SearchStudy, trials: Sequence[FrozenTrial]) -> str:
     """Every trial with its settings; values are fractions."""
-    names = [dimension.setting for dimension in findings.args.space.dimensions]
-    steps = sorted({step for trial in findings.trials for step in trial.intermediate_values})
-    columns = ["trial", "origin", "state", "value", *(f"at_{step}" for step in steps), *names, "reason"]
     rows = [
         {
             "trial": trial.number,
@@ -231,70 +224,43 @@ def as_csv(findings: Findings) -> str:
             "state": state(trial),
             "value": trial.value if state(trial) == "complete" else None,
             **{f"at_{step}": value for step, value in trial.intermediate_values.items()},
-            **findings.study.changes(trial),
+            **study.changes(trial),
             "reason": reason(trial),
         }
-        for trial in findings.trials
+        for trial in trials
     ]
-    text = pd.DataFrame(rows, columns=columns, dtype=object).to_csv(index=False, lineterminator="\n")
-    return str(text)
-
-
-def confirmed_rows(confirmation: Confirmation) -> list[dict[str, str]]:
-    """The confirmation's table for people, percent: a row for each setting, by the columns' titles."""
-    return [
-        {
-            "settings": confirm.name(arm),
-            "in the search, its one seed": points(row["searched"]),
-            "fresh seeds, mean" if confirmation.seeds > 1 else "fresh seed": over_seeds(
-                row["mean"], row["std"]
-            ),
-            "n": f"{row['count']:.0f}",
-            "lost since the search": points(row["lost"]),
-            "over the preset": over_seeds(row["difference"], row["difference_std"], signed=True),
-            "p": "–" if math.isnan(row["p"]) else "< 0.001" if row["p"] < 0.001 else f"{row['p']:.3f}",
-            "labelled mIoU": over_seeds(row["labelled"], row["labelled_std"]),
-        }
-        for arm, row in confirmation.table.iterrows()
-    ]
+    steps = sorted({step for trial in trials for step in trial.intermediate_values})
+    names = [dimension.setting for dimension in study.space.dimensions]
+    columns = ["trial", "origin", "state", "value", *(f"at_{step}" for step in steps), *names, "reason"]
+    return str(pd.DataFrame(rows, columns=columns, dtype=object).to_csv(index=False, lineterminator="\n"))
 
 
 def html(findings: Findings) -> str:
     """The page, complete in itself."""
-    complete = finished(findings.trials)
+    kinds = {"": "suggested", PRESET: "preset"}
     slices = [part for part in findings.pictures if part.file.startswith(SLICE)]
     return render_page(
         Path(__file__).with_name("search.html.j2"),
-        title=findings.args.out.name,
         preset=short_name(findings.args.sweep.preset),
         findings=findings,
-        top=[(t, _kind(t), points(last_value(t)), findings.settings(t)) for t in complete[:_TOP]],
-        confirmed=confirmed_rows(findings.confirmation),
-        summary=confirm.summary(findings.confirmation),
-        several=findings.confirmation.seeds > 1,
-        changes={name: (_text(old), _text(new)) for name, (old, new) in findings.changes.items()},
-        agreement=findings.agreement.itertuples(),
-        finished=len(complete),
+        top=[
+            (t.number, kinds.get(origin(t), origin(t)), points(last_value(t)), findings.settings(t))
+            for t in findings.finished[:_TOP]
+        ],
+        confirmed=findings.confirmed(),
+        changes=findings.changes(flatten(findings.best) if findings.best else {}),
+        agreement=list(findings.agreement().itertuples()),
         least=LEAST_FOR_IMPORTANCE,
         sure=SURE_OF_IMPORTANCE,
         slices=slices,
         pictures=[part for part in findings.pictures if part not in slices],
-        texts=findings.args.space.texts(),
     )
-
-
-def _kind(trial: FrozenTrial) -> str:
-    return {"": "suggested", PRESET: "preset"}.get(origin(trial), origin(trial))
-
-
-def _text(value: Any) -> str:
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 def write(findings: Findings) -> list[Path]:
     """Write the page, the trials, the best settings and the pictures into the search's folder."""
-    contents = {PAGE: html(findings).encode(), TRIALS: as_csv(findings).encode()}
+    contents = {PAGE: html(findings), TRIALS: as_csv(findings.study, findings.trials)}
     if findings.best:
-        contents[BEST] = to_json(findings.best).encode()
-    contents |= {f"figures/{part.file}": part.data for part in findings.pictures}
-    return write_files(findings.args.out, contents)
+        contents[BEST] = to_json(findings.best)
+    pictures = {f"figures/{part.file}": part.data for part in findings.pictures}
+    return write_files(findings.args.out, {k: text.encode() for k, text in contents.items()} | pictures)

@@ -16,6 +16,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,6 @@ from sweeps.tables.metrics import SEG_MIOU
 from sweeps.tuning.space import Space
 
 JOURNAL = "study.journal"
-TABLE = "search"
-"""Stands where other sweeps have a table's name: `search/12`."""
 PRESET = "full"
 """Origin of the preset itself."""
 LEAST = 4
@@ -47,11 +46,6 @@ _STARTUP = 10  # trials before TPE replaces random ones; the paper's rows are am
 def origin(trial: FrozenTrial) -> str:
     """The paper's row that a trial is, `5a/s2c-x2`; empty where it was suggested."""
     return str(trial.user_attrs.get(_ORIGIN, ""))
-
-
-def is_preset(trial: FrozenTrial) -> bool:
-    """Whether a trial is the preset itself."""
-    return origin(trial) == PRESET
 
 
 def label(trial: FrozenTrial) -> str:
@@ -120,36 +114,39 @@ def in_worst_third(value: float, others: Sequence[float]) -> bool:
     return count >= LEAST and rank > count - count // 3
 
 
+def _experimental() -> AbstractContextManager[object]:
+    """Within it Optuna does not warn of what it calls experimental."""
+    return warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning)
+
+
 class SearchStudy:
     """The study of one search."""
 
-    def __init__(self, storage: BaseStorage, space: Space, base: Config, seed: int) -> None:
+    def __init__(self, storage: BaseStorage, space: Space, base: Config) -> None:
         """Open the study in `storage`, made if there is none.
 
         Args:
             storage: Where it is kept.
             space: What is varied, resolved for `base`.
-            base: What every trial starts from.
-            seed: Of the suggestions.
+            base: What every trial starts from; its seed is that of the suggestions, too.
 
         Raises:
             ValueError: The study is one of another space or of other settings.
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.space, self._storage, self._base, self._seed = space, storage, base, seed
+        self.space, self._storage, self._base = space, storage, base
         self._study = optuna.create_study(
             storage=storage, study_name=_STUDY, direction="maximize", load_if_exists=True
         )
         self._study_id = storage.get_study_id_from_name(_STUDY)
-        if not _check_known(self._study.user_attrs, space, base):
+        if not _is_known(self._study, space, base):
             self._study.set_user_attr(_SPACE, space.texts())
             self._study.set_user_attr(_BASE, to_json(base))
 
-    def describe(self, metric: str, steps: Sequence[int]) -> None:
+    def describe(self, steps: Sequence[int]) -> None:
         """Say in the study what it maximises and where trials are judged, for those who open it."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self._study.set_metric_names([metric])
+        with _experimental():
+            self._study.set_metric_names([SEG_MIOU])
         if self._study.user_attrs.get(_STEPS) != list(steps):
             self._study.set_user_attr(_STEPS, list(steps))
 
@@ -162,11 +159,9 @@ class SearchStudy:
 
     def repeat_failed(self) -> int:
         """Have trials that failed come next, from their checkpoints; returns how many wait for that."""
-        known = {trial.user_attrs.get(_REPEATS) for trial in self._study.trials}
-        for trial in failed(self.trials):
-            if trial.number not in known:
-                attributes = {_ORIGIN: origin(trial), _REPEATS: trial.number}
-                self._study.enqueue_trial(trial.params, user_attrs=attributes)
+        for trial in failed(self._study.trials):
+            attributes = {_ORIGIN: origin(trial), _REPEATS: trial.number}
+            self._study.enqueue_trial(trial.params, user_attrs=attributes)
         return self.waiting
 
     def ask(self) -> FrozenTrial:
@@ -184,10 +179,9 @@ class SearchStudy:
 
     def _sampler(self, number: int) -> optuna.samplers.TPESampler:
         """A fresh one for each trial: one that lived on would repeat its first draws after every restart."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        with _experimental():
             return optuna.samplers.TPESampler(
-                seed=(self._seed * 1_000_003 + number) % 2**32,
+                seed=(self._base.train.seed * 1_000_003 + number) % 2**32,
                 n_startup_trials=_STARTUP,
                 multivariate=True,  # the weights of one loss depend on each other
                 group=True,  # so that a conditional setting is modelled among the trials that have it
@@ -260,11 +254,11 @@ class SearchStudy:
         even the first one forks.
         """
         config, base = self.config(trial), self._base
-        row, seed = f"{TABLE}/{label(trial).replace(' ', '-')}", config.train.seed
+        row, seed = f"search/{label(trial).replace(' ', '-')}", config.train.seed
         if config.train.warmup == 0:
             return (trial_of(config, seed, (row,)),)
         others = tuple(momentum for momentum in self.space.momenta if momentum != base.ema.momentum)
-        warmup = shared_warmup(config, base, (TABLE + "/",), others)
+        warmup = shared_warmup(config, base, ("search/",), others)
         return warmup, trial_of(config, seed, (row,), warmup)
 
     def importances(self) -> dict[str, float]:
@@ -294,11 +288,10 @@ def open_study(root: Path, space: Space, base: Config) -> SearchStudy:
         whole = path.read_bytes().rpartition(b"\n")
         with path.open("r+b") as file:
             file.truncate(len(whole[0]) + len(whole[1]))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    with _experimental():
         lock = JournalFileOpenLock(str(path), grace_period=5)  # one that a killed driver left is taken over
         storage = JournalStorage(JournalFileBackend(str(path), lock))
-    return SearchStudy(storage, space, base, base.train.seed)
+    return SearchStudy(storage, space, base)
 
 
 def peek(root: Path, space: Space, base: Config) -> Counter[str]:
@@ -310,31 +303,28 @@ def peek(root: Path, space: Space, base: Config) -> Counter[str]:
     path = root / JOURNAL
     if not path.is_file():
         return Counter()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    with _experimental():
         storage = JournalStorage(JournalFileBackend(str(path)))
     try:
         study = optuna.load_study(study_name=_STUDY, storage=storage)
     except KeyError:  # a process was killed, or is just about to write it
         return Counter()
-    _check_known(study.user_attrs, space, base)
+    _is_known(study, space, base)
     return Counter(state(trial) for trial in study.trials if trial.state != TrialState.WAITING)
 
 
-def _check_known(known: Mapping[str, Any], space: Space, base: Config) -> bool:
+def _is_known(study: optuna.Study, space: Space, base: Config) -> bool:
     """Whether a study says what it is of.
 
     Raises:
         ValueError: That is another space or another preset, whose trials would tell it what is not so.
     """
+    known, new = study.user_attrs, space.texts()
     if not {_SPACE, _BASE} <= set(known):
         return False
-    old, new = known[_SPACE], space.texts()
-    changed = [
-        f"{name}: {old.get(name, 'not varied')} -> {new.get(name, 'not varied')}"
-        for name in dict.fromkeys([*old, *new])
-        if old.get(name) != new.get(name)
-    ]
+    old, none = known[_SPACE], "not varied"
+    pairs = [(name, old.get(name, none), new.get(name, none)) for name in {**old, **new}]
+    changed = [f"{name}: {before} -> {now}" for name, before, now in pairs if before != now]
     changed += [
         f"{name}: {json.dumps(before, default=str)} -> {json.dumps(now, default=str)}"
         for name, before, now in difference(from_json(known[_BASE]), base)

@@ -13,7 +13,6 @@ from cosa.config.presets import get_preset
 from sweeps.planning import folder as folders
 from sweeps.tables.metrics import SEG_MIOU, SEG_MIOU_LABELLED
 from sweeps.tuning.confirm import (
-    ConfirmResult,
     best_config,
     best_of,
     held_out_gain,
@@ -59,7 +58,7 @@ class Search:
                 metrics = {SEG_MIOU: values[trial.seed - 1], SEG_MIOU_LABELLED: 0.9}
                 result = {"identity": identity(trial.config), "step": trial.last_step, "metrics": metrics}
                 (folder / "result.json").write_text(json.dumps(result))
-        return read_confirmation(self.study, ConfirmResult(best, plan), self.root)
+        return read_confirmation(self.study, plan, self.root)
 
 
 @pytest.fixture
@@ -77,7 +76,7 @@ def test_the_best_are_finished_distinct_and_not_the_preset(search):
 
 
 def test_only_the_preset_leaves_nothing_to_confirm(search):
-    assert best_of(search(0.9).study, 3) == ()
+    assert best_of(search(0.9).study, 3) == []
 
 
 def test_confirmation_is_with_seeds_that_the_search_did_not_use_and_shares_its_warm_ups(search):
@@ -160,14 +159,8 @@ def test_without_the_preset_nothing_is_compared(search):
 
 def test_without_confirmation_the_best_is_the_searchs_maximum_and_called_that(search):
     found = search(0.40, 0.50, None)
-    confirmation = read_confirmation(found.study, ConfirmResult(), found.root)
+    confirmation = found.confirm({})
     assert summary(confirmation) == {}
     config, why = best_config(found.study, confirmation, BASE)
     assert config == override(BASE, {"csc.weight": 0.2})
     assert why == "trial 1 1, the search's maximum, not confirmed"
-
-
-def test_without_a_finished_trial_there_is_no_best(search):
-    found = search(None)
-    with pytest.raises(ValueError, match="must have a finished trial"):
-        best_config(found.study, read_confirmation(found.study, ConfirmResult(), found.root), BASE)

@@ -35,7 +35,7 @@ class Bench:
 
     def start(self, slots=1, gpus=0.0, limits=None, earlier=(), retry_failed=False):
         """A driver that starts: for the first time, or after one that was killed."""
-        self.study = SearchStudy(self.storage, self.space, BASE, seed=0)
+        self.study = SearchStudy(self.storage, self.space, BASE)
         limits = limits or Limits(trials=self.trials)
         args = read_arguments(["--preset", "shapes", "--out", str(self.root)])
         sweep = dataclasses.replace(args.sweep, retry_failed=retry_failed)
@@ -223,7 +223,7 @@ def test_failed_trials_alone_are_tried_again_where_that_is_asked(bench):
 
 
 def test_a_row_that_finished_in_an_earlier_run_is_not_run_again(bench):
-    study = SearchStudy(bench.storage, bench.space, BASE, seed=0)
+    study = SearchStudy(bench.storage, bench.space, BASE)
     study.enqueue({"full": bench.space.parameters(BASE, BASE)})
     searcher = bench.start(earlier={trial_of(BASE, 0, ("full",)).name: 0.42})
     warmup = searcher.next_trial()

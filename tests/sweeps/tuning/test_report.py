@@ -17,7 +17,7 @@ from sweeps.running.arguments import read_args
 from sweeps.tables.metrics import SEG_MIOU, SEG_MIOU_LABELLED
 from sweeps.tuning import report
 from sweeps.tuning.arguments import read_arguments
-from sweeps.tuning.confirm import ConfirmResult, best_of, plan_confirmation
+from sweeps.tuning.confirm import best_of, plan_confirmation
 from sweeps.tuning.study import open_study
 
 
@@ -71,8 +71,7 @@ class Finished:
         (folder / "result.json").write_text(json.dumps(result))
 
     def findings(self):
-        result = ConfirmResult(self.best, self.plan)
-        return report.find(self.args, self.study, result, {"cosa.data_fingerprint": "f00"})
+        return report.Findings(self.args, self.study, self.plan, {}, {"cosa.data_fingerprint": "f00"})
 
 
 @pytest.fixture
@@ -168,3 +167,10 @@ def test_a_search_of_its_own_size_shows_every_picture(finished):
     slices = {f"search-slice-{name}.svg" for name in ("csc-weight", "ema-half_life", "threshold-mode")}
     assert {"search-history.svg", "search-importance.svg", "search-parallel.svg"} | slices <= files
     assert (found.root / "search.html").read_text().count("<figure>") == len(files) - 3
+
+
+def test_without_a_finished_trial_there_is_a_page_and_no_best(finished):
+    findings = finished(trials=0).findings()
+    assert (findings.best, findings.commands, findings.pictures) == (None, [], [])
+    assert [path.name for path in report.write(findings)] == ["search.html", "trials.csv"]
+    assert "Best settings" not in report.html(findings)
