@@ -7,14 +7,9 @@ from pathlib import Path
 
 from cosa.cli.common import FAILED, Parser, add_traceback
 from cosa.cli.console import print_error
-from cosa.tracking import (
-    RunGoneError,
-    StillRunningError,
-    TrackingError,
-    find_tracked,
-    sync_run,
-    sync_status,
-)
+from cosa.tracking.journal import find_tracked, sync_status
+from cosa.tracking.store import RunGoneError, TrackingError
+from cosa.tracking.sync import StillRunningError, sync_run
 
 
 def main(prog: str, arguments: Sequence[str]) -> int:
@@ -40,17 +35,14 @@ def main(prog: str, arguments: Sequence[str]) -> int:
     if not runs:
         raise ValueError(f"DIR must hold a run that was tracked, got none in {str(folder)!r}")
     names = {out: str(out.relative_to(folder)) if out != folder else out.name for out in runs}
-    if given.action == "status":
-        return _show(names)
-    return _flush(prog, names, given.tracking_uri)
-
-
-def _show(names: dict[Path, str]) -> int:
+    if given.action == "flush":
+        return _flush(prog, names, given.tracking_uri)
     for out, name in names.items():
         found = sync_status(out)
-        run_id = found.run_id or "not made yet"
-        state = "" if found.closed else ", not closed"
-        print(f"{name}: {found.left} of {found.entries} entries left, run {run_id} in {found.uri}{state}")
+        run = f"run {found.run_id or 'not made yet'} in {found.uri}" + (
+            "" if found.closed else ", not closed"
+        )
+        print(f"{name}: {found.left} of {found.entries} entries left, {run}")
     return 0
 
 
@@ -59,12 +51,14 @@ def _flush(prog: str, names: dict[Path, str], uri: str) -> int:
     silent: set[str] = set()
     left = 0
     for out, name in names.items():
-        store = uri or sync_status(out).uri
-        if store in silent:
-            left += sync_status(out).left
-            continue
+        found = sync_status(out)
+        store = uri or found.uri
         try:
-            found = sync_run(out, uri)
+            if store not in silent:
+                found = sync_run(out, uri)
+                some = f"{found.delivered} entries delivered to run {found.run_id}"
+                rest = f", {found.left} left" if found.left else ""
+                print(f"{name}: {some if found.delivered else 'all is there'}{rest}")
         except StillRunningError:
             print(f"{name}: has not ended, delivers by itself")
             continue
@@ -72,15 +66,8 @@ def _flush(prog: str, names: dict[Path, str], uri: str) -> int:
             if not isinstance(error, RunGoneError):
                 silent.add(store)
             print_error(f"{prog}: error: {error}")
-            left += sync_status(out).left
-            continue
+            found = sync_status(out)
         left += found.left
-        went = (
-            f"{found.delivered} entries delivered to run {found.run_id}"
-            if found.delivered
-            else "all is there"
-        )
-        print(f"{name}: {went}" + (f", {found.left} left" if found.left else ""))
         for note in found.notes:
             print_error(f"{name}: {note}")
     if left:

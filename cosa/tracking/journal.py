@@ -3,12 +3,13 @@
     journal.jsonl            an entry a line: metrics as {"step", "time", NAME: VALUE...}; of a tracked run
                              also entries of other kinds: {"step", "time", "kind": "file"...}
     run.json                 the run's id in the store, and how much of the journal is there: SyncState
-    tracking/rewound.jsonl   entries that left the journal because a resumed run trains their steps again
+    tracking/journal.jsonl   entries that left the journal because a resumed run trains their steps again;
+                             in folders that older code began, all that their trackers were told
     tracking/texts/          texts that are to be kept as files
     tracking/lock            held by whoever syncs: the run itself, or `cosa-track flush`
 
 A step that is trained again is in the journal with its new values, which are marked as told before: the store
-keeps the first ones. No password is kept.
+keeps the first ones, or may yet get them from a request that a killed process sent. No password is kept.
 """
 
 from __future__ import annotations
@@ -26,12 +27,11 @@ from typing import Any
 from cosa.storage.files import append_line, last_entry, read_lines, write_atomically
 
 JOURNAL = "journal.jsonl"
+REWOUND = "tracking/journal.jsonl"
 RUN_FILE = "run.json"
 TEXTS = "tracking/texts"
 LOCK = "tracking/lock"
 ODD_TAG = "cosa.non_finite."
-_REWOUND = ("tracking/rewound.jsonl", "tracking/journal.jsonl")
-"""The second one in folders that older code began: all that their trackers were told."""
 
 
 @dataclass(frozen=True)
@@ -62,85 +62,49 @@ def read_entries(path: Path, start: int = 0) -> Iterator[Entry]:
             metrics = {name: float(text.split()[0]) for name, text in odd.items()} | line.content["metrics"]
         elif kind == "metrics":
             rest = {"step", "time", "at", "again", *line.content.get("again", ())}
-            metrics = {_fit(name): value for name, value in line.content.items() if name not in rest}
+            metrics = {fit(name): value for name, value in line.content.items() if name not in rest}
         yield Entry(kind, line.end, line.content, metrics)
 
 
-def _fit(name: str) -> str:
+def fit(name: str) -> str:
     """`name` with the characters that MLflow refuses replaced."""
     return re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)
 
 
-def read_rewound(out: Path, start: int = 0) -> Iterator[Entry]:
-    """What left the journal of the run in `out`; `at` says where it stood there."""
-    return read_entries(_rewound(out), start)
-
-
-def _rewound(out: Path) -> Path:
-    return next((out / name for name in _REWOUND if (out / name).is_file()), out / _REWOUND[0])
-
-
-def first_open(out: Path) -> Entry | None:
+def first_open(out: Path) -> Mapping[str, Any] | None:
     """How the run in `out` was opened first; None for one that was never tracked."""
-    entries = itertools.chain(read_rewound(out), read_entries(out / JOURNAL))
-    return next((entry for entry in entries if entry.kind == "open"), None)
+    entries = itertools.chain(read_entries(out / REWOUND), read_entries(out / JOURNAL))
+    return next((entry.content for entry in entries if entry.kind == "open"), None)
 
 
-class Journal:
-    """A run's journal, to be added to."""
+def last_step(out: Path) -> int:
+    """The last step that the journal of the run in `out` knows of."""
+    return int(last_entry(out / JOURNAL).get("step", 0))
 
-    def __init__(self, out: Path, resume_step: int | None = None) -> None:
-        """Open the journal of the run in `out`, or begin one.
 
-        Args:
-            out: The run's folder.
-            resume_step: What was told of later steps leaves the journal: they are trained again.
-        """
-        self.out = out
-        if resume_step is not None:
-            self._rewind(resume_step)
-        self.step: int = last_entry(out / JOURNAL).get("step", 0) if resume_step is None else resume_step
-        """The last step that it knows of."""
-        told = [entry for entry in read_rewound(out) if entry.kind == "metrics"]
-        self._told = {(entry.content["step"], name) for entry in told for name in entry.metrics}
+def add_entry(out: Path, step: int, **content: object) -> None:
+    """Keep what the run in `out` is told at a step: metrics by their names, or another `kind`.
 
-    def _rewind(self, step: int) -> None:
-        """Cut off what was told after `step`, and a torn end. Of a tracked run it is kept for the store."""
-        path = self.out / JOURNAL
-        lines = list(read_lines(path)) if path.is_file() else []
-        whole = lines[-1].end if lines else 0
-        at = next((line.start for line in lines if line.content.get("step", 0) > step), whole)
-        tracked = (self.out / TEXTS).is_dir()
-        cut = [line for line in lines if tracked and line.start >= at and "time" in line.content]
-        for line in cut:  # before the cut, so that a kill between the two loses nothing
-            append_line(_rewound(self.out), {**line.content, "at": at}, sync=line is cut[-1])
-        if path.is_file():
-            os.truncate(path, at)
+    Raises:
+        OSError: No space, or no permission; one line.
+    """
+    entry = {"step": step, "time": int(time.time() * 1000), **content}
+    append_line(out / JOURNAL, entry, sync=True)
 
-    def add_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Keep the metrics of a step.
 
-        Raises:
-            OSError: No space, or no permission; one line.
-        """
-        self.step = step
-        again = [name for name in metrics if (step, _fit(name)) in self._told]
-        values = {name: float(value) for name, value in metrics.items()}
-        self._add(**({"again": again} if again else {}), **values)
-
-    def add(self, kind: str, **content: object) -> None:
-        """Keep something else; raises as `add_metrics`."""
-        self._add(kind=kind, **content)
-
-    def _add(self, **content: object) -> None:
-        entry = {"step": self.step, "time": int(time.time() * 1000), **content}
-        append_line(self.out / JOURNAL, entry, sync=True)
-
-    def keep_text(self, text: str, name: str) -> Path:
-        """Keep a text as a file of the run's folder; a later one of that name takes its place."""
-        path = self.out / TEXTS / name
-        write_atomically(path, text)
-        return path
+def rewind(out: Path, step: int) -> None:
+    """Cut off what was told after `step`, and a torn end. Of a tracked run it is kept for the store."""
+    path = out / JOURNAL
+    lines = list(read_lines(path))
+    at = next(
+        (line.start for line in lines if line.content.get("step", 0) > step), lines[-1].end if lines else 0
+    )
+    tracked = (out / TEXTS).is_dir()
+    cut = [line for line in lines if tracked and line.start >= at and "time" in line.content]
+    for line in cut:  # before the cut, so that a kill between the two loses nothing
+        append_line(out / REWOUND, {**line.content, "at": at}, sync=line is cut[-1])
+    if path.is_file():
+        os.truncate(path, at)
 
 
 @dataclass
@@ -165,13 +129,12 @@ def read_state(out: Path) -> SyncState:
     """What is noted of the run in `out`; its id alone where the journal that is there now is another."""
     noted = _read_note(out)
     if "position" in noted:  # as older code wrote it
-        waiting = [next(read_rewound(out, start)).content for start in noted["waiting"]]
+        waiting = [next(read_entries(out / REWOUND, start)).content for start in noted["waiting"]]
         noted["waiting"] = [{"path": file["path"], "folder": file["folder"]} for file in waiting]
         noted["rewound"] = noted["position"]
     known = {f.name for f in fields(SyncState)}
     state = SyncState(**{name: value for name, value in noted.items() if name in known})
-    opened = first_open(out)
-    key = opened.content["key"] if opened else ""
+    key = (first_open(out) or {}).get("key", "")
     if state.key != key or (state.journal and state.journal > (out / JOURNAL).stat().st_size):
         return SyncState(run_id=state.run_id, key=key)  # what is given again is there once
     return state
@@ -214,19 +177,24 @@ class SyncStatus:
     """Of them not there yet."""
     closed: bool
     """Whether the run said how it ended."""
+    delivered: int = 0
+    """Entries that went now, where this is what a sync came to."""
+    notes: tuple[str, ...] = ()
+    """What it left out or what waits, and why."""
 
 
 def sync_status(out: Path) -> SyncStatus:
     """How much of what the run in `out` was told its store has."""
     state = read_state(out)
-    rewound = [entry for entry in read_rewound(out) if entry.tells]
-    journal = [entry for entry in read_entries(out / JOURNAL) if entry.tells]
-    left = sum(e.end > state.rewound for e in rewound) + sum(e.end > state.journal for e in journal)
-    events = [entry for entry in [*rewound, *journal] if entry.kind in {"open", "finish"}]
+    given = {out / REWOUND: state.rewound, out / JOURNAL: state.journal}
+    told = [(entry, entry.end > end) for path, end in given.items() for entry in read_entries(path)]
+    told = [(entry, left) for entry, left in told if entry.tells]
+    opened = [entry.content["uri"] for entry, _ in told if entry.kind == "open"]
+    events = [entry.kind for entry, _ in told if entry.kind in {"open", "finish"}]
     return SyncStatus(
         run_id=state.run_id,
-        uri=next((str(event.content["uri"]) for event in reversed(events) if event.kind == "open"), ""),
-        entries=len(rewound) + len(journal),
-        left=left + len(state.waiting),
-        closed=bool(events) and events[-1].kind == "finish",
+        uri=opened[-1] if opened else "",
+        entries=len(told),
+        left=sum(left for _, left in told) + len(state.waiting),
+        closed=events[-1:] == ["finish"],
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shlex
 import socket
 import urllib.parse
@@ -24,9 +25,16 @@ if TYPE_CHECKING:
 else:
     MlflowClient = Run = Any  # their import takes seconds; tests check annotations as the program runs
 
-_CHECK_SECONDS = 5
+_CHECK_SECONDS = 15  # of two tries each: a server that many runs wake at once is slow
 _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 """The databases that MLflow writes to directly, with the port each listens on where the URI names none."""
+
+_DEFAULTS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # or it waits some four minutes for a server that is away
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
+}
 
 
 class TrackingError(RuntimeError):
@@ -43,21 +51,15 @@ def resolve_uri(uri: str) -> str:
     Raises:
         ValueError: The URI names no kind of store that MLflow 3 still writes to.
     """
-    scheme, separator, rest = uri.partition(":")
-    dialect = scheme.partition("+")[0]
-    if not separator or dialect not in {"sqlite", "http", "https", "databricks", *_DATABASE_PORTS}:
+    kinds = "|".join(_DATABASE_PORTS)
+    if not re.match(rf"sqlite(\+\w+)?:///.|(https?|databricks|({kinds})(\+\w+)?):", uri):
         raise ValueError(
             f"tracking URI must start with sqlite:///, http:// or https:// (or name another database), "
             f"got {mask(uri)!r}; a file works as 'sqlite:///runs/mlflow.db'"
         )
-    if dialect != "sqlite":
+    if not uri.startswith("sqlite"):
         return uri
-    path = rest.removeprefix("///")
-    if not rest.startswith("///") or not path:
-        raise ValueError(
-            f"tracking URI must name a file, got {uri!r}; write sqlite:///relative.db or sqlite:////full/path.db"
-        )
-    return f"{scheme}:///{Path(path).expanduser().absolute()}"
+    return f"{uri.partition(':')[0]}:///{Path(uri.partition(':///')[2]).expanduser().absolute()}"
 
 
 def _sqlite_path(uri: str) -> Path:
@@ -86,7 +88,8 @@ def require_name(what: str, name: str) -> None:
 def initialise_store(uri: str, experiment: str) -> str:
     """Make the store and the experiment where they do not exist; run it once before several processes write.
 
-    Several processes that open a fresh SQLite store at the same time all fail in its first migration.
+    Several processes that open a fresh SQLite store at the same time all fail in its first migration. A new
+    experiment in a SQLite store keeps its artifacts in a folder beside the file.
 
     Returns:
         The experiment's id.
@@ -96,7 +99,26 @@ def initialise_store(uri: str, experiment: str) -> str:
     """
     resolved = resolve_uri(uri)
     with explained(resolved):
-        return experiment_id(connect(resolved), resolved, experiment)
+        from mlflow.exceptions import MlflowException
+
+        client = connect(resolved)
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            place = None
+            if resolved.startswith("sqlite"):  # MLflow's default is relative to whoever reads it
+                place = (_sqlite_path(resolved).parent / "mlartifacts").as_uri()
+            try:
+                return str(client.create_experiment(experiment, artifact_location=place))
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                found = client.get_experiment_by_name(experiment)  # another process was faster
+    if found is None or found.lifecycle_stage != "active":
+        raise TrackingError(
+            f"experiment must not be deleted, got {experiment!r} in {mask(resolved)}; restore it with "
+            f"`mlflow experiments restore` or choose another name"
+        )
+    return str(found.experiment_id)
 
 
 def download_model(uri: str, run_id: str, folder: Path) -> Path:
@@ -130,8 +152,7 @@ def download_model(uri: str, run_id: str, folder: Path) -> Path:
                 f"run {run_id} must hold the artifact folder `model`, got none in {mask(resolved)}; "
                 "it is written when training ends: name a checkpoint until then"
             )
-        with environment(MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false"):
-            return Path(client.download_artifacts(run_id, "model", str(folder)))
+        return Path(client.download_artifacts(run_id, "model", str(folder)))
 
 
 def save_pyfunc(model: Path, out: Path) -> None:
@@ -145,11 +166,9 @@ def save_pyfunc(model: Path, out: Path) -> None:
         TrackingError: MLflow is not installed.
         OSError: The folder cannot be written.
     """
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    try:
-        from mlflow import pyfunc
-    except ImportError as error:
-        raise TrackingError(f"an MLflow model must find mlflow, got {error}; install it") from None
+    require_mlflow()
+    from mlflow import pyfunc
+
     pyfunc.save_model(
         out,
         loader_module="cosa.model",
@@ -165,15 +184,7 @@ def connect(uri: str) -> MlflowClient:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # a database that is away would fill pages
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns of every retry; we of the last
-    _prepare(uri)
-    with environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="1", MLFLOW_HTTP_REQUEST_TIMEOUT=str(_CHECK_SECONDS)):
-        client = MlflowClient(uri)
-        client.search_experiments(max_results=1)
-    return client
-
-
-def _prepare(uri: str) -> None:
-    """Meet the failures that MLflow itself retries for minutes: no folder to write in, no database there."""
+    # failures that MLflow itself retries for minutes: no folder to write in, no database there
     parts = urllib.parse.urlsplit(uri)
     dialect = parts.scheme.partition("+")[0]
     if dialect == "sqlite":
@@ -185,29 +196,10 @@ def _prepare(uri: str) -> None:
     elif dialect in _DATABASE_PORTS and parts.hostname:
         address = (parts.hostname, parts.port or _DATABASE_PORTS[dialect])
         socket.create_connection(address, timeout=_CHECK_SECONDS).close()
-
-
-def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
-    """The experiment's id; a new one in a SQLite store keeps its artifacts in a folder beside the file."""
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        place = None
-        if uri.startswith("sqlite"):  # MLflow's default would be a folder relative to whoever reads it
-            place = (_sqlite_path(uri).parent / "mlartifacts").as_uri()
-        try:
-            return str(client.create_experiment(name, artifact_location=place))
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-            found = client.get_experiment_by_name(name)  # another process was faster
-    if found is None or found.lifecycle_stage != "active":
-        raise TrackingError(
-            f"experiment must not be deleted, got {name!r} in {mask(uri)}; restore it with "
-            f"`mlflow experiments restore` or choose another name"
-        )
-    return str(found.experiment_id)
+    with environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="1", MLFLOW_HTTP_REQUEST_TIMEOUT=str(_CHECK_SECONDS)):
+        client = MlflowClient(uri)
+        client.search_experiments(max_results=1)
+    return client
 
 
 def find_run(client: MlflowClient, run_id: str) -> Run | None:
@@ -233,11 +225,9 @@ def environment(**values: str) -> Iterator[None]:
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in values:
+            os.environ.pop(name)
+        os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 def require_mlflow() -> None:
@@ -246,11 +236,9 @@ def require_mlflow() -> None:
     Raises:
         TrackingError: It is not installed.
     """
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # it would print the URI's password, too
-    # MLflow by default waits some four minutes for a server that is away.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
     try:
         import mlflow.exceptions  # noqa: F401 (now, for the time it takes)
         import sqlalchemy.exc  # noqa: F401

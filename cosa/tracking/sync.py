@@ -14,51 +14,43 @@ import math
 import os
 import queue
 import threading
-import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cosa.storage.files import InUseError, lock, mask, one_line
+from cosa.tracking import store
 from cosa.tracking.journal import (
     JOURNAL,
     LOCK,
     ODD_TAG,
+    REWOUND,
     Entry,
-    Journal,
     SyncState,
+    SyncStatus,
+    add_entry,
     first_open,
+    last_step,
     read_entries,
-    read_rewound,
     read_run_id,
     read_state,
     sync_status,
     write_state,
 )
-from cosa.tracking.store import (
-    RunGoneError,
-    TrackingError,
-    connect,
-    environment,
-    experiment_id,
-    explained,
-    find_run,
-    resolve_uri,
-)
+from cosa.tracking.store import RunGoneError, TrackingError, explained, find_run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, Param, Run, RunTag
+    from mlflow.entities import Metric, Param, Run
 else:
-    MlflowClient = Metric = Param = Run = RunTag = Any  # their import takes seconds; tests check annotations
+    MlflowClient = Metric = Param = Run = Any  # their import takes seconds; tests check annotations
 
 KEY_TAG = "cosa.run_key"
 """Names the journal that a run was delivered from."""
 _ENTRIES_AT_ONCE = 500
-_FILES_PAUSE = 30.0
-"""Seconds until a file that could not be kept is tried again."""
 _PAUSE = 2.0
 """Seconds between two attempts; after a failure twice as long each time, up to the longest."""
 _LONGEST_PAUSE = 30.0
@@ -66,44 +58,42 @@ _REFUSALS = frozenset({"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "IN
 """What the store says of an entry that it will never take; all else may pass."""
 
 
+class StillRunningError(TrackingError):
+    """The run has not ended: it syncs by itself."""
+
+
 class RunSync:
     """Brings the store up to what one run was told; only whoever holds the run's lock has one."""
 
-    def __init__(self, out: Path, uri: str) -> None:
-        """Remember both; the store is not met before `run`."""
+    def __init__(self, out: Path, uri: str, notes: deque[str]) -> None:
+        """Remember them; the store is not met before `run`. `notes` gets what the user is to know of."""
         self.state = read_state(out)
-        self.notes: deque[str] = deque()
-        """What the user is to know of, to be taken from here."""
         self._out = out
         self._uri = uri
-        self._files_again = -math.inf
+        self._notes = notes
 
     @functools.cached_property
     def _client(self) -> MlflowClient:
-        return connect(self._uri)
+        return store.connect(self._uri)
 
-    def run(self, *, all_files: bool = False) -> None:
+    def run(self) -> None:
         """Give the store all that the run was told by now.
-
-        Args:
-            all_files: Try the files that wait at once, not only after a pause.
 
         Raises:
             TrackingError: The store does not answer, or has the run no more; `state` says how far we came.
         """
         with explained(self._uri):
+            late = len(self.state.waiting)  # those that begin to wait now wait for another attempt
             while self._give_some():
                 pass
-            if self.state.waiting and (all_files or time.monotonic() >= self._files_again):
-                self._files_again = time.monotonic() + _FILES_PAUSE
-                for _ in tuple(self.state.waiting):
-                    self._keep_file(**self.state.waiting.pop(0))
-                    write_state(self._out, self.state)
+            for _ in range(min(late, len(self.state.waiting))):
+                self._keep_file(**self.state.waiting.pop(0))
+                write_state(self._out, self.state)
 
     def _give_some(self) -> bool:
         """Give the next entries, first of those that left the journal; False where there are none."""
         state, out = self.state, self._out
-        rewound = list(itertools.islice(read_rewound(out, state.rewound), _ENTRIES_AT_ONCE))
+        rewound = list(itertools.islice(read_entries(out / REWOUND, state.rewound), _ENTRIES_AT_ONCE))
         entries = rewound or list(
             itertools.islice(read_entries(out / JOURNAL, state.journal), _ENTRIES_AT_ONCE)
         )
@@ -112,9 +102,10 @@ class RunSync:
         if rewound or not state.journal:  # the run may not be made yet, or be gone
             opened = first_open(out)
             assert opened is not None, "a run that was never tracked has nothing to give"
-            if entries[0].kind != "open" and not self._open(opened.content):
+            if entries[0].kind != "open" and not self._open(opened):
                 return True
-        for group in _grouped(entries):
+        for _, run in itertools.groupby(entries, key=lambda entry: entry.kind == "metrics" or entry.end):
+            group = list(run)  # metrics that follow each other, or one entry of another kind
             if group[0].kind == "open" and not self._open(group[0].content):
                 return True  # a new run gets it all, from the first entry on
             self._send(group)
@@ -148,7 +139,7 @@ class RunSync:
                     "restore it with `mlflow runs restore`, or name the store that has it"
                 ) from None
             if len(group) == 1:
-                self.notes.append(f"an entry was refused and left out: {one_line(error, kind=False)}")
+                self._notes.append(f"an entry was refused and left out: {one_line(error, kind=False)}")
             else:  # the others are not to blame
                 for entry in group:
                     self._send([entry])
@@ -159,29 +150,27 @@ class RunSync:
 
         client, state = self._client, self.state
         state.tracking_uri, state.experiment = mask(self._uri), told["experiment"]
+        tags = {**told["tags"], KEY_TAG: state.key}
         run = find_run(client, state.run_id)
         if run is None and state.run_id:
             self.state = SyncState(key=state.key)
             return False
         if run is None:
-            experiment = experiment_id(client, self._uri, told["experiment"])
-            run = next(iter(self._runs_of(experiment)), None) or self._create(experiment, told)
+            experiment = store.initialise_store(self._uri, told["experiment"])
+            run = next(iter(self._runs_of(experiment)), None)
+        if run is None:
+            system = {"mlflow.parentRunId": told["parent"]} if told["parent"] else {}
+            with store.environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="0"):  # the first may have made it
+                run = client.create_run(
+                    experiment, run_name=told["name"], tags=tags | system, start_time=told["time"]
+                )
         state.run_id = run.info.run_id
         write_state(self._out, state)
         if run.info.status != "RUNNING":
             client.update_run(state.run_id, status="RUNNING")
         new = [Param(name, value) for name, value in told["params"].items() if name not in run.data.params]
-        self._log(params=new, tags={**told["tags"], KEY_TAG: state.key})
+        self._log(params=new, tags=tags)
         return True
-
-    def _create(self, experiment: str, told: Mapping[str, Any]) -> Run:
-        """A new run. MLflow's own second try is switched off: the first may have made the run already."""
-        system = {"mlflow.parentRunId": told["parent"]} if told["parent"] else {}
-        tags = {**told["tags"], **system, KEY_TAG: self.state.key}
-        with environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="0"):
-            return self._client.create_run(
-                experiment, run_name=told["name"], tags=tags, start_time=told["time"]
-            )
 
     def _runs_of(self, experiment: str) -> Sequence[Run]:
         return self._client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{self.state.key}'")
@@ -203,11 +192,7 @@ class RunSync:
         self._log(metrics=metrics, tags={tag: text for tag, text in odd.items() if tag not in known})
 
     def _log(
-        self,
-        *,
-        metrics: Sequence[Metric] = (),
-        params: Sequence[Param] = (),
-        tags: Mapping[str, str],
+        self, *, metrics: Sequence[Metric] = (), params: Sequence[Param] = (), tags: Mapping[str, str]
     ) -> None:
         """Give what may be more than MLflow takes in one request."""
         from mlflow.entities import RunTag
@@ -221,13 +206,13 @@ class RunSync:
         """Keep a copy of a file; one that is there but cannot be kept now waits."""
         whole = self._out / path
         if not whole.is_file():
-            self.notes.append(f"a file could not be kept and was left out: {str(whole)!r} is gone")
+            self._notes.append(f"a file could not be kept and was left out: {str(whole)!r} is gone")
             return
         try:
             self._client.log_artifact(self.state.run_id, str(whole), folder or None)
         except Exception as error:  # noqa: BLE001 (each kind of artifact store fails in a way of its own)
             if not self.state.waiting:
-                self.notes.append(f"a file waits to be kept, {whole.name!r}: {one_line(error, kind=False)}")
+                self._notes.append(f"a file waits to be kept, {whole.name!r}: {one_line(error, kind=False)}")
             self.state.waiting.append({"path": path, "folder": folder})
 
     def _finish(self, told: Mapping[str, Any]) -> None:
@@ -240,21 +225,7 @@ class RunSync:
         self._client.set_terminated(own, told["status"], end_time=told["time"])
 
 
-def _grouped(entries: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
-    """Metrics that follow each other together, everything else alone."""
-    for kind, group in itertools.groupby(entries, key=lambda entry: entry.kind):
-        if kind == "metrics":
-            yield list(group)
-        else:
-            yield from ([entry] for entry in group)
-
-
-class StillRunningError(TrackingError):
-    """The run has not ended: it syncs by itself."""
-
-
-@contextlib.contextmanager
-def _held(out: Path, wait: float) -> Iterator[None]:
+def _hold(out: Path, wait: float) -> AbstractContextManager[object]:
     """Hold the run's lock, which ends with its process, however that ends.
 
     Where the file system knows no locks everybody has it: what is then given twice is there once.
@@ -262,33 +233,17 @@ def _held(out: Path, wait: float) -> Iterator[None]:
     Raises:
         StillRunningError: Another process holds it for longer than `wait` seconds.
     """
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(lock(out / LOCK, wait=wait))
-        except InUseError:
-            raise StillRunningError(
-                f"run must have ended, got one that still delivers by itself in {str(out)!r}"
-            ) from None
-        except OSError:
-            pass
-        yield
+    try:
+        return lock(out / LOCK, wait=wait)
+    except InUseError:
+        raise StillRunningError(
+            f"run must have ended, got one that still delivers by itself in {str(out)!r}"
+        ) from None
+    except OSError:
+        return contextlib.nullcontext()
 
 
-@dataclass(frozen=True)
-class Synced:
-    """What syncing a run that has ended came to."""
-
-    run_id: str
-    """The run's id in the store."""
-    delivered: int
-    """Entries that went now."""
-    left: int
-    """Entries that did not."""
-    notes: tuple[str, ...]
-    """What was left out or waits, and why."""
-
-
-def sync_run(out: Path, uri: str = "", *, wait: float = 5.0) -> Synced:
+def sync_run(out: Path, uri: str = "", *, wait: float = 5.0) -> SyncStatus:
     """Bring the store up to what a run that has ended was told; one that did not say how is KILLED.
 
     Args:
@@ -303,23 +258,23 @@ def sync_run(out: Path, uri: str = "", *, wait: float = 5.0) -> Synced:
     """
     before = sync_status(out)
     if not before.uri or (before.left == 0 and before.closed):
-        return Synced(before.run_id, 0, 0, ())
-    with _held(out, wait):
+        return before
+    with _hold(out, wait):
         if not sync_status(out).closed:
-            Journal(out).add("finish", status="KILLED")
+            add_entry(out, last_step(out), kind="finish", status="KILLED")
         before = sync_status(out)
-        resolved = resolve_uri(uri) if uri else _with_password(out, before.uri)
-        run = RunSync(out, resolved)
+        resolved = store.resolve_uri(uri) if uri else _with_password(out, before.uri)
         if before.run_id and mask(resolved) != before.uri:  # moved, or a mistake
             with explained(resolved):
-                if find_run(connect(resolved), before.run_id) is None:
+                if find_run(store.connect(resolved), before.run_id) is None:
                     raise RunGoneError(
                         f"tracking URI must be that of the run in {str(out)!r}, {before.uri}, "
                         f"got {mask(resolved)}, which does not have it"
                     )
-        run.run(all_files=True)
+        notes = deque[str]()
+        RunSync(out, resolved, notes).run()
     after = sync_status(out)
-    return Synced(after.run_id, before.left - after.left, after.left, tuple(run.notes))
+    return replace(after, delivered=before.left - after.left, notes=tuple(notes))
 
 
 def _with_password(out: Path, kept: str) -> str:
@@ -374,24 +329,22 @@ class Syncer:
         pause = _PAUSE
         with contextlib.ExitStack() as held:
             while True:
-                try:
+                done: threading.Event | None = threading.Event()
+                with contextlib.suppress(queue.Empty):
                     done = self._asked.get(timeout=pause)
-                except queue.Empty:
-                    self.failure = self._attempt(held)
-                else:
-                    if done is None:
-                        return
-                    self.failure = self._attempt(held, all_files=True)
-                    done.set()
+                if done is None:
+                    return
+                self.failure = self._attempt(held)
                 pause = min(2 * pause, _LONGEST_PAUSE) if self.failure else _PAUSE
+                done.set()
 
-    def _attempt(self, held: contextlib.ExitStack, *, all_files: bool = False) -> str:
+    def _attempt(self, held: contextlib.ExitStack) -> str:
         """Sync; returns why not everything went."""
         try:
             if self._run is None:
-                held.enter_context(_held(self._out, 0.0))
-                self._run = RunSync(self._out, self._uri)  # only now: the lock is ours
-            self._run.run(all_files=all_files)
+                held.enter_context(_hold(self._out, 0.0))
+                self._run = RunSync(self._out, self._uri, self.notes)  # only now: the lock is ours
+            self._run.run()
         except StillRunningError:
             return "another process delivers it just now"
         except TrackingError as error:
@@ -406,6 +359,4 @@ class Syncer:
         finally:
             if self._run is not None:
                 self.run_id = self._run.state.run_id
-                self.notes.extend(self._run.notes)
-                self._run.notes.clear()
         return f"{len(waiting)} files could not be kept" if (waiting := self._run.state.waiting) else ""

@@ -11,9 +11,19 @@ from typing import Literal
 
 from cosa import config as configs
 from cosa.config import Config
-from cosa.storage.files import mask
-from cosa.tracking.journal import Journal, first_open, sync_status
-from cosa.tracking.provenance import environment_tags, identity_tags, source_tags
+from cosa.storage.files import mask, write_atomically
+from cosa.tracking.journal import (
+    REWOUND,
+    TEXTS,
+    add_entry,
+    first_open,
+    fit,
+    last_step,
+    read_entries,
+    rewind,
+    sync_status,
+)
+from cosa.tracking.provenance import environment_tags, source_tags
 from cosa.tracking.store import TrackingError, require_mlflow, require_name, resolve_uri
 from cosa.tracking.sync import Syncer, sync_run
 
@@ -68,7 +78,9 @@ class Tracker:
 class JournalTracker(Tracker):
     """Keeps the metrics in the run's own folder, in `journal.jsonl`, and needs nothing."""
 
-    _kept: Journal | None = None
+    _out: Path
+    _step: int
+    """The last one that the journal knows of."""
 
     def start(
         self,
@@ -80,12 +92,12 @@ class JournalTracker(Tracker):
     ) -> None:
         """Begin the journal in `out`, or go on with it."""
         out.mkdir(parents=True, exist_ok=True)
-        self._kept = Journal(out, resume_step)
-
-    @property
-    def _journal(self) -> Journal:
-        assert self._kept is not None, "a tracker is started before it is told anything"
-        return self._kept
+        if resume_step is not None:
+            rewind(out, resume_step)
+        self._out = out
+        self._step = last_step(out) if resume_step is None else resume_step
+        rewound = read_entries(out / REWOUND)
+        self._told = {(entry.content.get("step"), name) for entry in rewound for name in entry.metrics}
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Add the metrics of one step to the journal.
@@ -93,7 +105,10 @@ class JournalTracker(Tracker):
         Raises:
             OSError: The journal cannot be written.
         """
-        self._journal.add_metrics(metrics, step)
+        self._step = step
+        again = [name for name in metrics if (step, fit(name)) in self._told]
+        values = {name: float(value) for name, value in metrics.items()}
+        add_entry(self._out, step, **({"again": again} if again else {}), **values)
 
 
 class MlflowTracker(JournalTracker):
@@ -106,30 +121,12 @@ class MlflowTracker(JournalTracker):
     ruins every chart); its first occurrence is kept in the tag `cosa.non_finite.<metric>` instead.
     """
 
-    def __init__(
-        self,
-        uri: str,
-        experiment: str,
-        *,
-        run_name: str = "",
-        parent_run_id: str = "",
-        tags: Tags | None = None,
-    ) -> None:
-        """Remember where to track; nothing is contacted before `start`.
+    _syncer: Syncer | None = None
 
-        Args:
-            uri: Tracking URI, see `resolve_uri`.
-            experiment: Name of the experiment, made where it does not exist.
-            run_name: Name of a new run; by default the name of its out folder.
-            parent_run_id: Run that a new run is nested under.
-            tags: Further tags, such as table, arm and seed; they win over the ones found here.
-        """
-        self._uri = resolve_uri(uri)
-        self._experiment = experiment
-        self._run_name = run_name
-        self._parent_run_id = parent_run_id
-        self._tags = dict(tags or {})
-        self._syncer: Syncer | None = None
+    def __init__(self, spec: TrackingSpec) -> None:
+        """Remember where to track; nothing is contacted before `start`."""
+        self._spec = spec
+        self._uri = resolve_uri(spec.uri)
 
     @property
     def run_id(self) -> str | None:
@@ -147,17 +144,20 @@ class MlflowTracker(JournalTracker):
         """
         require_mlflow()
         super().start(config, out=out, resume_step=resume_step)
-        facts = {**source_tags(), **environment_tags(), **identity_tags(config), **(tags or {}), **self._tags}
+        identities = {
+            "cosa.identity": configs.identity(config),
+            "cosa.warmup_identity": configs.warmup_identity(config),
+        }
+        facts = {**source_tags(), **environment_tags(), **identities, **(tags or {}), **self._spec.tags}
         if resume_step:
             facts["cosa.resumed_at"] = str(resume_step)
-        opened = first_open(out)
-        self._journal.add(
-            "open",
-            key=opened.content["key"] if opened else secrets.token_hex(16),
+        self._tell(
+            kind="open",
+            key=(first_open(out) or {}).get("key") or secrets.token_hex(16),
             uri=mask(self._uri),
-            experiment=self._experiment,
-            name=self._run_name or out.name,
-            parent=self._parent_run_id,
+            experiment=self._spec.experiment,
+            name=self._spec.run_name or out.name,
+            parent=self._spec.parent_run_id,
             tags={key: mask(value)[:_MAX_TAG] for key, value in facts.items()},
             params={name: _text(value)[:_MAX_PARAM] for name, value in configs.flatten(config).items()},
         )
@@ -183,27 +183,32 @@ class MlflowTracker(JournalTracker):
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
         """Keep a copy of a file, see `Tracker.log_artifact`."""
-        out = self._journal.out
-        name = path.relative_to(out) if path.is_relative_to(out) else path.absolute()
-        self._journal.add("file", path=str(name), folder=folder)
-        self._warn()
+        within = path.is_relative_to(self._out)
+        name = path.relative_to(self._out) if within else path.absolute()
+        self._tell(kind="file", path=str(name), folder=folder)
 
     def log_text(self, text: str, name: str) -> None:
-        """Keep a text as a file, see `Tracker.log_text`."""
-        self.log_artifact(self._journal.keep_text(text, name), name.rpartition("/")[0])
+        """Keep a text as a file, see `Tracker.log_text`; a later one of that name takes its place."""
+        path = self._out / TEXTS / name
+        write_atomically(path, text)
+        self.log_artifact(path, name.rpartition("/")[0])
 
     def finish(self, status: Status = "FINISHED") -> None:
         """Close the run, see `Tracker.finish`; what the store does not take in time stays in the journal."""
         if self._syncer is None:
             return  # never opened
         try:
-            self._journal.add("finish", status=status)
+            self._tell(kind="finish", status=status)
         except OSError as error:  # a full disk has ended the run; it is closed by `cosa-track flush`
             _log.warning("tracking: the end of the run was not noted: %s", error)
         self._syncer.flush(_LAST_SECONDS if status == "FINISHED" else _STOP_SECONDS)
         self._syncer.stop()
         self._warn()
-        _warn_of_the_rest(self._journal.out, self._syncer.failure)
+        _warn_of_the_rest(self._out, self._syncer.failure)
+
+    def _tell(self, **content: object) -> None:
+        add_entry(self._out, self._step, **content)
+        self._warn()
 
     def _warn(self) -> None:
         """Warn of what the syncer met; here, so that no other thread writes on the user's terminal."""
@@ -244,15 +249,7 @@ class TrackingSpec:
 
     def tracker(self) -> Tracker:
         """The tracker that this describes."""
-        if not self.uri:
-            return JournalTracker()
-        return MlflowTracker(
-            self.uri,
-            self.experiment,
-            run_name=self.run_name,
-            parent_run_id=self.parent_run_id,
-            tags=self.tags,
-        )
+        return MlflowTracker(self) if self.uri else JournalTracker()
 
     def close(self, out: Path, status: Status) -> None:
         """Close the run of `out` from outside, where its own process could not; a warning if that fails."""
@@ -260,7 +257,7 @@ class TrackingSpec:
             return
         reason = ""
         try:
-            Journal(out).add("finish", status=status)
+            add_entry(out, last_step(out), kind="finish", status=status)
             sync_run(out, self.uri)
         except (TrackingError, OSError) as error:
             reason = str(error)

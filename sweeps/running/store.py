@@ -236,7 +236,10 @@ def open_sweep(args: SweepArgs, plan: Plan, reused: Mapping[str, str] | None = N
         "cosa.seeds": " ".join(map(str, plan.seeds)),
         "cosa.reused": str(len(reused or {})),
     }
-    tracker = MlflowTracker(args.uri, args.experiment, run_name=args.out.name, tags={**shared, **own})
+    spec = TrackingSpec(
+        uri=args.uri, experiment=args.experiment, run_name=args.out.name, tags={**shared, **own}
+    )
+    tracker = MlflowTracker(spec)
     tracker.start(plan.base, out=args.out)
     tracker.log_text(to_json(plan, reused), PLAN)
     tracker.settle(_SECONDS)

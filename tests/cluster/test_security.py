@@ -91,7 +91,9 @@ def test_a_run_and_an_experiment_called_so_leave_nothing_outside(
     for number, name in enumerate(HARMLESS):
         out = place / f"run-{number}"
         out.mkdir()
-        tracker = MlflowTracker(f"sqlite:///{place / 'mlflow.db'}", name, run_name=name)
+        tracker = MlflowTracker(
+            TrackingSpec(uri=f"sqlite:///{place / 'mlflow.db'}", experiment=name, run_name=name)
+        )
         tracker.start(Config(), out=out)
         tracker.log_metrics({"train/loss/c2s": 1.0}, 1)
         tracker.finish()

@@ -28,7 +28,7 @@ from pathlib import Path
 import pytest
 
 from cosa.config import Config
-from cosa.tracking import MlflowTracker, find_tracked
+from cosa.tracking import MlflowTracker, TrackingSpec, find_tracked
 from cosa.tracking.journal import read_state, write_state
 from tests.reading import ROOT
 
@@ -45,7 +45,7 @@ PAUSE = float(os.environ.get("COSA_FAULT_STEP_SECONDS", "0.5"))
 def write(uri: str, out: Path, number: int, begun: int, kill: int, pause: float) -> None:
     """What one process does; at step `kill` it dies."""
     logging.disable()  # sixteen times the same warnings
-    tracker = MlflowTracker(uri, "outage", tags={"number": str(number)})
+    tracker = MlflowTracker(TrackingSpec(uri=uri, experiment="outage", tags={"number": str(number)}))
     tracker.start(Config(), out=out, resume_step=begun)
     for step in range(begun + 1, STEPS + 1):
         time.sleep(pause)

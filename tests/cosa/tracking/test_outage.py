@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,13 +30,14 @@ from cosa.tracking import (
     RunGoneError,
     StillRunningError,
     TrackingError,
+    TrackingSpec,
     find_tracked,
     initialise_store,
     read_run_id,
     sync_run,
     sync_status,
 )
-from cosa.tracking.journal import Journal, read_state, write_state
+from cosa.tracking.journal import add_entry, read_state, write_state
 from cosa.tracking.sync import KEY_TAG, RunSync
 from tests.reading import ROOT
 
@@ -98,7 +100,7 @@ def out(tmp_path: Path) -> Path:
 
 
 def begin(store: Store, out: Path) -> MlflowTracker:
-    tracker = MlflowTracker(store.uri, "tests")
+    tracker = MlflowTracker(TrackingSpec(uri=store.uri, experiment="tests"))
     tracker.start(Config(), out=out)
     return tracker
 
@@ -114,7 +116,7 @@ def deliver_again(out: Path) -> None:
     state = read_state(out)
     state.journal = state.rewound = 0
     write_state(out, state)
-    Journal(out).add("finish", status="FINISHED")
+    add_entry(out, 0, kind="finish", status="FINISHED")
     sync_run(out)
 
 
@@ -245,8 +247,8 @@ def test_a_killed_process_loses_nothing_and_is_closed_as_killed(store: Store, ou
 import os, signal
 from pathlib import Path
 from cosa.config import Config
-from cosa.tracking import MlflowTracker
-tracker = MlflowTracker({store.uri!r}, "tests")
+from cosa.tracking import MlflowTracker, TrackingSpec
+tracker = MlflowTracker(TrackingSpec(uri={store.uri!r}, experiment="tests"))
 tracker.start(Config(), out=Path({str(out)!r}))
 for step in range(50):
     tracker.log_metrics({{"loss": step / 2}}, step)
@@ -270,7 +272,7 @@ def test_a_resumed_run_delivers_once_what_it_trains_again(store: Store, out: Pat
     die(tracker)
     store.come_back()
 
-    again = MlflowTracker(store.uri, "tests")
+    again = MlflowTracker(TrackingSpec(uri=store.uri, experiment="tests"))
     again.start(Config(), out=out, resume_step=1)
     for step in (2, 3, 4):
         again.log_metrics({"loss": step / 2}, step)
@@ -286,13 +288,14 @@ def test_a_run_that_goes_back_while_another_process_syncs_it_is_there_once(store
     tracker = begin(store, out)
     die(tracker)
     for step in range(1, 6):
-        Journal(out).add_metrics({"loss": step / 2}, step)
-    other = RunSync(out, store.uri)
+        add_entry(out, step, loss=step / 2)
+    other = RunSync(out, store.uri, deque())
     other.run()
 
-    again = Journal(out, 2)
+    again = JournalTracker()
+    again.start(Config(), out=out, resume_step=2)
     for step in range(3, 8):
-        again.add_metrics({"loss": step / 2 + 100, "new": 1.0}, step)
+        again.log_metrics({"loss": step / 2 + 100, "new": 1.0}, step)
     other.run()
 
     run_id = other.state.run_id
@@ -324,7 +327,7 @@ def test_a_run_that_was_not_tracked_at_first_brings_its_history(store: Store, ou
     alone.log_metrics({"loss": 0.5}, 1)
     assert find_tracked(out) == []
 
-    tracker = MlflowTracker(store.uri, "tests")
+    tracker = MlflowTracker(TrackingSpec(uri=store.uri, experiment="tests"))
     tracker.start(Config(), out=out, resume_step=1)
     tracker.log_metrics({"loss": 1.0}, 2)
     tracker.finish()
@@ -384,7 +387,7 @@ def test_a_run_of_the_time_of_two_journals_is_given_to_the_store_once(
 
 
 def test_a_run_of_the_time_of_two_journals_goes_on(store: Store, out: Path, old: str) -> None:
-    again = MlflowTracker(store.uri, "tests")
+    again = MlflowTracker(TrackingSpec(uri=store.uri, experiment="tests"))
     again.start(Config(), out=out, resume_step=20)
     for step in range(30, 70, 10):
         again.log_metrics({"train/loss/total": step / 100, "val/assignment/iou/café": float("nan")}, step)
@@ -547,7 +550,7 @@ def test_a_store_may_move_with_its_runs(store: Store, out: Path, tmp_path: Path)
 
 def test_a_password_is_asked_for_and_never_kept(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = "http://me:secret@127.0.0.1:9"
-    tracker = MlflowTracker(uri, "tests")
+    tracker = MlflowTracker(TrackingSpec(uri=uri, experiment="tests"))
     tracker.start(Config(), out=out)
     tracker.finish()
     kept = "".join(path.read_text() for path in out.rglob("*") if path.is_file())

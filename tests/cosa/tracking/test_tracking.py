@@ -44,6 +44,10 @@ def client(uri: str) -> MlflowClient:
     return MlflowClient(uri)
 
 
+def _tracker(uri: str, **more: Any) -> MlflowTracker:
+    return MlflowTracker(TrackingSpec(uri=uri, experiment="tests", **more))
+
+
 def _tracked(tracker: MlflowTracker, out: Path, config: Config | None = None, **start: Any) -> str:
     """Start a run and return its id."""
     tracker.start(config or Config(), out=out, **start)
@@ -65,14 +69,14 @@ def test_a_run_keeps_its_settings_under_their_dotted_names(
 ) -> None:
     config = override(Config(), {"csc.weight": 0.2, "cam.scales": (1.0, 0.5)})
 
-    params = _run(client, _tracked(MlflowTracker(uri, "tests"), tmp_path, config)).data.params
+    params = _run(client, _tracked(_tracker(uri), tmp_path, config)).data.params
 
     assert params["csc.weight"] == "0.2"
     assert params["cam.scales"] == "1.0,0.5"
 
 
 def test_a_run_keeps_its_config_as_an_artifact(uri: str, client: MlflowClient, tmp_path: Path) -> None:
-    run_id = _tracked(MlflowTracker(uri, "tests"), tmp_path)
+    run_id = _tracked(_tracker(uri), tmp_path)
 
     path = client.download_artifacts(run_id, "config.json")
 
@@ -80,7 +84,7 @@ def test_a_run_keeps_its_config_as_an_artifact(uri: str, client: MlflowClient, t
 
 
 def test_a_run_says_what_it_was_made_with(uri: str, client: MlflowClient, tmp_path: Path) -> None:
-    tracker = MlflowTracker(uri, "tests", tags={"arm": "full"})
+    tracker = _tracker(uri, tags={"arm": "full"})
 
     tags = _run(client, _tracked(tracker, tmp_path, tags={DATA_TAG: "abc"})).data.tags
 
@@ -91,21 +95,21 @@ def test_a_run_says_what_it_was_made_with(uri: str, client: MlflowClient, tmp_pa
 
 
 def test_a_run_is_nested_under_its_parent(uri: str, client: MlflowClient, tmp_path: Path) -> None:
-    parent = _tracked(MlflowTracker(uri, "tests"), tmp_path / "parent")
+    parent = _tracked(_tracker(uri), tmp_path / "parent")
 
-    child = _tracked(MlflowTracker(uri, "tests", parent_run_id=parent), tmp_path / "child")
+    child = _tracked(_tracker(uri, parent_run_id=parent), tmp_path / "child")
 
     assert _run(client, child).data.tags["mlflow.parentRunId"] == parent
 
 
 def test_a_run_is_called_like_its_folder(uri: str, client: MlflowClient, tmp_path: Path) -> None:
-    run_id = _tracked(MlflowTracker(uri, "tests"), tmp_path / "shapes-1234")
+    run_id = _tracked(_tracker(uri), tmp_path / "shapes-1234")
 
     assert _run(client, run_id).info.run_name == "shapes-1234"
 
 
 def test_metrics_keep_their_steps(uri: str, client: MlflowClient, tmp_path: Path) -> None:
-    tracker = MlflowTracker(uri, "tests")
+    tracker = _tracker(uri)
     run_id = _tracked(tracker, tmp_path)
 
     for step in (10, 20):
@@ -118,7 +122,7 @@ def test_metrics_keep_their_steps(uri: str, client: MlflowClient, tmp_path: Path
 def test_more_metrics_than_one_request_takes_all_arrive(
     uri: str, client: MlflowClient, tmp_path: Path
 ) -> None:
-    tracker = MlflowTracker(uri, "tests")
+    tracker = _tracker(uri)
     run_id = _tracked(tracker, tmp_path)
 
     tracker.log_metrics({f"metric {i}": float(i) for i in range(1500)}, 1)
@@ -128,7 +132,7 @@ def test_more_metrics_than_one_request_takes_all_arrive(
 
 
 def test_a_class_name_that_mlflow_refuses_is_made_fit(uri: str, client: MlflowClient, tmp_path: Path) -> None:
-    tracker = MlflowTracker(uri, "tests")
+    tracker = _tracker(uri)
     run_id = _tracked(tracker, tmp_path)
 
     tracker.log_metrics({"iou/café (old)": 0.5}, 1)
@@ -141,7 +145,7 @@ def test_a_class_name_that_mlflow_refuses_is_made_fit(uri: str, client: MlflowCl
 def test_a_value_that_is_not_finite_becomes_a_tag_and_no_metric(
     uri: str, client: MlflowClient, tmp_path: Path, value: float
 ) -> None:
-    tracker = MlflowTracker(uri, "tests")
+    tracker = _tracker(uri)
     run_id = _tracked(tracker, tmp_path)
 
     tracker.log_metrics({"odd": value, "even": 1.0}, 3)
@@ -154,7 +158,7 @@ def test_a_value_that_is_not_finite_becomes_a_tag_and_no_metric(
 
 
 def test_files_and_texts_are_kept_in_their_folders(uri: str, client: MlflowClient, tmp_path: Path) -> None:
-    tracker = MlflowTracker(uri, "tests")
+    tracker = _tracker(uri)
     run_id = _tracked(tracker, tmp_path / "run")
     (tmp_path / "panel.png").write_bytes(b"picture")
 
@@ -171,7 +175,7 @@ def test_artifacts_lie_beside_a_sqlite_store_wherever_one_stands(
 ) -> None:
     monkeypatch.chdir(tmp_path)
 
-    run_id = _tracked(MlflowTracker(uri, "tests"), tmp_path)
+    run_id = _tracked(_tracker(uri), tmp_path)
 
     store = Path(uri.removeprefix("sqlite:///")).parent
     assert _run(client, run_id).info.artifact_uri.startswith((store / "mlartifacts").as_uri())
@@ -179,7 +183,7 @@ def test_artifacts_lie_beside_a_sqlite_store_wherever_one_stands(
 
 @pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])
 def test_a_run_ends_with_its_status(uri: str, client: MlflowClient, tmp_path: Path, status: Any) -> None:
-    tracker = MlflowTracker(uri, "tests")
+    tracker = _tracker(uri)
     run_id = _tracked(tracker, tmp_path)
 
     tracker.finish(status)
@@ -188,24 +192,24 @@ def test_a_run_ends_with_its_status(uri: str, client: MlflowClient, tmp_path: Pa
 
 
 def test_a_resumed_run_goes_on_in_its_own_run(uri: str, client: MlflowClient, tmp_path: Path) -> None:
-    first = MlflowTracker(uri, "tests")
+    first = _tracker(uri)
     run_id = _tracked(first, tmp_path)
     first.finish("FAILED")
 
-    again = _tracked(MlflowTracker(uri, "tests"), tmp_path, resume_step=10)
+    again = _tracked(_tracker(uri), tmp_path, resume_step=10)
 
     assert again == run_id
     assert _run(client, run_id).info.status == "RUNNING"
 
 
 def test_a_resumed_run_writes_no_step_twice(uri: str, client: MlflowClient, tmp_path: Path) -> None:
-    first = MlflowTracker(uri, "tests")
+    first = _tracker(uri)
     run_id = _tracked(first, tmp_path)
     first.log_metrics({"loss": 1.0}, 10)
     first.log_metrics({"loss": 2.0}, 20)
     first.finish("FAILED")
 
-    second = MlflowTracker(uri, "tests")
+    second = _tracker(uri)
     _tracked(second, tmp_path, resume_step=10)
     second.log_metrics({"loss": 2.0, "new": 5.0}, 20)
     second.log_metrics({"loss": 3.0}, 30)
@@ -216,12 +220,12 @@ def test_a_resumed_run_writes_no_step_twice(uri: str, client: MlflowClient, tmp_
 
 
 def test_a_resumed_run_keeps_the_params_it_began_with(uri: str, client: MlflowClient, tmp_path: Path) -> None:
-    first = MlflowTracker(uri, "tests")
+    first = _tracker(uri)
     run_id = _tracked(first, tmp_path)
     first.finish()
     elsewhere = override(Config(), {"data.root": "another"})
 
-    _tracked(MlflowTracker(uri, "tests"), tmp_path, elsewhere)
+    _tracked(_tracker(uri), tmp_path, elsewhere)
 
     assert _run(client, run_id).data.params["data.root"] == Config().data.root
 
@@ -229,7 +233,7 @@ def test_a_resumed_run_keeps_the_params_it_began_with(uri: str, client: MlflowCl
 def test_a_run_is_closed_from_outside_when_its_process_is_gone(
     uri: str, client: MlflowClient, tmp_path: Path
 ) -> None:
-    tracker = MlflowTracker(uri, "tests")
+    tracker = _tracker(uri)
     run_id = _tracked(tracker, tmp_path)
     tracker._syncer.stop()
 
@@ -241,7 +245,7 @@ def test_a_run_is_closed_from_outside_when_its_process_is_gone(
 def test_a_value_longer_than_mlflow_takes_is_cut(uri: str, client: MlflowClient, tmp_path: Path) -> None:
     config = override(Config(), {"evaluation.coexistence": ("bird" * 2000,)})
 
-    params = _run(client, _tracked(MlflowTracker(uri, "tests"), tmp_path, config)).data.params
+    params = _run(client, _tracked(_tracker(uri), tmp_path, config)).data.params
 
     assert params["evaluation.coexistence"] == "bird" * 1500
 
@@ -320,7 +324,9 @@ def test_passwords_are_masked_and_nothing_else(text: str, shown: str) -> None:
 
 
 def test_no_tag_and_no_file_holds_a_password(uri: str, client: MlflowClient, tmp_path: Path) -> None:
-    tracker = MlflowTracker(uri, "tests", tags={"origin": "http://me:secret@host"})
+    tracker = MlflowTracker(
+        TrackingSpec(uri=uri, experiment="tests", tags={"origin": "http://me:secret@host"})
+    )
 
     run_id = _tracked(tracker, tmp_path)
 
@@ -364,7 +370,7 @@ def server(tmp_path: Path) -> Iterator[str]:
 def test_a_whole_run_on_a_server_shows_nobody_its_password(
     server: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    tracker = MlflowTracker(server, "tests")
+    tracker = _tracker(server)
 
     assert _tracked(tracker, tmp_path / "run") == "abc"
     tracker.log_metrics({"loss": 1.0}, 1)
@@ -386,7 +392,7 @@ def test_a_spec_without_a_uri_keeps_a_journal_and_nothing_else() -> None:
 
 
 def test_a_tracker_that_never_started_ends_quietly() -> None:
-    MlflowTracker("http://host", "tests").finish("FAILED")
+    _tracker("http://host").finish("FAILED")
 
 
 def test_the_environment_names_no_host_no_user_and_no_folder() -> None:

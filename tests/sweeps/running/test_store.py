@@ -11,7 +11,7 @@ import pytest
 
 from cosa.config import Config, TrainConfig, identity, override, warmup_identity
 from cosa.tracking import TrackingError, read_run_id
-from cosa.tracking.journal import Journal
+from cosa.tracking.journal import add_entry
 from sweeps import runs
 from sweeps.planning import folder as folders
 from sweeps.planning.folder import SweepState
@@ -131,7 +131,7 @@ def test_what_trials_left_in_their_journals_is_collected(uri, root):
     sweep = open_sweep(uri, root)
     folder = folders.trial_folder(root, TRIAL.name)
     train(sweep, root, TRIAL, status=None)
-    Journal(folder).add_metrics({"train/loss/total": 0.25}, 12)  # told when its syncer was gone already
+    add_entry(folder, 12, **{"train/loss/total": 0.25})  # told when its syncer was gone already
     sweep.collect()
     run = read(uri, read_run_id(folder))
     assert (run.info.status, run.data.metrics["train/loss/total"]) == ("KILLED", 0.25)
