@@ -11,8 +11,9 @@ import itertools
 import json
 import math
 import urllib.parse
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -88,10 +89,13 @@ class Column:
     """`ours`, `published`, or empty."""
     kind: str
     """`arm`, `mark`, `setting`, `value` or `difference`: how it is set."""
-    texts: tuple[str, ...]
+    texts: Sequence[str]
     """A cell for each row."""
-    first: bool = False
-    """Whether its group begins with it."""
+
+    @property
+    def align(self) -> str:
+        """`l`, `c` or `r`, as LaTeX has it."""
+        return {"arm": "l", "mark": "c", "setting": "c"}.get(self.kind, "r")
 
 
 @dataclass(frozen=True)
@@ -99,12 +103,12 @@ class Grid:
     """A filled table as text: what all forms but the CSV show alike."""
 
     title: str
-    columns: tuple[Column, ...]
-    marked: tuple[str, ...]
+    columns: Sequence[Column]
+    marked: Sequence[str]
     """For each row its components and settings in words, for pages too narrow for their columns."""
-    remarks: tuple[str, ...]
+    remarks: Sequence[str]
     """What a reader must know about the table, a line each."""
-    notes: tuple[str, ...]
+    notes: Sequence[str]
     """Why values are missing, a line each."""
 
     @property
@@ -112,15 +116,21 @@ class Grid:
         """The cells, row by row."""
         return [*zip(*(column.texts for column in self.columns), strict=True)]
 
+    @property
+    def spans(self) -> list[tuple[str, int]]:
+        """The groups of columns from left to right, each with the number of its columns."""
+        groups = itertools.groupby(column.group for column in self.columns)
+        return [(group, len([*own])) for group, own in groups]
+
 
 def grid(filled: FilledTable, seeds: int) -> Grid:
     """`filled` as text; an arm that lacks some of its `seeds` says how many it has."""
     return Grid(
         title=filled.table.heading,
-        columns=tuple(_columns(filled, seeds)),
-        marked=tuple(_marked(filled, row) for row in filled.rows),
-        remarks=tuple(_remarks(filled)),
-        notes=tuple(f"{row.arm.name}, {gap}" for row in filled.rows for gap in row.gaps),
+        columns=[*_columns(filled, seeds)],
+        marked=[_marked(filled, row) for row in filled.rows],
+        remarks=[*_remarks(filled)],
+        notes=[f"{row.arm.name}, {gap}" for row in filled.rows for gap in row.gaps],
     )
 
 
@@ -138,32 +148,30 @@ def name_of(row: Row) -> str:
 
 def _columns(filled: FilledTable, seeds: int) -> Iterator[Column]:
     table, rows = filled.table, filled.rows
-    others = [row.arm.name != table.reference for row in rows]
-
-    def column(title: str, group: str, kind: str, texts: Iterable[str], *, first: bool = False) -> Column:
-        return Column(title, group, kind, tuple(texts), first)
+    reference = table.arm(table.reference)
 
     def differences(group: str, texts: Iterable[str]) -> Column:
-        own = (text if other else "" for text, other in zip(texts, others, strict=True))
-        return column(f"Δ {table.reference}", group, "difference", own)
+        pairs = zip(rows, texts, strict=True)
+        own = ["" if row.arm.name == reference.name else text for row, text in pairs]
+        return Column(f"Δ {reference.name}", group, "difference", own)
 
-    counts = [filled.seeds(row) for row in rows]
-    names = zip(map(name_of, rows), counts, strict=True)
-    yield column("", "", "arm", (name + (f" (n = {n})" if 0 < n < seeds else "") for name, n in names))
+    counts = [(row, filled.seeds(row)) for row in rows]
+    names = [name_of(row) + (f" (n = {count})" if 0 < count < seeds else "") for row, count in counts]
+    yield Column("", "", "arm", names)
     for name in table.components:
-        yield column(name, "", "mark", ("✓" if row.arm.has(name) else "" for row in rows))
+        yield Column(name, "", "mark", ["✓" if row.arm.has(name) else "" for row in rows])
     for name in table.settings:
-        yield column(name, "", "setting", (_setting(row.settings[name]) for row in rows))
+        yield Column(name, "", "setting", [_setting(row.settings[name]) for row in rows])
     for place, (key, title) in enumerate(titles(filled).items()):
         found = [filled.of(row, key) for row in rows]
-        yield column(title, "ours", "value", (spread(key, one) for one in found), first=place == 0)
+        yield Column(title, "ours", "value", [spread(key, one) for one in found])
         if place < DIFFERENCES:
             yield differences("ours", (_tested(key, one, seeds) for one in found))
-    for place, name in enumerate(table.columns):
+    for name in table.columns:
         values = [row.arm.paper.get(name, math.nan) for row in rows]
-        reference = table.arm(table.reference).paper.get(name, math.nan)
-        yield column(name, "published", "value", map(_printed, values), first=place == 0)
-        yield differences("published", (_printed(value - reference, sign="+") for value in values))
+        yield Column(name, "published", "value", [_printed(value) for value in values])
+        gaps = (value - reference.paper.get(name, math.nan) for value in values)
+        yield differences("published", (_printed(gap, sign="+") for gap in gaps))
 
 
 def _marked(filled: FilledTable, row: Row) -> str:
@@ -213,15 +221,12 @@ class Links:
 
     def runs(self, ids: Iterable[str]) -> str:
         """The page of one run, or of several compared."""
-        match list(ids):
-            case []:
-                return ""
-            case [run_id]:
-                return self._page(f"experiments/{self.experiment_id}/runs/{run_id}")
-            case several:
-                lists = {"runs": several, "experiments": [self.experiment_id]}
-                texts = {name: json.dumps(found, separators=(",", ":")) for name, found in lists.items()}
-                return self._page(f"compare-runs?{urllib.parse.urlencode(texts)}")
+        found = list(ids)
+        if len(found) == 1:
+            return self._page(f"experiments/{self.experiment_id}/runs/{found[0]}")
+        lists = {"runs": found, "experiments": [self.experiment_id]}
+        texts = {name: json.dumps(own, separators=(",", ":")) for name, own in lists.items()}
+        return self._page("compare-runs", texts) if found else ""
 
     def arms(self, sweep: str) -> str:
         """The chart view of a sweep's trials, best first.
@@ -235,13 +240,13 @@ class Links:
             "orderByAsc": "false",
             "compareRunsMode": "CHART",
         }
-        query = urllib.parse.urlencode(view, quote_via=urllib.parse.quote)
-        return self._page(f"experiments/{self.experiment_id}/runs?{query}")
+        return self._page(f"experiments/{self.experiment_id}/runs", view)
 
-    def _page(self, path: str) -> str:
+    def _page(self, path: str, query: Mapping[str, str] = MappingProxyType({})) -> str:
         if not self.uri.startswith(("http://", "https://")):
             return ""
-        return f"{mask(self.uri).replace('***@', '').rstrip('/')}/#/{path}"
+        more = f"?{urllib.parse.urlencode(query, quote_via=urllib.parse.quote)}" if query else ""
+        return f"{mask(self.uri).replace('***@', '').rstrip('/')}/#/{path}{more}"
 
 
 def trial_filter(sweep: str) -> str:
@@ -260,24 +265,22 @@ def terminal(results: Results) -> str:
 
 
 def _plain(table: Grid) -> str:
-    align = {"arm": str.ljust, "mark": str.center, "setting": str.center}
+    pads = {"l": str.ljust, "c": str.center, "r": str.rjust}
     heads = zip(*(_two_lines(column.title) for column in table.columns), strict=True)
     cells = [*heads, *table.rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    groups = ""
-    for group, own in itertools.groupby(zip(table.columns, widths, strict=True), lambda pair: pair[0].group):
-        spans = [width for _, width in own]
-        span = sum(spans) + 2 * (len(spans) - 1)
-        groups += ("  " if groups else "") + (f" {group} ".center(span, "─") if group else " " * span)
+    groups, left = [], iter(widths)
+    for group, count in table.spans:
+        span = sum(itertools.islice(left, count)) + 2 * (count - 1)
+        groups.append(f" {group} ".center(span, "─") if group else " " * span)
+    head = "  ".join(groups)
+    looks = [(pads[column.align], width) for column, width in zip(table.columns, widths, strict=True)]
     lines = [
-        "  ".join(
-            align.get(column.kind, str.rjust)(text, width)
-            for text, column, width in zip(row, table.columns, widths, strict=True)
-        ).rstrip()
+        "  ".join(pad(text, width) for text, (pad, width) in zip(row, looks, strict=True)).rstrip()
         for row in cells
     ]
     return "\n".join(
-        [table.title, groups, *lines[:2], "─" * len(groups), *lines[2:], *table.remarks, *table.notes]
+        [table.title, head, *lines[:2], "─" * len(head), *lines[2:], *table.remarks, *table.notes]
     )
 
 
@@ -322,21 +325,15 @@ def _markdown_tables(results: Results, links: Links) -> list[str]:
     for filled in results.tables:
         table = grid(filled, len(results.seeds))
         heads = [f"{c.title}, {c.group}" if c.group == "published" else c.title for c in table.columns]
-        rules = [{"arm": ":--", "mark": ":-:", "setting": ":-:"}.get(c.kind, "--:") for c in table.columns]
+        rules = [{"l": ":--", "c": ":-:", "r": "--:"}[column.align] for column in table.columns]
         rows = []
         for row, texts in zip(filled.rows, table.rows, strict=True):
             address = links.runs(row.runs.values())
-            ours = (column.group == "ours" for column in table.columns)
-            cells = zip(texts, ours, strict=True)
-            rows.append([f"[{text}]({address})" if text and own and address else text for text, own in cells])
-        notes = [f"- {note}" for note in (*table.remarks, *table.notes)]
-        lines = [f"### {table.title}", "", *_markdown_rows([heads, rules, *rows])]
-        parts.append("\n".join([*lines, *([""] if notes else []), *notes]))
+            cells = zip(texts, table.columns, strict=True)
+            linked = [address and text and column.group == "ours" for text, column in cells]
+            rows.append([f"[{t}]({address})" if own else t for t, own in zip(texts, linked, strict=True)])
+        parts.append(_markdown_part([table.title], [heads, rules, *rows], [*table.remarks, *table.notes]))
     return parts
-
-
-def _markdown_rows(rows: Iterable[Sequence[str]]) -> list[str]:
-    return ["| " + " | ".join(row) + " |" for row in rows]
 
 
 def comparison_markdown(results: Results) -> str:
@@ -344,17 +341,20 @@ def comparison_markdown(results: Results) -> str:
     parts = []
     for table in comparisons(results.full):
         rules = [":--", *["--:"] * (len(table.columns) - 1)]
-        heads = [
-            f"**{title}**" if place in table.our_columns else title
-            for place, title in enumerate(table.columns)
-        ]
+        heads = [f"**{t}**" if i in table.our_columns else t for i, t in enumerate(table.columns)]
         rows = [
             [f"**{cell}**" if cell and (line.ours or line.heading) else cell for cell in line.cells]
             for line in table.lines
         ]
-        lines = [f"### {table.title}", "", table.protocol, "", *_markdown_rows([heads, rules, *rows]), ""]
-        parts.append("\n".join([*lines, *(f"- {note}" for note in table.notes)]).rstrip())
+        parts.append(_markdown_part([table.title, table.protocol], [heads, rules, *rows], table.notes))
     return "\n\n".join(parts) + "\n"
+
+
+def _markdown_part(head: Sequence[str], rows: Iterable[Sequence[str]], notes: Iterable[str]) -> str:
+    """A heading and what else stands above a table, the table, and notes under it."""
+    lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    under = "\n".join(f"- {note}" for note in notes)
+    return "\n\n".join(["### " + "\n\n".join(head), lines, *([under] if under else [])])
 
 
 # ---- CSV ----
@@ -418,27 +418,11 @@ def comparison_csv(results: Results) -> str:
 
 # ---- LaTeX with booktabs, to be \input as it is: every character is plain ASCII ----
 
-_ESCAPED = {
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": "$<$",
-    ">": "$>$",
-    "±": r"$\pm$",
-    "−": "$-$",
-    "–": "--",
-    "Δ": r"$\Delta$",
-    "✓": r"$\checkmark$",
-    "∞": r"$\infty$",
-    "ξ": r"$\xi$",
-    "τ": r"$\tau$",
-    "ε": r"$\epsilon$",
-    "†": r"$^\dagger$",
-    "×": r"$\times$",
-    "≤": r"$\leq$",
-    "≥": r"$\geq$",
-}
+_ESCAPED = {character: f"\\{character}" for character in "&%$#_{}"}
+_ESCAPED |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--"}
+_ESCAPED |= {"†": r"$^\dagger$", "Δ": r"$\Delta$", "✓": r"$\checkmark$", "∞": r"$\infty$", "ξ": r"$\xi$"}
+_ESCAPED |= {"τ": r"$\tau$", "ε": r"$\epsilon$", "≤": r"$\leq$", "≥": r"$\geq$", "×": r"$\times$"}
+_ESCAPED |= {"±": r"$\pm$", "−": "$-$", "<": "$<$", ">": "$>$"}
 _LATEX_HEAD = """% Made from MLflow by sweeps/report.py. In the preamble:
 % \\usepackage{booktabs,amssymb}
 """
@@ -446,8 +430,7 @@ _LATEX_HEAD = """% Made from MLflow by sweeps/report.py. In the preamble:
 
 def escape(text: str) -> str:
     """`text` as LaTeX prints it; what it has no sign for becomes a question mark."""
-    found = "".join(_ESCAPED.get(character, character) for character in text)
-    return found.encode("ascii", "replace").decode()
+    return text.translate(str.maketrans(_ESCAPED)).encode("ascii", "replace").decode()
 
 
 def latex(results: Results) -> str:
@@ -459,30 +442,26 @@ def latex(results: Results) -> str:
 def _float(table: Grid, legend: str) -> str:
     name = table.title.partition(":")[0].lower().replace(". ", "-").replace(" ", "-")
     notes = ". ".join(note[:1].upper() + note[1:] for note in (legend, *table.remarks, *table.notes))
-    alignment = "".join({"arm": "l", "mark": "c", "setting": "c"}.get(c.kind, "r") for c in table.columns)
     groups, rules, place = [], [], 1
-    for group, own in itertools.groupby(table.columns, key=lambda column: column.group):
-        width = len(list(own))
+    for group, width in table.spans:
         groups.append(rf"\multicolumn{{{width}}}{{c}}{{{group}}}" if group else " &" * (width - 1))
-        if group:
-            rules.append(rf"\cmidrule(lr){{{place}-{place + width - 1}}}")
+        rules += [rf"\cmidrule(lr){{{place}-{place + width - 1}}}"] if group else []
         place += width
-    return "\n".join(
-        [
-            r"\begin{table*}",
-            r"\centering\footnotesize\setlength{\tabcolsep}{4pt}",
-            rf"\caption{{{escape(table.title)}. {escape(notes)}.}}",
-            rf"\label{{tab:{name}}}",
-            rf"\begin{{tabular}}{{{alignment}}}",
-            r"\toprule",
-            " & ".join(groups) + r" \\",
-            " ".join(rules),
-            " & ".join(escape(column.title) for column in table.columns) + r" \\",
-            r"\midrule",
-            *(" & ".join(map(escape, row)) + r" \\" for row in table.rows),
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table*}",
-            "",
-        ]
-    )
+    rows = [[escape(column.title) for column in table.columns], *(map(escape, row) for row in table.rows)]
+    head, *body = [" & ".join(row) + r" \\" for row in rows]
+    lines = "\n".join(body)
+    return rf"""\begin{{table*}}
+\centering\footnotesize\setlength{{\tabcolsep}}{{4pt}}
+\caption{{{escape(table.title)}. {escape(notes)}.}}
+\label{{tab:{name}}}
+\begin{{tabular}}{{{"".join(column.align for column in table.columns)}}}
+\toprule
+{" & ".join(groups)} \\
+{" ".join(rules)}
+{head}
+\midrule
+{lines}
+\bottomrule
+\end{{tabular}}
+\end{{table*}}
+"""
