@@ -5,8 +5,9 @@ Ours are the means over seeds in the paper's unit, each with its deviation; publ
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -18,6 +19,7 @@ from sweeps.reporting.results import FullModel
 ABSENT = "–"
 """Stands where there is no number."""
 _VAL = "val/assignment/"
+_SEGMENTED = MappingProxyType({"ours, labelled": "seg_miou_labelled", "ours, label-free": "seg_miou"})
 _OURS = MappingProxyType({"ours, labelled": "seg_iou_labelled", "ours, label-free": "seg_iou"})
 """Our columns in the paper's tables of classes: which IoU they show, by title."""
 
@@ -41,10 +43,10 @@ class Comparison:
     """What the numbers were measured on, and how; ours and the published ones."""
     columns: tuple[str, ...]
     """The first one names the rows."""
-    lines: tuple[Line, ...]
+    lines: Sequence[Line]
     our_columns: frozenset[int] = frozenset()
     """Columns that are ours, where a table has its methods side by side."""
-    notes: tuple[str, ...] = ()
+    notes: Sequence[str] = ()
     per_class: bool = False
     """Whether it has a row for each class, and so many."""
 
@@ -53,47 +55,45 @@ def comparisons(full: FullModel | None) -> tuple[Comparison, ...]:
     """All that the full model may stand beside: the paper's tables of its data, else its classes alone."""
     if full is None:
         return ()
-    if full.layout not in {"voc", "coco"}:
-        known = any(f"seg_iou/{name}" in full.values for name in full.classes)
-        ours = {**_OURS, "CPL": "cpl_iou", "CPL of M†": "aux_cpl_iou"}
-        ours = {title.removeprefix("ours, "): kind for title, kind in ours.items()}
-        return (_by_class(full, "Classes of the full model", ours),) if known else ()
-    if full.layout == "coco":
-        title, note = (
-            "Table 13: classes of COCO val",
-            "The mean of CoSA is that of CoSA*, with a CRF, in Table 2",
-        )
-        by_class = _by_class(full, title, _OURS, "13", COCO_NAMES, f"{note}; ours is without.")
-        return (_table_2(full), by_class)
-    crf = [_table_6(full)] if f"{_VAL}seg_miou_crf" in full.values else []
-    title = "Table 11: classes of PASCAL VOC val"
-    note = "CoSA* is with a CRF, ours without. The rest of its column is illegible in our copy."
-    on_val = _by_class(full, title, _OURS, "11", VOC_NAMES, note)
-    title = "Table 12: classes of PASCAL VOC test"
-    note = "Ours: VOC's server alone can judge its test split."
-    on_test = _by_class(full, title, {}, "12", VOC_NAMES, note)
-    return (_table_1(full), _table_2(full), *crf, _table_7(full), on_val, on_test)
+    match full.config.data.layout:
+        case "voc":
+            note = "CoSA* is with a CRF, ours without. The rest of its column is illegible in our copy."
+            on_val = _by_class(full, _OURS, "11", "classes of PASCAL VOC val", VOC_NAMES, note)
+            note = "Ours: VOC's server alone can judge its test split."
+            on_test = _by_class(full, {}, "12", "classes of PASCAL VOC test", VOC_NAMES, note)
+            crf = [_table_6(full)] if f"{_VAL}seg_miou_crf" in full.values else []
+            return (_table_1(full), _table_2(full, "VOC val"), *crf, _table_7(full), on_val, on_test)
+        case "coco":
+            note = "The mean of CoSA is that of CoSA*, with a CRF, in Table 2; ours is without."
+            by_class = _by_class(full, _OURS, "13", "classes of COCO val", COCO_NAMES, note)
+            return (_table_2(full, "COCO val"), by_class)
+        case _:
+            known = any(f"seg_iou/{name}" in full.values for name in full.classes)
+            ours = {title.removeprefix("ours, "): kind for title, kind in _OURS.items()}
+            ours |= {"CPL": "cpl_iou", "CPL of M†": "aux_cpl_iou"}
+            return (_by_class(full, ours),) if known else ()
 
 
 def whose(full: FullModel) -> str:
     """What ours are: `ours: preset voc (vit_base_patch16_224), 1,449 images of val, one seed`."""
-    seeds = len(full.values)
+    seeds, config = len(full.values), full.config
     images = f"{full.images:,} images" if full.images is not None else "images"
     over = "one seed" if seeds == 1 else f"mean ± sample deviation over {seeds} seeds"
-    return f"ours: preset {full.preset} ({full.encoder}), {images} of {full.split}, {over}"
+    network, split = config.network.encoder, config.data.val_split
+    return f"ours: preset {full.preset} ({network}), {images} of {split}, {over}"
 
 
-def percent(values: pd.Series | None) -> str:
-    """Fractions over seeds as percent, `76.2 ± 0.3`; a dash without any."""
-    return number(values, scale=100)
+def percent(fractions: pd.Series | None) -> str:
+    """Over seeds as percent, `76.2 ± 0.3`; a dash without any."""
+    return number(None if fractions is None else 100 * fractions)
 
 
-def number(values: pd.Series | None, *, scale: float = 1.0, digits: int = 1) -> str:
-    """Mean and deviation of values over seeds, times `scale`; a dash without any."""
+def number(values: pd.Series | None, digits: int = 1) -> str:
+    """Mean and sample deviation of values over seeds; a dash without any."""
     if values is None or not values.count():
         return ABSENT
-    text = f"{scale * values.mean():.{digits}f}"
-    return text if math.isnan(values.std()) else f"{text} ± {scale * values.std():.{digits}f}"
+    text = f"{values.mean():.{digits}f}"
+    return text if math.isnan(values.std()) else f"{text} ± {values.std():.{digits}f}"
 
 
 def _printed(row: Row, *columns: str) -> tuple[str, ...]:
@@ -106,126 +106,109 @@ def _method(row: Row) -> str:
 
 def _table_1(full: FullModel) -> Comparison:
     """CPL on train and val, alone and as the ensemble of M and M-dagger."""
-
-    def ours(name: str, metric: str) -> Line:
-        values = (percent(full.values.get(f"{split}/assignment/{metric}")) for split in ("train", "val"))
-        return Line((name, "", *values), ours=True)
-
     lines = [Line((_method(row), *_printed(row, "backbone", "train", "val"))) for row in read_published("1")]
-    train = (
-        f"Ours on train: the list {full.train_split}."
-        if full.train_split
-        else "Ours on train: not measured, see --set evaluation.train_split."
-    )
+    for name, metric in (("ours", "cpl_miou"), ("ours•", "ensemble_cpl_miou")):
+        values = (percent(full.values.get(f"{split}/assignment/{metric}")) for split in ("train", "val"))
+        lines.append(Line((name, "", *values), ours=True))
+    split = full.config.evaluation.train_split
+    train = f"the list {split}" if split else "not measured, see --set evaluation.train_split"
     return Comparison(
         title="Table 1: CAM pseudo-labels",
         protocol=f"Percent mIoU at ξ 0.5, image-level labels known, on PASCAL VOC; {whose(full)}",
         columns=("method", "backbone", "train", "val"),
-        lines=(*lines, ours("ours", "cpl_miou"), ours("ours•", "ensemble_cpl_miou")),
-        notes=("With •: the ensemble of M and M†; ours averages their activations.", train),
+        lines=lines,
+        notes=[
+            "With •: the ensemble of M and M†; ours averages their activations.",
+            f"Ours on train: {train}.",
+        ],
     )
 
 
-def _table_2(full: FullModel) -> Comparison:
-    """Segmentation among all competitors."""
-    column = {"voc": "VOC val", "coco": "COCO val"}[full.layout]
+def _table_2(full: FullModel, column: str) -> Comparison:
+    """Segmentation among all competitors; ours stand in `column`."""
     columns = ("VOC val", "VOC test", "COCO val")
     lines: list[Line] = []
-    group = ""
-    for row in read_published("2"):
-        if row["group"] != group:
-            group = row["group"]
-            lines.append(Line((group, *[""] * 5), heading=True))
-        printed = _printed(row, "supervision", "network", "voc_val", "voc_test", "coco_val")
-        lines.append(Line((_method(row), *printed)))
+    for group, rows in itertools.groupby(read_published("2"), key=lambda row: row["group"]):
+        lines.append(Line((group, *[""] * 5), heading=True))
+        keys = ("supervision", "network", "voc_val", "voc_test", "coco_val")
+        lines += [Line((_method(row), *_printed(row, *keys))) for row in rows]
     lines.append(Line(("Ours, single-stage", *[""] * 5), heading=True))
-    for name, metric in (
-        ("ours, labelled", "seg_miou_labelled"),
-        ("ours, label-free", "seg_miou"),
-        ("ours*, labelled", "seg_miou_labelled_crf"),
-        ("ours*, label-free", "seg_miou_crf"),
-    ):
-        found = full.values.get(_VAL + metric)
-        if found is not None:
+    own = [
+        (name.replace("ours", f"ours{star}"), metric + crf)
+        for star, crf in (("", ""), ("*", "_crf"))
+        for name, metric in _SEGMENTED.items()
+    ]
+    for name, metric in own:
+        if (found := full.values.get(_VAL + metric)) is not None:
             values = (percent(found) if title == column else ABSENT for title in columns)
             lines.append(Line((name, "I", "", *values), ours=True))
     return Comparison(
         title="Table 2: weakly supervised semantic segmentation",
         protocol=f"Percent mIoU; {whose(full)}",
         columns=("method", "sup.", "network", *columns),
-        lines=tuple(lines),
-        notes=(
+        lines=lines,
+        notes=[
             "Ours, labelled, knows the image-level labels of val, as CoSA does (the paper's footnote 1).",
             "Ours, label-free, follows the usual protocol of segmentation.",
             "F full supervision, I image-level labels, S saliency maps, L language models; * with CRF.",
-        ),
+        ],
     )
 
 
 def _table_6(full: FullModel) -> Comparison:
     """What a CRF adds, and what it costs."""
-    lines = [
-        Line((row["method"], *_printed(row, "without_crf", "with_crf"), f"+{row['gain']}", "", ""))
+    speeds = {row["crf"]: row["images_per_second"] for row in read_published("6b")}
+    *others, cosa = (
+        (row["method"], *_printed(row, "without_crf", "with_crf"), f"+{row['gain']}")
         for row in read_published("6a")
+    )
+    lines = [*(Line((*cells, "", "")) for cells in others), Line((*cosa, speeds["without"], speeds["with"]))]
+    speed = [
+        number(full.values.get(_VAL + key), digits=2)
+        for key in ("images_per_second", "crf_images_per_second")
     ]
-    speed = {row["crf"]: row["images_per_second"] for row in read_published("6b")}
-    cosa = lines[-1].cells
-    lines[-1] = Line((*cosa[:4], speed["without"], speed["with"]))
-    for name, metric in (("ours, labelled", "seg_miou_labelled"), ("ours, label-free", "seg_miou")):
+    for name, metric in _SEGMENTED.items():
         plain, refined = full.values.get(_VAL + metric), full.values.get(f"{_VAL}{metric}_crf")
         if plain is not None and refined is not None:
-            gain = number(refined - plain, scale=100)
-            speeds = (
-                number(full.values.get(_VAL + key), digits=2)
-                for key in ("images_per_second", "crf_images_per_second")
-            )
-            gain = gain if gain.startswith("-") else f"+{gain}"
-            lines.append(
-                Line((name, percent(plain), percent(refined), gain.replace("-", "−"), *speeds), ours=True)
-            )
+            gain = percent(refined - plain)
+            gain = gain.replace("-", "−") if gain.startswith("-") else f"+{gain}"
+            lines.append(Line((name, percent(plain), percent(refined), gain, *speed), ours=True))
     return Comparison(
         title="Table 6: CRF",
         protocol=f"Percent mIoU on PASCAL VOC val; speed on one RTX 3090 in the paper; {whose(full)}",
         columns=("method", "without", "with", "gain", "images/s without", "images/s with"),
-        lines=tuple(lines),
-        notes=("The gain of ToCo is as the paper prints it.",),
+        lines=lines,
+        notes=["The gain of ToCo is as the paper prints it."],
     )
 
 
 def _table_7(full: FullModel) -> Comparison:
     """Training time and parameters."""
     stages = ("cam_generation", "cam_refinement", "segmentation", "cooptimization", "total")
-
-    def spent(row: Row, stage: str) -> str:
-        hours, parameters = row[f"{stage}_hours"], row[f"{stage}_million_parameters"]
-        return f"{hours} h, {parameters} M" if hours else ABSENT
-
-    lines = [
-        Line((row["method"], *(spent(row, stage) for stage in stages), row["voc_test_miou"]))
-        for row in read_published("7")
-    ]
+    lines = []
+    for row in read_published("7"):
+        spent = [(row[f"{stage}_hours"], row[f"{stage}_million_parameters"]) for stage in stages]
+        cells = (f"{hours} h, {parameters} M" if hours else ABSENT for hours, parameters in spent)
+        lines.append(Line((row["method"], *cells, row["voc_test_miou"])))
     parameters = "" if full.parameters is None else f", {full.parameters / 1e6:.1f} M"
     hours = number(full.values.get("hours"))
     own = ABSENT if hours == ABSENT else f"{hours} h{parameters}"
     lines.append(Line(("ours", ABSENT, ABSENT, ABSENT, own, own, ABSENT), ours=True))
+    columns = "method", "CAMs", "refinement", "segmentation", "CAMs and segmentation", "total", "test mIoU"
     return Comparison(
         title="Table 7: training time and parameters",
-        protocol=(
-            f"Hours and million parameters, mIoU in percent on PASCAL VOC test; the paper's on one RTX 3090, "
-            f"ours on the hardware named below, evaluations included; {whose(full)}"
-        ),
-        columns=(
-            *("method", "CAMs", "refinement", "segmentation", "CAMs and segmentation", "total", "test mIoU"),
-        ),
-        lines=tuple(lines),
+        protocol="Hours and million parameters, mIoU in percent on PASCAL VOC test; the paper's on one "
+        f"RTX 3090, ours on the hardware named below, evaluations included; {whose(full)}",
+        columns=columns,
+        lines=lines,
     )
 
 
 def _by_class(
     full: FullModel,
-    title: str,
     ours: Mapping[str, str],
     table: str = "",
+    title: str = "",
     names: Mapping[str, str] = MappingProxyType({}),
     note: str = "",
 ) -> Comparison:
@@ -233,9 +216,9 @@ def _by_class(
 
     Args:
         full: Ours.
-        title: Of the comparison.
         ours: Our columns: which IoU they show, by title.
         table: The paper's table; without one ours stand alone.
+        title: What that shows.
         names: Our names of the classes that it shortens.
         note: What a reader must know of it.
     """
@@ -253,11 +236,11 @@ def _by_class(
     ]
     means = [_VAL + kind.replace("iou", "miou", 1) for kind in ours.values()]
     return Comparison(
-        title=title,
+        title=f"Table {table}: {title}" if table else "Classes of the full model",
         protocol=f"Percent IoU; {whose(full) if ours else 'published values alone'}",
         columns=("class", *ours, *(row["method"] for row in rows)),
-        lines=(*lines, line("mean", "mIoU", means)),
+        lines=[*lines, line("mean", "mIoU", means)],
         our_columns=frozenset(range(1, 1 + len(ours))),
-        notes=(note,) if note else (),
+        notes=[note] if note else [],
         per_class=True,
     )

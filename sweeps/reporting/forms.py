@@ -430,7 +430,9 @@ _LATEX_HEAD = """% Made from MLflow by sweeps/report.py. In the preamble:
 
 def escape(text: str) -> str:
     """`text` as LaTeX prints it; what it has no sign for becomes a question mark."""
-    return text.translate(str.maketrans(_ESCAPED)).encode("ascii", "replace").decode()
+    return (
+        "".join(_ESCAPED.get(character, character) for character in text).encode("ascii", "replace").decode()
+    )
 
 
 def latex(results: Results) -> str:

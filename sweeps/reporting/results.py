@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from cosa.config import flatten, identity, override
+from cosa.config import Config, flatten, identity, override
 from cosa.tracking import find_run
 from sweeps.runs import (
     FAILURES,
@@ -128,26 +128,19 @@ class FullModel:
     """The preset unchanged, over its seeds: what may stand beside the paper's own rows."""
 
     preset: str
-    layout: str
-    """Layout of its data, `voc`, which says what it may be held against."""
-    encoder: str
-    """Its encoder, as timm names it."""
-    split: str
-    """The list that it was judged on."""
-    train_split: str
-    """The list of training images whose CPL were judged; empty where none were."""
-    images: int | None
-    """Images of that list that were judged; None where it is not known."""
+    config: Config
     values: pd.DataFrame
     """A line per seed. Columns are the runs' metrics by key; AN's IoU of single classes, `seg_iou/cat`, and
     likewise of `seg_iou_labelled`, `cpl_iou` and `aux_cpl_iou`; `hours` of training, evaluations and warm-up
     included."""
     classes: tuple[str, ...]
     """Background first."""
-    parameters: int | None
-    """Numbers in the assignment network; None where its weights were not kept."""
     runs: Mapping[int, str] = field(default_factory=dict)
     """Ids of its runs by seed."""
+    images: int | None = None
+    """Images that it was judged on; None where their number is not known."""
+    parameters: int | None = None
+    """Numbers in the assignment network; None where its weights were not kept."""
 
 
 @dataclass(frozen=True)
@@ -254,26 +247,28 @@ def fill(
         if trial["kind"] == "trial"
         for arm in trial["arms"]
     }
-    base = base_of(plan)
+    base, keys = base_of(plan), shown_and_online(table)
     rows, values = [], []
     for arm in table.arms:
         config = override(base, arm.changes)
-        oracle, gaps, ids = config.oracle, [], {}
-        for seed in plan["seeds"]:
-            trial = trials.get((f"{table.name}/{arm.name}", seed), {})
-            run = runs.get(trial.get("identity", ""))
-            oracle |= run is not None and ORACLE_TAG in run.data.tags
-            if gap := _gap(trial, run, failures):
-                gaps.append(f"seed {seed}: {gap}")
-            elif run is not None:
-                ids[seed] = run.info.run_id
-                found = run.data.metrics
-                values += [
-                    (table.name, arm.name, seed, key, found[key], ids[seed])
-                    for key in shown_and_online(table)
-                    if key in found
-                ]
-        rows.append(Row(arm, flatten(config), oracle, tuple(gaps), ids))
+        own = {seed: trials.get((f"{table.name}/{arm.name}", seed), {}) for seed in plan["seeds"]}
+        found = {seed: runs[name] for seed, trial in own.items() if (name := trial.get("identity")) in runs}
+        gaps = {seed: _gap(trial, found.get(seed), failures) for seed, trial in own.items()}
+        finished = {seed: run for seed, run in found.items() if not gaps[seed]}
+        values += [
+            (table.name, arm.name, seed, key, run.data.metrics[key], run.info.run_id)
+            for seed, run in finished.items()
+            for key in keys
+            if key in run.data.metrics
+        ]
+        row = Row(
+            arm,
+            settings=flatten(config),
+            oracle=config.oracle or any(ORACLE_TAG in run.data.tags for run in found.values()),
+            gaps=tuple(f"seed {seed}: {gap}" for seed, gap in gaps.items() if gap),
+            runs={seed: run.info.run_id for seed, run in finished.items()},
+        )
+        rows.append(row)
     return FilledTable(table, tuple(rows), pd.DataFrame(values, columns=VALUES).astype({"value": float}))
 
 
@@ -302,68 +297,61 @@ def read_full_model(
 ) -> FullModel | None:
     """The runs of the plan's own settings, whatever tables hold them; None where none has finished."""
     base = base_of(plan)
-    finished = {  # of equals the last one counts
-        run.data.tags["cosa.identity"]: run
+    wanted = {identity(override(base, {"train.seed": seed})): seed for seed in plan["seeds"]}
+    runs = {  # of equals the last one counts
+        wanted[name]: run
         for run in children
         if is_trial(run) and run.info.status == "FINISHED"
+        if (name := run.data.tags["cosa.identity"]) in wanted
     }
-    wanted = {seed: identity(override(base, {"train.seed": seed})) for seed in plan["seeds"]}
-    runs = {seed: finished[name] for seed, name in wanted.items() if name in finished}
+    warmups = {child.info.run_id for child in children}
+    values: dict[int, dict[str, float]] = {}
+    classes: list[str] = []
+    for seed, run in sorted(runs.items()):
+        result = read_json(client, run.info.run_id, "result.json")
+        classes = classes or result.get("classes", [])
+        per_class = result.get("assignment", {}).get("per_class", {})
+        ious = {f"{kind}/{name}": iou for kind, own in per_class.items() for name, iou in own.items()}
+        seconds, warmup = result.get("seconds", math.nan), run.data.tags.get(FORK_TAG, "")
+        if warmup in warmups:
+            seconds += read_json(client, warmup, "result.json").get("seconds", 0)
+        values[seed] = {**run.data.metrics, **ious, "hours": seconds / 3600}
     if not runs:
         return None
-    details = {seed: read_json(client, run.info.run_id, "result.json") for seed, run in runs.items()}
-    values = {}
-    for seed, run in runs.items():
-        per_class = details[seed].get("assignment", {}).get("per_class", {})
-        ious = {f"{kind}/{name}": iou for kind, own in per_class.items() for name, iou in own.items()}
-        seconds = details[seed].get("seconds", math.nan) + _warmup_seconds(client, children, run)
-        values[seed] = {**run.data.metrics, **ious, "hours": seconds / 3600}
-    first_run, first = next(iter(runs.values())), next(iter(details.values()))
+    ids = {seed: runs[seed].info.run_id for seed in values}
     return FullModel(
-        preset=preset,
-        layout=base.data.layout,
-        encoder=base.network.encoder,
-        split=base.data.val_split,
-        train_split=base.evaluation.train_split,
-        images=_judged_images(client, first_run),
-        values=pd.DataFrame.from_dict(values, orient="index"),
-        classes=("background", *first.get("classes", ())),
-        parameters=_parameters(client, first_run),
-        runs={seed: run.info.run_id for seed, run in runs.items()},
+        preset,
+        base,
+        pd.DataFrame.from_dict(values, orient="index"),
+        ("background", *classes),
+        ids,
+        *_counted(client, next(iter(ids.values()))),
     )
 
 
-def _warmup_seconds(client: MlflowClient, children: Sequence[Run], run: Run) -> float:
-    """How long the warm-up took that `run` was forked from, where it shared one."""
-    forked_from = run.data.tags.get(FORK_TAG, "")
-    if not any(child.info.run_id == forked_from for child in children):
-        return 0.0
-    return float(read_json(client, forked_from, "result.json").get("seconds", 0.0))
+def _counted(client: MlflowClient, run_id: str) -> tuple[int | None, int | None]:
+    """Images that a run's last evaluation judged, by its histogram of single images; numbers in its final AN.
 
-
-def _judged_images(client: MlflowClient, run: Run) -> int | None:
-    """How many images the run's last evaluation judged, from its histogram of single images."""
-    paths = sorted(item.path for item in client.list_artifacts(run.info.run_id, "analysis"))
-    analysis = read_json(client, run.info.run_id, paths[-1]) if paths else {}
-    try:
-        counts: list[int] = analysis["networks"]["assignment"]["images"]["iou"]["count"]
-    except KeyError:
-        return None
-    return sum(counts)
-
-
-def _parameters(client: MlflowClient, run: Run) -> int | None:
-    """Numbers in the final AN, from the size of its file: four bytes each behind a short header."""
-    for folder in ("", "model"):
-        for item in client.list_artifacts(run.info.run_id, folder or None):
-            if item.path.endswith(".safetensors") and item.file_size:
-                return int(item.file_size) // 4
-    return None
+    These are known by the size of its file: four bytes each behind a short header.
+    """
+    analyses = sorted(item.path for item in client.list_artifacts(run_id, "analysis"))
+    images: Any = read_json(client, run_id, analyses[-1]) if analyses else {}
+    for name in ("networks", "assignment", "images", "iou", "count"):
+        images = images.get(name, {})
+    files = [*client.list_artifacts(run_id), *client.list_artifacts(run_id, "model")]
+    sizes = (item.file_size for item in files if item.path.endswith(".safetensors") and item.file_size)
+    size = next(sizes, None)
+    return sum(images) if images else None, None if size is None else size // 4
 
 
 def _provenance(parent: Run, plan: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, str]:
     """What the numbers were made with; where trials differ, all of it."""
-    distinct = functools.partial(_distinct, runs)
+
+    def distinct(*tags: str) -> list[tuple[str, ...]]:
+        """The distinct values of some tags together, in the order of the runs, of those that have them."""
+        found = (tuple(run.data.tags.get(tag, "") for tag in tags) for run in runs)
+        return [values for values in dict.fromkeys(found) if values[0]]
+
     commits = [
         commit[:12] + (" with local changes" if dirty == "true" else "")
         for commit, dirty in distinct("mlflow.source.git.commit", "cosa.dirty")
@@ -372,34 +360,23 @@ def _provenance(parent: Run, plan: Mapping[str, Any], runs: Sequence[Run]) -> di
         f"{name} {' / '.join(value for (value,) in distinct(f'cosa.version.{name}'))}"
         for name in ("cosa", "python", "torch", "timm", "ray", "mlflow")
     ]
-    hardware = [
-        f"{system}, {cpus} CPUs, {memory} GiB, GPU: {gpus or 'none'}"
-        for system, cpus, memory, gpus in distinct(
-            "cosa.host.system", "cosa.host.cpus", "cosa.host.memory_gib", "cosa.host.gpus"
-        )
-    ]
-    data = [value for (value,) in distinct("cosa.data_fingerprint")]
+    hosts = distinct("cosa.host.system", "cosa.host.cpus", "cosa.host.memory_gib", "cosa.host.gpus")
+    hardware = [f"{name}, {cpus} CPUs, {gib} GiB, GPU: {gpus or 'none'}" for name, cpus, gib, gpus in hosts]
+    data = [f"fingerprint {value}" for (value,) in distinct("cosa.data_fingerprint")]
     iterations = sum(trial["iterations"] for trial in plan["trials"])
     finished = sum(run.info.status == "FINISHED" for run in runs)
     earlier = sum(run.data.tags.get("mlflow.parentRunId") != parent.info.run_id for run in runs)
     planned = sum(trial["kind"] == "trial" for trial in plan["trials"])
+    taken = f"{earlier} of them in earlier runs, " if earlier else ""
     hours = float(parent.data.tags.get("cosa.training_hours", "nan"))
     return {
         "preset": parent.data.tags.get("cosa.preset", ""),
         "seeds": " ".join(map(str, plan["seeds"])),
-        "trials": f"{finished} of {planned} finished, "
-        + (f"{earlier} of them in earlier runs, " if earlier else "")
-        + f"{iterations:,} iterations with shared warm-ups",
+        "trials": f"{finished} of {planned} finished, {taken}{iterations:,} iterations with shared warm-ups",
         "training": "unknown" if math.isnan(hours) else f"{hours:.2f} hours over all trials of this sweep",
         "commit": ", ".join(commits) or "unknown: the code came without its history (see --commit)",
-        "data": ", ".join(f"fingerprint {value}" for value in data) or "unknown",
+        "data": ", ".join(data) or "unknown",
         "hardware": "; ".join(hardware) or "unknown",
         "versions": ", ".join(versions),
         "MLflow run": parent.info.run_id,
     }
-
-
-def _distinct(runs: Sequence[Run], *tags: str) -> list[tuple[str, ...]]:
-    """The distinct values of some tags together, in the order of the runs; runs without them are left out."""
-    found = [tuple(run.data.tags.get(tag, "") for tag in tags) for run in runs]
-    return [values for values in dict.fromkeys(found) if values[0]]
