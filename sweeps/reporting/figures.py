@@ -19,14 +19,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from sweeps.reporting import plots
-from sweeps.reporting.histories import (
-    ANALYSIS,
-    PANEL_ARRAYS,
-    PANEL_PICTURES,
-    ArmHistories,
-    Histories,
-    TrialHistory,
-)
+from sweeps.reporting.histories import ANALYSIS, PANEL_ARRAYS, PANEL_PICTURES, ArmHistories, Histories
 from sweeps.reporting.plots import AUX_COLOUR, BLUE, COLOURS, GREY, OTHERS, Part
 from sweeps.tables.metrics import METRICS, SEG_MIOU, SEG_MIOU_LABELLED
 from sweeps.tables.table import Table, without
@@ -34,9 +27,7 @@ from sweeps.tables.table import Table, without
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "full": {},
     "Base": without("GC", "SA", "RAW", "CSC", "DT"),
-    "no-SA": without("SA"),
-    "no-RAW": without("RAW"),
-    "no-CSC": without("CSC"),
+    **{f"no-{component}": without(component) for component in ("SA", "RAW", "CSC")},
     "GT (oracle)": {"s2c.source": "gt"},
     "SPL": {},
     "NO": {"s2c.source": "none"},
@@ -163,7 +154,7 @@ def _facts(histories: Histories) -> dict[str, str]:
         "bands": " Lines are means over seeds, bands one sample deviation." if several else "",
         "rule": f"Images: {rules[settings.panel_choice]}, the same for every arm, none picked by hand; the "
         "last evaluation of the first seed.",
-        "seed": next((str(trial.seed) for trial, _ in _cotrained(histories, histories.arm({}))), ""),
+        "seed": next((str(seed) for seed, _ in _cotrained(histories, histories.arm({}))), ""),
     }
 
 
@@ -224,19 +215,20 @@ class Panels:
             yield plots.picture(side_by_side(tiles, self.columns), self.file, self.title)
 
 
-def _cotrained(histories: Histories, arm: ArmHistories) -> Iterator[tuple[TrialHistory, list[int]]]:
-    """Trials with the steps of their analysis files in co-training.
+def _cotrained(histories: Histories, arm: ArmHistories) -> Iterator[tuple[int, list[Callable[[], bytes]]]]:
+    """Seeds with what reads their analysis files of co-training.
 
     In the warm-up no threshold is searched, and a shared one knows its trials' settings of it not even.
     """
     for trial in arm.trials:
-        if steps := [step for step in trial.files(ANALYSIS) if step > histories.base.train.warmup]:
-            yield trial, steps
+        files = trial.files(ANALYSIS).items()
+        if late := [read for step, read in files if step > histories.base.train.warmup]:
+            yield trial.seed, late
 
 
 def _accuracies(histories: Histories, arms: Arms) -> Iterator[Part]:
-    for trial, steps in itertools.islice(_cotrained(histories, arms["full"]), 1):
-        files = [trial.analysis(step) for step in plots.spread(steps, _MOST_STEPS)]
+    for _, reads in itertools.islice(_cotrained(histories, arms["full"]), 1):
+        files = [json.loads(read()) for read in plots.spread(reads, _MOST_STEPS)]
         yield from (plots.confidence_map(files), plots.accuracy_lines(files), plots.confidences(files[-1]))
 
 

@@ -7,10 +7,10 @@ for, and nothing is kept but what was asked for.
 
 from __future__ import annotations
 
-import json
+import functools
 import math
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -92,31 +92,25 @@ class TrialHistory:
         }
         return pd.Series(found, dtype=float).sort_index()
 
-    def files(self, kind: str) -> dict[int, tuple[str, str]]:
-        """By step, rising, the run and the path of `step_00000400` of a kind of file; the trial's own win."""
+    def files(self, kind: str) -> dict[int, Callable[[], bytes]]:
+        """By step, rising, what reads the file `step_00000400` of a kind; the trial's own win."""
         folder, suffix = kind.split(".")
         found = {
-            int(path.stem.removeprefix("step_")): (run_id, str(path))
+            int(path.stem.removeprefix("step_")): functools.partial(self._read, run_id, item.path)
             for run_id in self.run_ids
             for item in self.client.list_artifacts(run_id, folder)
             if (path := PurePosixPath(item.path)).suffix == f".{suffix}"
         }
         return dict(sorted(found.items()))
 
-    def read(self, run_id: str, path: str) -> bytes:
-        """One of `files`."""
-        with tempfile.TemporaryDirectory() as folder:
-            return Path(self.client.download_artifacts(run_id, path, folder)).read_bytes()
-
     def last_file(self, kind: str) -> bytes | None:
         """What the last file of a kind holds; None without any."""
         files = [*self.files(kind).values()]
-        return self.read(*files[-1]) if files else None
+        return files[-1]() if files else None
 
-    def analysis(self, step: int) -> dict[str, Any]:
-        """The analysis file of a step, what an evaluation counted."""
-        content: dict[str, Any] = json.loads(self.read(*self.files(ANALYSIS)[step]))
-        return content
+    def _read(self, run_id: str, path: str) -> bytes:
+        with tempfile.TemporaryDirectory() as folder:
+            return Path(self.client.download_artifacts(run_id, path, folder)).read_bytes()
 
 
 @dataclass(frozen=True)
@@ -155,37 +149,34 @@ class Histories:
         Raises:
             ValueError, TypeError: The plan holds settings that this version does not know.
         """
-        self.base = base_of(plan)
-        self.preset = preset
+        self.base, self.preset = base_of(plan), preset
         self.seeds: tuple[int, ...] = tuple(plan["seeds"])
         self.tables = [from_dict(table) for table in plan["tables"]]
         self._found: dict[str, dict[int, TrialHistory]] = {}
         self._thresholds: set[float] = set()
         changes = {f"{table.name}/{arm.name}": arm.changes for table in self.tables for arm in table.arms}
-        finished: dict[tuple[str, str], str] = {}
-        forked_from: dict[str, str] = {}
-        for run in runs:
-            kind = run.data.tags.get("cosa.kind", "")
-            tag = "cosa.warmup_identity" if kind == "warmup" else "cosa.identity"
-            if run.info.status == "FINISHED":
-                finished[kind, run.data.tags.get(tag, "")] = run.info.run_id
-                forked_from[run.info.run_id] = run.data.tags.get(FORK_TAG, "")
+        finished = [run for run in runs if run.info.status == "FINISHED"]
+        by_id = {run.info.run_id: run for run in finished}
+
+        def by_identity(kind: str, tag: str) -> dict[str, Run]:
+            own = (run for run in finished if run.data.tags.get("cosa.kind") == kind)
+            return {run.data.tags.get(tag, ""): run for run in own}
+
+        runs_of = by_identity("trial", "cosa.identity")
+        warmups_of = by_identity("warmup", "cosa.warmup_identity")
         warmups = {trial["name"]: trial["identity"] for trial in plan["trials"] if trial["kind"] == "warmup"}
-        for trial in plan["trials"]:
-            if trial["kind"] != "trial":
-                continue
+        for trial in (trial for trial in plan["trials"] if trial["kind"] == "trial"):
             config = override(self.base, changes[trial["arms"][0]])
             arm = self._found.setdefault(_essence(config), {})
             self._thresholds.add(config.threshold.xi)
-            run_id = finished.get(("trial", trial["identity"]))
-            if run_id is None:
+            if (run := runs_of.get(trial["identity"])) is None:
                 continue
-            own = forked_from[run_id]  # an earlier sweep's run has its warm-up there
-            planned = finished.get(("warmup", warmups.get(trial["warmup"], "")))
-            warmup_id = own if own in forked_from else planned
+            planned = warmups_of.get(warmups.get(trial["warmup"], ""))
+            warmup = by_id.get(run.data.tags.get(FORK_TAG, ""), planned)  # an earlier sweep's is told there
             judged = config.ema.momentum == self.base.ema.momentum  # a warm-up is judged by this AN alone
-            run_ids = (warmup_id, run_id) if warmup_id and judged else (run_id,)
-            arm.setdefault(trial["seed"], TrialHistory(trial["seed"], client, run_ids))
+            before = [warmup] if warmup and judged else []
+            ids = tuple(one.info.run_id for one in (*before, run))
+            arm.setdefault(trial["seed"], TrialHistory(trial["seed"], client, ids))
 
     def arm(self, changes: Mapping[str, Any]) -> ArmHistories:
         """What there is of the arm that changes these settings, evaluation's aside."""

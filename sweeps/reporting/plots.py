@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib as mpl
 import numpy as np
@@ -22,7 +22,6 @@ import pandas as pd
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from PIL import Image
@@ -30,26 +29,12 @@ from PIL import Image
 from cosa.config import TrainConfig
 from sweeps.reporting.histories import merge_bins, quantile, read_bins
 
-BLUE, ORANGE, GREEN, VERMILION, PURPLE, GREY, BLACK = (
-    "#0072b2",
-    "#d98c00",  # Okabe and Ito's orange, a little darker for thin lines on paper
-    "#009e73",
-    "#d55e00",
-    "#b8659a",
-    "#8a8f96",
-    "#1d2126",
-)
-
-COLOURS: Mapping[str, str] = {
-    "full": BLUE,
-    "SPL": BLUE,  # the same arm, as the guidance study calls it
-    "no-SA": ORANGE,
-    "no-RAW": VERMILION,
-    "no-CSC": GREEN,
-    "GT (oracle)": BLACK,
-    "NO": GREY,
-    "NS": PURPLE,
-}
+BLUE, GREEN, VERMILION, PURPLE = "#0072b2", "#009e73", "#d55e00", "#b8659a"
+ORANGE = "#d98c00"  # Okabe and Ito's, a little darker for thin lines on paper
+GREY, BLACK = "#8a8f96", "#1d2126"
+COLOURS = {"full": BLUE, "no-SA": ORANGE, "no-RAW": VERMILION, "no-CSC": GREEN}
+COLOURS |= {"SPL": BLUE, "GT (oracle)": BLACK, "NO": GREY, "NS": PURPLE}
+"""By arm; SPL is the full model, as the guidance study calls it."""
 AUX_COLOUR = PURPLE
 """Of M-dagger, beside M in the arm's colour."""
 
@@ -61,6 +46,7 @@ _MOST_LINES = 5
 _MARKS = {"whislo": 0.05, "q1": 0.25, "med": 0.5, "q3": 0.75, "whishi": 0.95}
 """Of a box: which share of the images lies below each of its marks."""
 
+Item = TypeVar("Item")
 File = Mapping[str, Any]
 """The content of an analysis file, the counts that an evaluation leaves."""
 
@@ -68,27 +54,19 @@ _STYLE = {
     "font.family": "DejaVu Sans",  # Matplotlib brings it along; drawn as paths, no reader needs it
     "font.size": 9,
     "svg.fonttype": "path",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#636c76",
-    "axes.linewidth": 0.8,
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": "#e4e7eb",
-    "grid.linewidth": 0.8,
-    "xtick.color": "#636c76",
-    "ytick.color": "#636c76",
-    "xtick.labelcolor": BLACK,
-    "ytick.labelcolor": BLACK,
-    "axes.labelcolor": BLACK,
-    "text.color": BLACK,
-    "legend.frameon": False,
     "legend.fontsize": 8.5,
     "legend.handlelength": 1.8,
     "legend.columnspacing": 1.2,
     "legend.borderaxespad": 0.2,
     "lines.linewidth": 1.6,
     "lines.markersize": 3.2,
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+    **dict.fromkeys(("axes.linewidth", "grid.linewidth"), 0.8),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), "#636c76"),
+    **dict.fromkeys(("axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor", "text.color"), BLACK),
 }
 WIDTH, HEIGHT = 4.1, 2.8  # inches
 
@@ -245,10 +223,10 @@ def thousands(value: float, _place: object = None) -> str:
     return f"{value / 1000:g}k" if value >= 10_000 else f"{value:g}"
 
 
-def spread(steps: Sequence[int], most: int) -> list[int]:
-    """At most so many of `steps`, evenly, the first and the last among them."""
-    places = np.linspace(0, len(steps) - 1, min(len(steps), most)).round().astype(int)
-    return [steps[place] for place in places]
+def spread(items: Sequence[Item], most: int) -> list[Item]:
+    """At most so many of them, evenly, the first and the last among them."""
+    places = np.linspace(0, len(items) - 1, min(len(items), most)).round().astype(int)
+    return [items[place] for place in places]
 
 
 def _bins(content: File, kind: str) -> pd.DataFrame:
@@ -290,15 +268,14 @@ def confidence_map(files: Sequence[File]) -> Part:
 def accuracy_lines(files: Sequence[File]) -> Part:
     """Accuracy by perplexity, a line for some of the files, the first and the last among them."""
     canvas = Canvas()
-    axes = canvas.axes
-    shown = spread(range(len(files)), _MOST_LINES)
-    colours = ListedColormap(mpl.colormaps["cividis"](np.linspace(0, 0.85, len(shown))))
-    for place, index in enumerate(shown):
+    shown = spread(files, _MOST_LINES)
+    colours = mpl.colormaps["cividis"](np.linspace(0, 0.85, len(shown)))
+    for place, content in enumerate(shown):
         # pixels right at the threshold are few: bins of their own would show chance
-        bins = merge_bins(_bins(files[index], "perplexity"), LEAST_SHARE)
-        label = f"{'step ' if place == 0 else ''}{thousands(files[index]['step'])}"
-        axes.plot(middles(bins), accuracy(bins), color=colours(place), label=label, marker="o")
-    label_axes(axes, "perplexity", "accuracy of CPL, %")
+        bins = merge_bins(_bins(content, "perplexity"), LEAST_SHARE)
+        label = f"{'step ' if place == 0 else ''}{thousands(content['step'])}"
+        canvas.axes.plot(middles(bins), accuracy(bins), color=colours[place], label=label, marker="o")
+    label_axes(canvas.axes, "perplexity", "accuracy of CPL, %")
     canvas.legend()
     return canvas.part("fig3c", "(c) accuracy by perplexity")
 

@@ -10,25 +10,9 @@ from typing import Any
 import jinja2
 
 from cosa.tracking import ui_hint
+from sweeps.reporting import forms
 from sweeps.reporting.comparison import comparisons
-from sweeps.reporting.forms import (
-    DIFFERENCES,
-    Links,
-    as_csv,
-    comparison_csv,
-    comparison_markdown,
-    grid,
-    headline,
-    latex,
-    legend,
-    markdown,
-    name_of,
-    number,
-    spread,
-    terminal,
-    titles,
-    trial_filter,
-)
+from sweeps.reporting.forms import headline, terminal
 from sweeps.reporting.results import FilledTable, Results
 from sweeps.tables.metrics import METRICS, SEG_MIOU
 
@@ -60,9 +44,9 @@ def chart(filled: FilledTable, key: str) -> dict[str, Any] | None:
         dots = [(x(found.value), {found.seed: found.run_id}) for found in own.itertuples()]
         mean = x(own["value"].mean()) if dots else None
         y = _TOP + index * _LINE + _LINE // 2
-        lines.append({"name": name_of(row), "y": y, "dots": dots, "mean": mean})
+        lines.append({"name": forms.name_of(row), "y": y, "dots": dots, "mean": mean})
     bottom = _TOP + len(lines) * _LINE
-    ticks = [(x(i * step), number(key, i * step).removesuffix(".0")) for i in range(first, last + 1)]
+    ticks = [(x(i * step), forms.number(key, i * step).removesuffix(".0")) for i in range(first, last + 1)]
     size = {"width": _CHART_WIDTH, "height": bottom + 24, "bottom": bottom, "left": _LEFT}
     return {**size, "lines": lines, "ticks": ticks, "half": _LINE // 2 - 5}
 
@@ -71,9 +55,9 @@ def _charted(filled: FilledTable) -> Iterator[tuple[str, dict[str, Any]]]:
     """Charts by title of label-free segmentation and C-mIoU, else of the table's first two metrics."""
     keys = [key for key in filled.table.metrics if METRICS[key].percent]
     chosen = [key for key in keys if key in {SEG_MIOU, "val/assignment/cpl_cmiou"}]
-    for key in chosen or keys[:DIFFERENCES]:
+    for key in chosen or keys[: forms.DIFFERENCES]:
         if drawn := chart(filled, key):
-            yield titles(filled)[key], drawn
+            yield forms.titles(filled)[key], drawn
 
 
 def lead(results: Results) -> str:
@@ -89,41 +73,43 @@ def lead(results: Results) -> str:
     if any(math.isnan(one["mean"]) for one in found):
         return "Not all of it is trained yet."
     unit = " %" if METRICS[key].percent else ""
-    texts = [f"{name_of(row)} {spread(key, one)}{unit}" for row, one in zip(both, found, strict=True)]
-    return f"{titles(filled)[key]}: {', '.join(texts)}"
+    texts = [
+        f"{forms.name_of(row)} {forms.spread(key, one)}{unit}" for row, one in zip(both, found, strict=True)
+    ]
+    return f"{forms.titles(filled)[key]}: {', '.join(texts)}"
 
 
 def html(results: Results, mlflow_command: str, uri: str = "") -> str:
     """The page, complete in itself; numbers lead to the runs of a server at `uri`."""
-    links = Links(uri, results.experiment_id)
+    links = forms.Links(uri, results.experiment_id)
 
     def source(runs: Mapping[int, str]) -> dict[str, str]:
         """Where a number leads that was made from `runs`, ids by seed, and the same in words."""
         text = ", ".join(f"seed {seed}: run {run_id}" for seed, run_id in sorted(runs.items()))
         return {"address": links.runs(runs.values()), "text": text}
 
+    def shown(filled: FilledTable) -> dict[str, Any]:
+        grid = forms.grid(filled, len(results.seeds))
+        return {
+            "grid": grid,
+            "rows": [*zip(filled.rows, grid.marked, grid.rows, strict=True)],
+            "curves": results.curves.get(filled.table.name),
+            "reference": filled.table.reference,
+            "charts": list(_charted(filled)),
+        }
+
     keys = dict.fromkeys(key for filled in results.tables for key in filled.table.metrics)
     return render_page(
         Path(__file__).with_name("report.html.j2"),
         results=results,
-        tables=[
-            {
-                "grid": grid(filled, len(results.seeds)),
-                "rows": filled.rows,
-                "curves": results.curves.get(filled.table.name),
-                "reference": filled.table.reference,
-                "charts": list(_charted(filled)),
-            }
-            for filled in results.tables
-        ],
-        legend=legend(results),
+        tables=map(shown, results.tables),
+        legend=forms.legend(results),
         lead=lead(results),
         metrics=[METRICS[key] for key in keys],
         comparisons=comparisons(results.full),
-        beside_paper=results.full is not None and results.full.config.data.layout in {"voc", "coco"},
         source=source,
         arms_address=links.arms(results.sweep),
-        trial_filter=trial_filter(results.sweep),
+        trial_filter=forms.trial_filter(results.sweep),
         mlflow_command=mlflow_command,
     )
 
@@ -150,15 +136,15 @@ def write(results: Results, folder: Path, uri: str) -> list[Path]:
     """
     files = {
         "report.html": html(results, ui_command(uri), uri),
-        "tables.md": markdown(results, uri),
-        "tables.csv": as_csv(results),
-        "tables.tex": latex(results),
+        "tables.md": forms.markdown(results, uri),
+        "tables.csv": forms.as_csv(results),
+        "tables.tex": forms.latex(results),
         "tables.txt": terminal(results) + "\n",
     }
     if comparisons(results.full):
         files |= {
-            "comparison.md": comparison_markdown(results),
-            "comparison.csv": comparison_csv(results),
+            "comparison.md": forms.comparison_markdown(results),
+            "comparison.csv": forms.comparison_csv(results),
         }
     drawings = [*results.curves.values(), *results.figures]
     pictures = {f"figures/{part.file}": part.data for drawing in drawings for part in drawing.parts}
