@@ -33,18 +33,20 @@ class Limits:
     gpu_hours: float | None = None
 
     def __post_init__(self) -> None:
-        for flag, value in (
-            ("--trials", self.trials),
-            ("--hours", self.hours),
-            ("--gpu-hours", self.gpu_hours),
-        ):
+        for name, value in vars(self).items():
             if value is not None and not (value > 0 and math.isfinite(value)):
+                flag = f"--{name.replace('_', '-')}"
                 raise ValueError(f"{flag} must be > 0, got {value:g}; a search needs a budget")
+
+    def reached(self, trials: int, hours: float, gpu_hours: float) -> bool:
+        """Whether so much spent is one of the limits."""
+        limits = (self.trials, self.hours, self.gpu_hours)
+        return any(n is not None and s >= n for n, s in zip(limits, (trials, hours, gpu_hours), strict=True))
 
     def __str__(self) -> str:
         """`30 trials or 12 hours`."""
-        named = ((self.trials, "trials"), (self.hours, "hours"), (self.gpu_hours, "GPU-hours"))
-        return " or ".join(f"{value:g} {unit}" for value, unit in named if value is not None)
+        units = zip(vars(self).values(), ("trials", "hours", "GPU-hours"), strict=True)
+        return " or ".join(f"{value:g} {unit}" for value, unit in units if value is not None)
 
 
 class Budget:
@@ -66,11 +68,11 @@ class Budget:
         """
         self._limits, self._path, self._gpus, self._clock = limits, path, gpus, clock
         self._last = clock()
-        spent = json.loads(path.read_text()) if path.is_file() else {}
-        self.seconds = float(spent.get("seconds", 0))
-        """Of wall time, while the search's driver ran."""
-        self.gpu_seconds = float(spent.get("gpu_seconds", 0))
-        """Of all GPUs that trials held, warm-ups among them."""
+        self.seconds = self.gpu_seconds = 0.0
+        """Of wall time, while the search's driver ran; of all GPUs that trials held, warm-ups among them."""
+        if path.is_file():
+            spent = json.loads(path.read_text())
+            self.seconds, self.gpu_seconds = spent["seconds"], spent["gpu_seconds"]
 
     def note(self, running: int) -> None:
         """Count the time since the last note, in which `running` trials ran, and write it down."""
@@ -83,12 +85,7 @@ class Budget:
 
     def left(self, trials: int) -> bool:
         """Whether one more trial may begin after so many."""
-        limits = self._limits
-        return (
-            (limits.trials is None or trials < limits.trials)
-            and (limits.hours is None or self.seconds < 3600 * limits.hours)
-            and (limits.gpu_hours is None or self.gpu_seconds < 3600 * limits.gpu_hours)
-        )
+        return not self._limits.reached(trials, self.seconds / 3600, self.gpu_seconds / 3600)
 
     def __str__(self) -> str:
         """What is spent: `2 h 10 min`, with the GPUs' hours where there are GPUs."""

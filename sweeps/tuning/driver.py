@@ -239,16 +239,13 @@ def show_costs(args: SearchArgs) -> None:
 
 def costs(args: SearchArgs, speed: Speed, done: int) -> list[str]:
     """Hours at most, since nobody knows which trials will be stopped; `done` trials need not be run."""
-    base, resources = args.base, args.sweep.resources
+    base, left = args.base, max(0, (args.limits.trials or 0) - done)
     warmup = [shared_warmup(base, base, (), ())] if base.train.warmup else []
     trial = trial_of(base, base.train.seed, (), *warmup)
+    parts = {"the search, if no trial is stopped": [*warmup, *[trial] * left] if left else []}
     if args.limits.trials is None:
-        lines = [f"a trial that is not stopped: {price([trial], speed, resources)}"]
-    else:
-        left = max(0, args.limits.trials - done)
-        whole = [*warmup, *[trial] * left] if left else []
-        lines = [f"the search, if no trial is stopped: {price(whole, speed, resources)}"]
+        parts = {"a trial that is not stopped": [trial]}
     if args.confirm:
-        again = [*warmup, *[trial] * (args.confirm + 1)] * args.seeds
-        lines.append(f"the confirmation: {price(again, speed, resources)}")
+        parts["the confirmation"] = [*warmup, *[trial] * (args.confirm + 1)] * args.seeds
+    lines = [f"{name}: {price(trials, speed, args.sweep.resources)}" for name, trials in parts.items()]
     return [*lines, speed.basis]

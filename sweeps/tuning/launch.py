@@ -11,8 +11,6 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -47,7 +45,7 @@ class StudySearcher(TrialSearcher):
         budget: Budget,
         slots: int,
         make: Callable[[Trial], RunSpec],
-        earlier: Mapping[str, float] = MappingProxyType({}),
+        earlier: Mapping[str, float],
     ) -> None:
         """Take from the folders what a killed driver did not note; nothing runs yet.
 
@@ -160,7 +158,7 @@ class StudySearcher(TrialSearcher):
         self._numbers[trial.name] = number
         result = read_result(self.out, trial)
         if result is not None or trial.name in self._earlier:
-            metrics = {SEG_MIOU: self._earlier[trial.name]} if result is None else result["metrics"]
+            metrics = result["metrics"] if result else {SEG_MIOU: self._earlier[trial.name]}
             self._study.finish(number, metrics.get(SEG_MIOU, math.nan))
             return False
         passed = metric_by_step(trial_folder(self.out, trial.name), self._args.steps)
@@ -201,13 +199,7 @@ def search(searcher: StudySearcher, args: SearchArgs, slots: Slots) -> None:
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM, once the trials have saved and stopped.
     """
-    progress = SweepProgress(searcher.queue, searcher.head, all_queued=False)
-    trainable = _trainable(args.steps, args.out, args.sweep.resources.workers)
-    run_on_tune(trainable, searcher, progress, args.sweep, slots, PruningScheduler(searcher))
-
-
-def _trainable(steps: tuple[int, ...], out: Path, workers: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """What Tune runs in a trial's process."""
+    steps, out, workers = args.steps, args.out, args.sweep.resources.workers
 
     def trainable(settings: dict[str, Any]) -> dict[str, Any]:
         spec: RunSpec = settings["spec"]
@@ -222,4 +214,5 @@ def _trainable(steps: tuple[int, ...], out: Path, workers: int) -> Callable[[dic
         ended = run_trial(spec, out, workers=workers, report=ignore if spec.stop_at else report)
         return {STOPPED: not ended}
 
-    return trainable
+    progress = SweepProgress(searcher.queue, searcher.head, all_queued=False)
+    run_on_tune(trainable, searcher, progress, args.sweep, slots, PruningScheduler(searcher))

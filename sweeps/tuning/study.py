@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
@@ -139,7 +141,9 @@ class SearchStudy:
             storage=storage, study_name=_STUDY, direction="maximize", load_if_exists=True
         )
         self._study_id = storage.get_study_id_from_name(_STUDY)
-        if not _is_known(self._study, space, base):
+        if {_SPACE, _BASE} <= set(self._study.user_attrs):
+            _require_same(self._study.user_attrs, space, base)
+        else:
             self._study.set_user_attr(_SPACE, space.texts())
             self._study.set_user_attr(_BASE, to_json(base))
 
@@ -300,29 +304,16 @@ def peek(root: Path, space: Space, base: Config) -> Counter[str]:
     Raises:
         ValueError: It is a study of another space or of other settings.
     """
-    path = root / JOURNAL
-    if not path.is_file():
+    if not (root / JOURNAL).is_file():
         return Counter()
-    with _experimental():
-        storage = JournalStorage(JournalFileBackend(str(path)))
-    try:
-        study = optuna.load_study(study_name=_STUDY, storage=storage)
-    except KeyError:  # a process was killed, or is just about to write it
-        return Counter()
-    _is_known(study, space, base)
-    return Counter(state(trial) for trial in study.trials if trial.state != TrialState.WAITING)
+    with tempfile.TemporaryDirectory() as copy:
+        shutil.copy(root / JOURNAL, copy)
+        return Counter(state(trial) for trial in open_study(Path(copy), space, base).trials)
 
 
-def _is_known(study: optuna.Study, space: Space, base: Config) -> bool:
-    """Whether a study says what it is of.
-
-    Raises:
-        ValueError: That is another space or another preset, whose trials would tell it what is not so.
-    """
-    known, new = study.user_attrs, space.texts()
-    if not {_SPACE, _BASE} <= set(known):
-        return False
-    old, none = known[_SPACE], "not varied"
+def _require_same(known: Mapping[str, Any], space: Space, base: Config) -> None:
+    """Refuse another space or another preset: trials of theirs would tell the study what is not so."""
+    old, new, none = known[_SPACE], space.texts(), "not varied"
     pairs = [(name, old.get(name, none), new.get(name, none)) for name in {**old, **new}]
     changed = [f"{name}: {before} -> {now}" for name, before, now in pairs if before != now]
     changed += [
@@ -335,4 +326,3 @@ def _is_known(study: optuna.Study, space: Space, base: Config) -> bool:
             f"study must be of this space and these settings, got one that differs in {'; '.join(changed)}; "
             f"give what it began with, or choose another --out"
         )
-    return True
