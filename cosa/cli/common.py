@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from cosa.cli.console import print_error
-from cosa.config import Config, fields, nearest
+from cosa.config import Config, fields, flatten, nearest
 from cosa.tracking import TrackingError
 from cosa.training.stop import StoppedError
 
@@ -77,6 +77,33 @@ class Parser(argparse.ArgumentParser):
         """Add a flag that is given or not; `text` is its help."""
         self.add_argument(name, action="store_true", help=text)
 
+    def traceback(self) -> None:
+        """Add the flag that has `run_command` show where an error arose."""
+        self.switch("--traceback", "show where in the code an error arose")
+
+    def source(self) -> None:
+        """Add what names the trained network a command works with."""
+        places = "a run's folder, a checkpoint, an exported model's folder, or an MLflow run id"
+        self.flag("source", "SOURCE", places)
+        store = "MLflow store of a run id (default MLFLOW_TRACKING_URI, else runs/mlflow.db)"
+        self.flag("--tracking-uri", "URI", store)
+
+    def settings(self, base: Config, only: Sequence[str] = ()) -> None:
+        """Add a flag per setting, by section, with the defaults of `base`; `only` these where given."""
+        groups: dict[str, argparse._ArgumentGroup] = {}
+        for name, default in flatten(base).items():
+            section = name.partition(".")[0]
+            if only and section not in only and name not in only:
+                continue
+            if section not in groups:
+                title = first_line(type(getattr(base, section)))
+                groups[section] = self.add_argument_group(f"{section}: {title}")
+            known = fields()[name]
+            kind = _kind(known.annotation)
+            text = f"{known.description} [{kind}; default {as_text(default) or 'empty'}]".replace("%", "%%")
+            metavar = kind if "|" in kind else "VALUE"
+            groups[section].add_argument(f"--{name}", dest=name, metavar=metavar, help=text)
+
     def error(self, message: str) -> NoReturn:
         """Called by argparse."""
         raise ValueError(f"{message}; see {self.prog} --help")
@@ -94,52 +121,19 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
 
-def add_traceback(parser: Parser) -> None:
-    """The flag that has `run_command` show where an error arose."""
-    parser.switch("--traceback", "show where in the code an error arose")
-
-
 def whole_number(text: str) -> int:
     """Reads a flag's value; argparse tells the user what was wrong with it."""
-    value = int(text) if text.isdigit() else -1
-    if value < 0:
+    if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"must be a whole number >= 0, got {text!r}")
-    return value
+    return int(text)
 
 
-def add_source(parser: Parser) -> None:
-    """The trained network a command works with."""
-    parser.flag(
-        "source", "SOURCE", "a run's folder, a checkpoint, an exported model's folder, or an MLflow run id"
-    )
-    parser.flag(
-        "--tracking-uri", "URI", "MLflow store of a run id (default MLFLOW_TRACKING_URI, else runs/mlflow.db)"
-    )
-
-
-def find_model(given: argparse.Namespace, network: NetworkName) -> StoredModel:
-    """What `add_source` lets the user name."""
+def find_model(given: argparse.Namespace, network: NetworkName = "assignment") -> StoredModel:
+    """What `Parser.source` lets the user name."""
     from cosa.model import resolve_model
 
     uri = given.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///runs/mlflow.db"
     return resolve_model(given.source, network=network, tracking_uri=uri)
-
-
-def add_settings(parser: argparse.ArgumentParser, base: Config, only: Sequence[str] = ()) -> None:
-    """A flag per setting, grouped by section, with the defaults of `base`; `only` these where given."""
-    groups: dict[str, argparse._ArgumentGroup] = {}
-    for name, known in fields().items():
-        section, _, item = name.partition(".")
-        if only and section not in only and name not in only:
-            continue
-        settings = getattr(base, section)
-        if section not in groups:
-            groups[section] = parser.add_argument_group(f"{section}: {first_line(type(settings))}")
-        kind = _kind(known.annotation)
-        text = f"{known.description} [{kind}; default {as_text(getattr(settings, item)) or 'empty'}]"
-        groups[section].add_argument(
-            f"--{name}", dest=name, metavar=kind if "|" in kind else "VALUE", help=text.replace("%", "%%")
-        )
 
 
 def first_line(documented: object) -> str:

@@ -27,14 +27,12 @@ PLAIN_SECONDS = 15.0
 
 def print_line(text: str = "") -> None:
     """A line on standard output, at once."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    print(text, flush=True)
 
 
 def print_error(text: str) -> None:
     """A line on standard error, at once."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+    print(text, file=sys.stderr, flush=True)
 
 
 class LiveLine:
@@ -127,19 +125,20 @@ class Counter:
         self._begun = time.monotonic()
 
     def add(self, count: int) -> None:
-        """So many more are done; a log file hears of it only now and then."""
+        """So many more are done; a log file hears of it now and then, the last count stays on a terminal."""
         self.done += count
         speed = self.done / max(time.monotonic() - self._begun, 1e-9)
         left = duration((self._total - self.done) / speed)
         text = f"{self._title}{self.done}/{self._total} images | {speed:.3g} images/s | {left} left"
         self.live.show(text, always=self.done == self._total)
+        if self.done == self._total:
+            self.live.keep()
 
     def each(self, items: Iterable[T], size: Callable[[T], int] = lambda _: 1) -> Iterator[T]:
-        """The items, each counted once the next one is asked for; the count then stays on the terminal."""
+        """The items, each counted once the next one is asked for."""
         for item in items:
             yield item
             self.add(size(item))
-        self.live.keep()
 
 
 def _progress_line(progress: TrainProgress) -> str:
@@ -147,16 +146,15 @@ def _progress_line(progress: TrainProgress) -> str:
 
     What a narrow terminal cuts off comes last.
     """
-    metrics = progress.metrics
-    prefix = "train/loss/"
+    metrics, prefix = progress.metrics, "train/loss/"
     terms = {name.removeprefix(prefix): v for name, v in metrics.items() if name.startswith(prefix)}
     total = terms.pop("total")
-    thresholds = [metrics[name] for name in ("train/threshold", "train/aux_threshold") if name in metrics]
+    xi = [f"{metrics[name]:.2f}" for name in ("train/threshold", "train/aux_threshold") if name in metrics]
     parts = [
         f"step {progress.step}/{progress.iterations}",
         f"{duration(progress.seconds_left)} left",
         f"{progress.images_per_second:.3g} images/s",
-        *(["xi " + " ".join(f"{xi:.2f}" for xi in thresholds)] if thresholds else []),
+        *([" ".join(["xi", *xi])] if xi else []),
         f"loss {total:.3f}: " + " ".join(f"{name} {value:.3f}" for name, value in terms.items()),
     ]
     return " | ".join(parts)

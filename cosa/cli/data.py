@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cosa.cli.common import FAILED, Parser, add_settings, add_traceback, changed_settings, whole_number
+from cosa.cli.common import FAILED, Parser, changed_settings, whole_number
 from cosa.cli.console import Counter, aligned_table
 from cosa.config import Config, DataConfig, nearest, override
 
@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from cosa.data.check import SplitSummary
 else:
     SplitSummary = Any  # the data package imports torch; tests check annotations as the program runs
-
-RATES = (10, 100, 1000)
-"""Images per second that the table of `speed` shows."""
 
 
 def main(prog: str, arguments: Sequence[str]) -> int:
@@ -33,7 +30,7 @@ def main(prog: str, arguments: Sequence[str]) -> int:
         command.add_argument("--layout", choices=layouts, help="its layout (default: told by its files)")
         cache = DataConfig().cache
         command.flag("--cache", "DIR", f"where COCO's masks are kept (default {cache})", default=cache)
-        add_traceback(command)
+        command.traceback()
         return command
 
     check = add(
@@ -65,7 +62,7 @@ def main(prog: str, arguments: Sequence[str]) -> int:
     )
     speed.flag("--split", "NAME", "which split (default one called train, else the first)")
     speed.flag("--images", "N", "how many to read (default 256)", type=whole_number, default=256)
-    add_settings(speed, Config(), only=("data.loader_workers", "data.crop_size"))
+    speed.settings(Config(), only=("data.loader_workers", "data.crop_size"))
     given = parser.parse_known(arguments)
     run = {"check": _check, "show": _show, "pack": _pack, "speed": _speed}[given.command]
     return run(given, _data(given))
@@ -81,12 +78,9 @@ def _data(given: argparse.Namespace) -> DataConfig:
 
 
 def _check(given: argparse.Namespace, data: DataConfig) -> int:
-    from cosa.data.check import check, splits_of
+    from cosa.data.check import check
 
-    splits = splits_of(data)
-    for split in given.split or ():
-        _require_split(split, splits)
-    summary = check(data, given.split or splits, _progress())
+    summary = check(data, _splits(data, given.split or ()), _progress())
     print(f"\n{data.root}, layout {data.layout}\n")
     if summary.splits:
         print(table(summary.splits))
@@ -108,8 +102,6 @@ def _progress() -> Callable[[str, int, int], None]:
             counter = Counter(total, f"{split}: ")
         else:
             counter.add(done - counter.done)
-            if done == total:
-                counter.live.keep()
 
     return advance
 
@@ -162,13 +154,11 @@ def _speed(given: argparse.Namespace, data: DataConfig) -> int:
     size = found.mean_bytes
     read = min(given.images, len(dataset))
     print(f"{data.root}, {split}: {len(dataset)} images of {size / 1e3:.0f} kB on average\n")
-    print(f"the disk alone   {_rate(found.disk)}  {found.disk / size:7.0f} images/s  ({read} files)")
-    print(
-        f"the loader       {_rate(found.loader * size)}  {found.loader:7.0f} images/s  "
-        f"({data.loader_workers} processes, crops of {data.crop_size})"
-    )
-    for rate in RATES:
-        print(f"training needs   {_rate(rate * size)}  {rate:7} images/s")
+    workers = f"  ({data.loader_workers} processes, crops of {data.crop_size})"
+    rows = [("the disk alone", found.disk, f"  ({read} files)"), ("the loader", found.loader * size, workers)]
+    rows += [("training needs", rate * size, "") for rate in (10, 100, 1000)]
+    for name, rate, note in rows:
+        print(f"{name:17}{rate / 1e6:8.2f} MB/s  {rate / size:7.0f} images/s{note}")
     print(
         "\nTraining says its images/s, over all workers, in each line of progress. Each worker has a loader\n"
         "of its own; the disk is shared by those of a machine, a shared file system by all."
@@ -176,40 +166,43 @@ def _speed(given: argparse.Namespace, data: DataConfig) -> int:
     return 0
 
 
-def _rate(bytes_per_second: float) -> str:
-    return f"{bytes_per_second / 1e6:8.2f} MB/s"
+def _splits(data: DataConfig, asked: Sequence[str]) -> list[str]:
+    """The splits asked for, which must be there; by default all."""
+    from cosa.data.check import splits_of
+
+    splits = splits_of(data)
+    for split in asked:
+        if split not in splits:
+            raise ValueError(
+                f"--split must be one of the data set, got {split!r}; there are: {', '.join(splits)}"
+                f"{nearest(split, splits)}"
+            )
+    return list(asked) or splits
 
 
 def _choose_split(given: argparse.Namespace, data: DataConfig, beginning: str) -> str:
     """The split that was asked for, else the first one whose name begins so, else the first."""
-    from cosa.data.check import splits_of
-
-    splits = splits_of(data)
-    split = given.split or next((name for name in splits if name.startswith(beginning)), splits[0])
-    _require_split(split, splits)
-    return str(split)
-
-
-def _require_split(split: str, splits: Sequence[str]) -> None:
-    if split not in splits:
-        raise ValueError(
-            f"--split must be one of the data set, got {split!r}; there are: {', '.join(splits)}"
-            f"{nearest(split, splits)}"
-        )
+    splits = _splits(data, [given.split] if given.split else [])
+    return next((name for name in splits if name.startswith(beginning)), splits[0])
 
 
 def table(splits: Sequence[SplitSummary]) -> str:
     """Images, and percent of pixels where there are masks, per class and split."""
     classes = splits[0].classes
-    columns = {"": ["all", "without objects", "background", *classes, "not counted"]}
+    extra = ["mask shows more than labels"] if any(split.unlabelled_masks for split in splits) else []
+    columns = {"": ["all", "without objects", "background", *classes, "not counted", *extra]}
     for split in splits:
         total = max(1, sum(split.pixels))
-        images = map(str, split.images_per_class)
         percents = [f"{100 * count / total:.2f}" for count in split.pixels] or ["-"] * (len(classes) + 2)
-        columns[f"{split.name} images"] = [str(split.images), str(split.without_objects), "", *images, ""]
-        columns[f"{split.name} pixels %"] = ["", "", *percents]
-    if any(split.unlabelled_masks for split in splits):
-        cells = (cell for split in splits for cell in (str(split.unlabelled_masks), ""))
-        for column, cell in zip(columns.values(), ("mask shows more than labels", *cells), strict=True):
-            column.append(cell)
+        images = [
+            split.images,
+            split.without_objects,
+            "",
+            *split.images_per_class,
+            "",
+            split.unlabelled_masks,
+        ]
+        height = len(columns[""])
+        columns[f"{split.name} images"] = [*map(str, images)][:height]
+        columns[f"{split.name} pixels %"] = ["", "", *percents, ""][:height]
     return aligned_table(columns)

@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import cosa
-from cosa.cli.common import Parser, add_settings, add_source, add_traceback, changed_settings, find_model
+from cosa.cli.common import Parser, changed_settings, find_model
 from cosa.cli.console import NETWORKS, Counter, aligned_table, metrics_table, print_error
 from cosa.config import Config, flatten, override
 
@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from cosa.data.dataset import SegmentationDataset
     from cosa.evaluation.evaluate import Evaluation
     from cosa.storage.model_files import StoredModel
-    from cosa.structures import EvaluationBatch
 else:  # these import torch; tests check annotations as the program runs
-    SegmentationDataset = Evaluation = StoredModel = EvaluationBatch = Any
+    SegmentationDataset = Evaluation = StoredModel = Any
 
 
 def main(prog: str, arguments: Sequence[str]) -> int:
@@ -53,7 +52,7 @@ def _parser(prog: str) -> Parser:
         description="Evaluate a trained network by both protocols, with its CAM pseudo-labels and the IoU of "
         "each class, or fill the archive that the VOC server takes. Settings default to those of the run.",
     )
-    add_source(parser)
+    parser.source()
     parser.flag("--split", "NAME", "split to judge (default data.val_split)")
     parser.add_argument(
         "--network",
@@ -62,12 +61,8 @@ def _parser(prog: str) -> Parser:
         help="which of the two networks; the online one is in checkpoints alone (default assignment)",
     )
     parser.switch("--crf", "also after a dense CRF (Tab. 6); needs the extra `crf`")
-    parser.flag(
-        "--out",
-        "DIR",
-        "folder of evaluation.json and evaluation.md (default evaluation/SPLIT in the run's folder)",
-        type=Path,
-    )
+    out = "folder of evaluation.json and evaluation.md (default evaluation/SPLIT in the run's folder)"
+    parser.flag("--out", "DIR", out, type=Path)
     parser.flag(
         "--submission",
         "FILE.tar.gz",
@@ -75,8 +70,8 @@ def _parser(prog: str) -> Parser:
         "the split needs no masks",
         type=Path,
     )
-    add_traceback(parser)
-    add_settings(parser, Config(), ("data", "evaluation"))
+    parser.traceback()
+    parser.settings(Config(), ("data", "evaluation"))
     return parser
 
 

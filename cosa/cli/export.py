@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from cosa.cli.common import Parser, add_source, add_traceback, find_model
+from cosa.cli.common import Parser, find_model
 
 
 def main(prog: str, arguments: Sequence[str]) -> int:
@@ -16,10 +16,10 @@ def main(prog: str, arguments: Sequence[str]) -> int:
         description="Write the assignment network of a run as safetensors and JSON: "
         "`cosa.model.load_model(DIR)` and the other commands take it.",
     )
-    add_source(parser)
+    parser.source()
     parser.flag("--out", "DIR", "a folder that is not there yet", type=Path, required=True)
     parser.switch("--mlflow", "as an MLflow model, for mlflow.pyfunc.load_model(DIR)")
-    add_traceback(parser)
+    parser.traceback()
     given = parser.parse_known(arguments)
     out = given.out.expanduser().absolute()
     if out.exists():
@@ -27,7 +27,7 @@ def main(prog: str, arguments: Sequence[str]) -> int:
     from cosa.model import build_model, save_model
     from cosa.tracking import save_pyfunc
 
-    model = build_model(find_model(given, "assignment"))
+    model = build_model(find_model(given))
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "model" if given.mlflow else out
         save_model(folder, model.network, model.config, model.classes, facts=model.facts)

@@ -11,9 +11,6 @@ from typing import TYPE_CHECKING, Any
 from cosa.cli.common import (
     FAILED,
     Parser,
-    add_settings,
-    add_source,
-    add_traceback,
     changed_settings,
     find_model,
 )
@@ -25,14 +22,6 @@ if TYPE_CHECKING:
 else:
     ImageOutput = Any  # it imports torch; tests check annotations as the program runs
 
-_SETTINGS = (
-    "data.loader_workers",
-    "evaluation.size",
-    "evaluation.scales",
-    "evaluation.flip",
-    "evaluation.batch_size",
-)
-
 
 def main(prog: str, arguments: Sequence[str]) -> int:
     """What `cosa-predict` does; returns the exit code: not 0 where an image could not be read."""
@@ -41,7 +30,7 @@ def main(prog: str, arguments: Sequence[str]) -> int:
     from cosa.model import build_model
 
     paths = find_images(given.images)
-    stored = find_model(given, "assignment")
+    stored = find_model(given)
     model = build_model(replace(stored, config=override(stored.config, changed_settings(given))))
     cams: list[int] = model.label_vector(given.cams or [])[0].nonzero().flatten().tolist()
     out = given.out.expanduser().absolute()
@@ -68,11 +57,10 @@ def _parser(prog: str) -> Parser:
         description="Predict the class of each pixel: NAME.png holds class indices in the colours of VOC, "
         "NAME_overlay.png shows them on the image. Settings default to those of the run.",
     )
-    add_source(parser)
+    parser.source()
     parser.flag("images", "IMAGES", "image files, folders of images, or patterns in quotes", nargs="+")
-    parser.flag(
-        "--out", "DIR", "folder to write to (default predictions)", type=Path, default=Path("predictions")
-    )
+    place = Path("predictions")
+    parser.flag("--out", "DIR", f"folder to write to (default {place})", type=Path, default=place)
     parser.flag(
         "--cams",
         "CLASS,...",
@@ -89,8 +77,9 @@ def _parser(prog: str) -> Parser:
         type=_names,
     )
     parser.switch("--crf", "refine by a dense CRF; needs the extra `crf`")
-    add_traceback(parser)
-    add_settings(parser, Config(), _SETTINGS)
+    parser.traceback()
+    names = ("size", "scales", "flip", "batch_size")
+    parser.settings(Config(), ("data.loader_workers", *(f"evaluation.{name}" for name in names)))
     return parser
 
 

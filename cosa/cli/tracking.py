@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cosa.cli.common import FAILED, Parser, add_traceback
+from cosa.cli.common import FAILED, Parser
 from cosa.cli.console import print_error
 from cosa.tracking.journal import find_tracked, sync_status
 from cosa.tracking.store import RunGoneError, TrackingError
@@ -28,7 +28,7 @@ def main(prog: str, arguments: Sequence[str]) -> int:
         "of the store, if it moved or its URI has a password (default: where the run was tracked)",
         default="",
     )
-    add_traceback(parser)
+    parser.traceback()
     given = parser.parse_known(arguments)
     folder = given.folder.expanduser().absolute()
     runs = find_tracked(folder)

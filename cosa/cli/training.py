@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cosa.cli.common import Parser, add_settings, add_traceback, changed_settings, first_line, whole_number
+from cosa.cli.common import Parser, changed_settings, first_line, whole_number
 from cosa.cli.console import NETWORKS, Display, duration, metrics_table
 from cosa.config import Config, identity, override
 from cosa.config.presets import PRESETS, get_preset, is_file, short_name
@@ -61,17 +61,16 @@ def main(prog: str, arguments: Sequence[str]) -> int:
 
 def _run(spec: RunSpec, workers: int, display: Callable[[TrainProgress], None]) -> Result:
     """Train in this process, or on workers of Ray; SIGTERM saves a checkpoint and stops."""
-    if workers == 0:
-        from cosa.training import trainer
+    with until_terminated() as should_stop:
+        if workers:
+            from cosa.distributed.train import fit
+
+            return fit(spec, workers=workers, report=display, should_stop=should_stop)
+        from cosa.training.trainer import train
 
         if spec.tracking.uri:
             initialise_store(spec.tracking.uri, spec.tracking.experiment)  # one that is away now is told now
-        with until_terminated() as should_stop:
-            return trainer.train(spec, report=display, should_stop=should_stop)
-    from cosa.distributed import train as distributed
-
-    with until_terminated() as should_stop:
-        return distributed.fit(spec, workers=workers, report=display, should_stop=should_stop)
+        return train(spec, report=display, should_stop=should_stop)
 
 
 def _training_parser(prog: str, preset: str | None) -> Parser:
@@ -109,8 +108,8 @@ def _training_parser(prog: str, preset: str | None) -> Parser:
     )
     parser.flag("--experiment", "NAME", "MLflow experiment (default cosa)", default="cosa")
     parser.flag("--run-name", "NAME", "name of the MLflow run (default that of the folder)", default="")
-    add_traceback(parser)
-    add_settings(parser, get_preset(preset) if preset else Config())
+    parser.traceback()
+    parser.settings(get_preset(preset) if preset else Config())
     return parser
 
 
