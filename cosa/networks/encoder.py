@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,16 +73,17 @@ def build_encoder(config: NetworkConfig, image_size: int) -> Encoder:
     }
     own = {name: value for name, value in shape.items() if value}
     try:
-        vit = timm.create_model(
-            config.encoder,
-            pretrained=config.pretrained,
-            img_size=image_size,
-            dynamic_img_size=True,
-            num_classes=0,
-            global_pool="",
-            drop_path_rate=config.drop_path,
-            **own,
-        )
+        with _asked_once() if config.pretrained else nullcontext():
+            vit = timm.create_model(
+                config.encoder,
+                pretrained=config.pretrained,
+                img_size=image_size,
+                dynamic_img_size=True,
+                num_classes=0,
+                global_pool="",
+                drop_path_rate=config.drop_path,
+                **own,
+            )
     except (AssertionError, RuntimeError) as error:  # timm's own checks: heads that do not divide the width
         raise ValueError(
             f"network must be one that timm can build, got {config.encoder!r} with {own} "
@@ -101,6 +106,29 @@ def build_encoder(config: NetworkConfig, image_size: int) -> Encoder:
     if config.weights:
         load_weights(vit, Path(config.weights))
     return Encoder(vit, config.aux_block)
+
+
+@contextmanager
+def _asked_once() -> Iterator[None]:
+    """Take weights from this machine alone where the hub does not answer: its client retries for a minute."""
+    hub: Any = importlib.import_module("timm.models._hub")
+
+    download, silent = hub.hf_hub_download, ""
+    try:
+        hub.model_info("timm/vit_base_patch16_224", timeout=5.0)
+    except OSError:
+        pass  # an answer of the hub, or one that is switched off by its own variable
+    except Exception as error:  # noqa: BLE001 (of whichever HTTP client the hub has)
+        silent = str(error)
+        hub.hf_hub_download = partial(download, local_files_only=True)
+    try:
+        yield
+    except OSError as error:
+        if silent:
+            raise OSError(silent) from error
+        raise
+    finally:
+        hub.hf_hub_download = download
 
 
 def load_weights(vit: VisionTransformer, path: Path) -> None:

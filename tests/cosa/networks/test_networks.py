@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -266,6 +267,7 @@ def test_weights_that_cannot_be_fetched_end_in_one_line_with_the_way_out(
     def unreachable(*_: object, **__: object) -> None:
         raise LocalEntryNotFoundError("cannot find\nthe files. Check your connection")
 
+    monkeypatch.setattr("timm.models._hub.model_info", lambda *_, **__: None)
     monkeypatch.setattr("timm.models._hub.hf_hub_download", unreachable)
 
     with pytest.raises(
@@ -274,6 +276,26 @@ def test_weights_that_cannot_be_fetched_end_in_one_line_with_the_way_out(
         build_encoder(NetworkConfig(encoder="deit_tiny_patch16_224"), 32)
 
     assert "\n" not in str(told.value)
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def silent(*_: object, **__: object) -> None:
+        raise RuntimeError("name not known")
+
+    def download(*_: object, **given: object) -> None:
+        asked.append(given["local_files_only"])
+        raise LocalEntryNotFoundError("not in the cache")
+
+    monkeypatch.setattr("timm.models._hub.model_info", silent)
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", download)
+
+    with pytest.raises(OSError, match=r"got neither \(name not known\)"):
+        build_encoder(NetworkConfig(encoder="deit_tiny_patch16_224"), 32)
+
+    assert all(asked)
+    assert sys.modules["timm.models._hub"].hf_hub_download is download
 
 
 # Weights from a file
