@@ -39,9 +39,8 @@ def main(prog: str, arguments: Sequence[str]) -> int:
         return _flush(prog, names, given.tracking_uri)
     for out, name in names.items():
         found = sync_status(out)
-        run = f"run {found.run_id or 'not made yet'} in {found.uri}" + (
-            "" if found.closed else ", not closed"
-        )
+        state = "" if found.closed else ", not closed"
+        run = f"run {found.run_id or 'not made yet'} in {found.uri}{state}"
         print(f"{name}: {found.left} of {found.entries} entries left, {run}")
     return 0
 
