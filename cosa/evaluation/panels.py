@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from cosa.config import EvaluationConfig
@@ -31,7 +30,7 @@ from cosa.evaluation.pictures import GAP, colourise, heat_map, legend, name_peak
 from cosa.networks.multiscale import multiscale, resize
 from cosa.networks.network import CosaNetwork
 from cosa.storage.files import write_atomically
-from cosa.structures import IGNORE, EvaluationBatch, FusedOutput
+from cosa.structures import IGNORE, EvaluationBatch, FusedOutput, split
 
 COLUMNS = ("image", "ground truth", "M", "M-dagger", "CPL", "SPL", "prediction")
 _TILE = 128
@@ -47,18 +46,11 @@ class PanelRow:
     """Image-level labels, 0 or 1."""
     image: UInt8[np.ndarray, "h w 3"]
     """RGB."""
-    ground_truth: Int[Tensor, "h w"]
-    """Classes in [0, k) or IGNORE; all IGNORE where the split has no masks."""
-    activation: Float[Tensor, "n h w"]
-    """Activations of M in [0, 1], of the n classes that the image is labelled with."""
-    aux_activation: Float[Tensor, "n h w"]
-    """Activations of M-dagger in [0, 1], of the same classes."""
-    cpl: Int[Tensor, "h w"]
-    """CAM pseudo-labels from M."""
-    spl: Int[Tensor, "h w"]
-    """The likeliest class of the segmentation pseudo-labels."""
-    prediction: Int[Tensor, "h w"]
-    """The likeliest class of the segmentation, label-free."""
+    activations: Float[Tensor, "2 n h w"]
+    """Of M and M-dagger, in [0, 1], of the n classes that the image is labelled with."""
+    class_maps: Int[Tensor, "4 h w"]
+    """Classes in [0, k) or IGNORE: the ground truth, all IGNORE where the split has no masks; the CPL from M;
+    the likeliest class of the SPL, and of the segmentation, label-free."""
 
 
 def panel_indices(
@@ -103,30 +95,29 @@ def panel_rows(
         size = (batch.images.shape[2], batch.images.shape[3])
         images = batch.images.to(device)
         fused = multiscale(network, images, scales=config.scales, flip=config.flip, size=size)
-        rows += [_row(batch, fused, i, xi) for i in range(len(images))]
+        rows += [_row(batch, i, one, xi) for i, one in enumerate(split(fused, len(images)))]
     return rows
 
 
-def _row(batch: EvaluationBatch, fused: FusedOutput, index: int, xi: float) -> PanelRow:
-    size, one = batch.sizes[index], slice(index, index + 1)
-    labels = batch.labels[one]
-    own = labels[0] > 0
+def _row(batch: EvaluationBatch, index: int, fused: FusedOutput, xi: float) -> PanelRow:
+    size, labels = batch.sizes[index], batch.labels[index : index + 1]
     everywhere = torch.ones(1, *size, dtype=torch.bool)
-    seg_logits = resize(fused.seg_logits[one], size).cpu()
-    activation, aux_activation = (
-        to_activation(resize(maps[one], size).cpu(), labels, everywhere)
-        for maps in (fused.cam, fused.aux_cam)
+    seg_logits = resize(fused.seg_logits, size).cpu()
+    activations = [
+        to_activation(resize(cam, size).cpu(), labels, everywhere) for cam in (fused.cam, fused.aux_cam)
+    ]
+    class_maps = (
+        batch.masks[index] if batch.masks else torch.full(size, IGNORE),
+        cam_pseudo_labels(activations[0], xi, everywhere)[0],
+        keep_labelled(seg_logits, labels).argmax(1)[0],
+        seg_logits.argmax(1)[0],
     )
     return PanelRow(
         name=batch.names[index],
         labels=labels[0],
-        image=_rgb(resize(batch.images[one], size)[0]),
-        ground_truth=batch.masks[index] if batch.masks else torch.full(size, IGNORE),
-        activation=activation[0, own],
-        aux_activation=aux_activation[0, own],
-        cpl=cam_pseudo_labels(activation, xi, everywhere)[0],
-        spl=keep_labelled(seg_logits, labels).argmax(1)[0],
-        prediction=seg_logits.argmax(1)[0],
+        image=_rgb(resize(batch.images[index : index + 1], size)[0]),
+        activations=torch.cat(activations)[:, labels[0] > 0],
+        class_maps=torch.stack(class_maps),
     )
 
 
@@ -141,27 +132,30 @@ def _rgb(normalised: Float[Tensor, "3 h w"]) -> UInt8[np.ndarray, "h w 3"]:
 def panel_arrays(rows: Sequence[PanelRow], classes: tuple[str, ...]) -> dict[str, Any]:
     """The panel as arrays, as the module's docstring lists them."""
     width = GAP + len(COLUMNS) * (_TILE + GAP)
-    present = [(row.labels.nonzero().flatten() + 1).tolist() for row in rows]
-    strips = [
-        legend(own, classes, width, size=12, title=row.name, lines=1)
-        for own, row in zip(present, rows, strict=True)
-    ]
+    tiles, legends = [], []
+    for row in rows:
+        present = row.labels.nonzero().flatten().tolist()
+        heats = []
+        for maps in row.activations.numpy():
+            strongest = maps.max(0) if len(maps) else np.zeros(row.image.shape[:2], np.float32)
+            square = tile(heat_map(row.image, strongest), _TILE)
+            heats.append(name_peaks(square, maps, [classes[index] for index in present]))
+        truth, *said = (tile(colourise(m), _TILE, smooth=False) for m in row.class_maps.numpy())
+        tiles.append(np.stack([tile(row.image, _TILE), truth, *heats, *said]))
+        own = [index + 1 for index in present]
+        legends.append(legend(own, classes, width, size=12, title=row.name, lines=1))
     return {
         "names": np.array([row.name for row in rows]),
         "columns": np.array(COLUMNS),
-        "tiles": np.stack([_tiles(row, classes) for row in rows]),
-        "legends": np.stack(strips),
+        "tiles": np.stack(tiles),
+        "legends": np.stack(legends),
     }
-
-
-def draw_panels(rows: Sequence[PanelRow], classes: tuple[str, ...]) -> Image.Image:
-    """Draw rows under one header, each with its image's name and the classes it is labelled with."""
-    arrays = panel_arrays(rows, classes)
-    return sheet(arrays["tiles"], titles=COLUMNS, legends=arrays["legends"])
 
 
 def save_panels(path: Path, rows: Sequence[PanelRow], classes: tuple[str, ...]) -> tuple[Path, Path]:
     """Write the panel as a PNG, and its arrays beside it; returns both paths.
+
+    The picture has one header, and under each row its image's name and the classes it is labelled with.
 
     Raises:
         OSError: They cannot be written.
@@ -177,17 +171,3 @@ def save_panels(path: Path, rows: Sequence[PanelRow], classes: tuple[str, ...]) 
     write_atomically(path, lambda draft: picture.save(draft, format="PNG"))
     write_atomically(data, write_arrays)
     return path, data
-
-
-def _tiles(row: PanelRow, classes: tuple[str, ...]) -> UInt8[np.ndarray, "7 s s 3"]:
-    """The pictures of a row, in the order of the columns."""
-    named = [classes[index] for index in row.labels.nonzero().flatten().tolist()]
-    heats = []
-    for maps in (row.activation.numpy(), row.aux_activation.numpy()):
-        strongest = maps.max(0) if len(maps) else np.zeros(row.image.shape[:2], np.float32)
-        heats.append(name_peaks(tile(heat_map(row.image, strongest), _TILE), maps, named))
-    truth, *label_maps = (
-        tile(colourise(labels.numpy()), _TILE, smooth=False)
-        for labels in (row.ground_truth, row.cpl, row.spl, row.prediction)
-    )
-    return np.stack([tile(row.image, _TILE), truth, *heats, *label_maps])

@@ -26,12 +26,9 @@ _TITLE = 22  # height of a line of titles
 
 def palette(k: int) -> UInt8[np.ndarray, "k 3"]:
     """Colours of PASCAL VOC for classes 0 ... k - 1, black first: a class's bits, spread over RGB."""
-    classes = np.arange(k)
-    colours = np.zeros((k, 3), dtype=np.uint8)
-    for level in range(8):
-        for channel in range(3):
-            bit = classes >> (3 * level + channel) & 1
-            colours[:, channel] |= (bit << (7 - level)).astype(np.uint8)
+    levels = np.arange(8)
+    bits = np.arange(k)[:, None, None] >> (3 * levels + np.arange(3)[:, None]) & 1
+    colours: UInt8[np.ndarray, "k 3"] = (bits << (7 - levels)).sum(2, dtype=np.uint8)
     return colours
 
 
@@ -88,31 +85,23 @@ def legend(
         lines: Lines of the strip, dots at the end of the last for what does not fit; 0 takes as many as the
             classes need.
     """
-    font = ImageFont.load_default(size)
-    step = 3 * size // 2
+    font, step = ImageFont.load_default(size), 3 * size // 2
+    entries = [*([(0, title)] if title else []), *((index, names[index - 1]) for index in classes)]
+    strip = Image.new("RGB", (width, step * max(lines, len(entries), 1)), _PAPER)
+    draw = ImageDraw.Draw(strip)
     x, y = size // 2, 0
-    places: list[tuple[int, int, int, str]] = []
-    for index, text in [*([(0, title)] if title else []), *((i, names[i - 1]) for i in classes)]:
+    for index, text in entries:
         length = math.ceil(font.getlength(text)) + (step if index else 0)
         if x > size // 2 and x + length > width:
             x, y = size // 2, y + step
-        places.append((x, y, index, text))
-        x += length + size
-    strip = Image.new("RGB", (width, lines * step or y + step), _PAPER)
-    draw = ImageDraw.Draw(strip)
-    for x, y, index, text in places:
         if index:
-            draw.rectangle((x, y + 2, x + size, y + size + 2), fill=_colour(index))
+            draw.rectangle((x, y + 2, x + size, y + size + 2), fill=tuple(_COLOURS[index].tolist()))
         draw.text((x + step * bool(index), y + step // 2), text, fill=_INK, font=font, anchor="lm")
+        x += length + size
     if lines and y >= lines * step:
         draw.rectangle((width - 2 * size, (lines - 1) * step, width, lines * step), fill=_PAPER)
         draw.text((width - 2, lines * step - step // 2), "...", fill=_INK, font=font, anchor="rm")
-    return np.asarray(strip)
-
-
-def _colour(index: int) -> tuple[int, int, int]:
-    red, green, blue = (int(value) for value in _COLOURS[index])
-    return red, green, blue
+    return np.asarray(strip)[: lines * step or y + step]
 
 
 def place(height: int, width: int, side: int) -> tuple[int, int, int, int]:
@@ -174,8 +163,7 @@ def sheet(
     """
     rows, columns, height, width, _ = tiles.shape
     header = _TITLE * max((title.count("\n") + 1 for title in titles), default=0)
-    caption = 0 if legends is None else legends.shape[1]
-    step = height + caption + GAP
+    step = height + GAP + (0 if legends is None else legends.shape[1])
     whole = Image.new("RGB", (GAP + columns * (width + GAP), (header or GAP) + rows * step), _PAPER)
     draw = ImageDraw.Draw(whole)
     for column, title in enumerate(titles):
@@ -198,18 +186,13 @@ def draw_sample(dataset: SegmentationDataset, count: int, seed: int) -> Image.Im
 
     Masks are laid over the images. Under each stand its name and the classes it is labelled with.
     """
-    chosen = sorted(np.random.default_rng(seed).permutation(len(dataset))[:count].tolist())
-    rows = -(-len(chosen) // _SHEET_COLUMNS)
-    shown = [_sample_tile(dataset, index) for index in chosen]
-    blank = np.full_like(shown[0], 255)
-    shown += [blank] * (rows * _SHEET_COLUMNS - len(shown))
-    return sheet(np.stack(shown).reshape(rows, _SHEET_COLUMNS, *blank.shape))
-
-
-def _sample_tile(dataset: SegmentationDataset, index: int) -> UInt8[np.ndarray, "h w 3"]:
-    picture = dataset.image(index)
-    if dataset.has_masks:
-        picture = overlay(picture, dataset.mask(index))
-    present = (dataset.labels[index].nonzero().flatten() + 1).tolist()
-    caption = legend(present, dataset.classes, _SHEET_TILE, size=11, title=dataset.names[index], lines=3)
-    return np.concatenate([tile(picture, _SHEET_TILE), caption])
+    shown = []
+    for index in sorted(np.random.default_rng(seed).permutation(len(dataset))[:count].tolist()):
+        picture = dataset.image(index)
+        if dataset.has_masks:
+            picture = overlay(picture, dataset.mask(index))
+        present = (dataset.labels[index].nonzero().flatten() + 1).tolist()
+        caption = legend(present, dataset.classes, _SHEET_TILE, size=11, title=dataset.names[index], lines=3)
+        shown.append(np.concatenate([tile(picture, _SHEET_TILE), caption]))
+    shown += [np.full_like(shown[0], 255)] * (-len(shown) % _SHEET_COLUMNS)
+    return sheet(np.stack(shown).reshape(-1, _SHEET_COLUMNS, *shown[0].shape))

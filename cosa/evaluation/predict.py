@@ -12,10 +12,11 @@ import gzip
 import io
 import itertools
 import tarfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from cosa.data.dataset import read_image
 from cosa.evaluation.crf import refined_maps, require_crf
 from cosa.evaluation.pictures import heat_map, index_png, legend, overlay
 from cosa.model import ImageOutput, Model
-from cosa.storage.files import write_atomically, write_error
+from cosa.storage.files import write_atomically
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 """Files of a folder that are taken for images."""
@@ -83,29 +84,18 @@ def find_images(sources: Sequence[str]) -> list[Path]:
 def output_names(paths: Sequence[Path]) -> list[str]:
     """A name for each file, its own where no other has it, else with as many folders as tell them apart."""
     parts = [path.resolve().with_suffix("").parts[1:] for path in paths]
-    depths = [1] * len(paths)
-    while True:
-        names = ["/".join(p[-depth:]) for p, depth in zip(parts, depths, strict=True)]
-        again = Counter(name for name, _ in set(zip(names, parts, strict=True)))
-        longer = [
-            min(depth + 1, len(p)) if again[name] > 1 else depth
-            for name, p, depth in zip(names, parts, depths, strict=True)
-        ]
-        if longer == depths:
-            return _numbered(names)
-        depths = longer
-
-
-def _numbered(names: Sequence[str]) -> list[str]:
-    """Distinct names: a number tells `a.jpg` from `a.png`, or an image `a_overlay` from `a`'s overlay."""
+    ends = [[own[-depth:] for depth in range(1, len(own) + 1)] for own in parts]
+    shared = Counter(end for own in {of[-1]: of for of in ends}.values() for end in own)
     taken: set[str] = set()
-    distinct = []
-    for name in names:
+    names = []
+    for own in ends:
+        name = "/".join(next((end for end in own if shared[end] == 1), own[-1]))
+        # a number tells `a.jpg` from `a.png`, or an image `a_overlay` from `a`'s overlay
         numbered = (f"{name}_{number}" for number in itertools.count(2))
         free = next(n for n in itertools.chain([name], numbered) if not {n, f"{n}_overlay"} & taken)
         taken |= {free, f"{free}_overlay"}
-        distinct.append(free)
-    return distinct
+        names.append(free)
+    return names
 
 
 def predict_files(
@@ -130,15 +120,13 @@ def predict_files(
         require_crf()
     known = None if labels is None else model.label_vector(labels)
     size = model.config.evaluation.batch_size
-    groups = [paths[i : i + size] for i in range(0, len(paths), size)]
     with ThreadPoolExecutor(max(1, model.config.data.loader_workers)) as pool:
-        ahead: list[Future[list[Prediction]]] = []
-        for group in groups:
-            ahead.append(pool.submit(_read, group))
-            if len(ahead) > _BATCHES_AHEAD:
-                yield from _predict(model, ahead.pop(0).result(), known, crf)
-        for future in ahead:
-            yield from _predict(model, future.result(), known, crf)
+        reading = (pool.submit(_read, paths[i : i + size]) for i in range(0, len(paths), size))
+        ahead = deque(itertools.islice(reading, _BATCHES_AHEAD))
+        while ahead:
+            batch = ahead.popleft()
+            ahead.extend(itertools.islice(reading, 1))
+            yield from _predict(model, batch.result(), known, crf)
 
 
 def _read(paths: Iterable[Path]) -> list[Prediction]:
@@ -163,11 +151,8 @@ def _predict(
         maps = [output.classes(labels) for output in outputs]
     said = zip(maps, outputs, strict=True)
     for item in batch:
-        if item.image is None:
-            yield item
-        else:
-            classes, output = next(said)
-            yield Prediction(item.path, image=item.image, classes=classes, output=output)
+        classes, output = (None, None) if item.image is None else next(said)
+        yield replace(item, classes=classes, output=output)
 
 
 def write_prediction(
@@ -191,22 +176,16 @@ def write_prediction(
     assert prediction.classes is not None
     assert prediction.output is not None
     pictures = {
-        f"{stem.name}.png": index_png(prediction.classes),
-        f"{stem.name}_overlay.png": named_overlay(prediction.image, prediction.classes, classes),
+        "": index_png(prediction.classes),
+        "_overlay": named_overlay(prediction.image, prediction.classes, classes),
     }
     for index in cams:
         heat = heat_map(prediction.image, prediction.output.activation(index))
-        pictures[f"{stem.name}_cam_{classes[index]}.png"] = Image.fromarray(heat)
-    return [_write(stem.parent / name, picture) for name, picture in pictures.items()]
-
-
-def _write(path: Path, picture: Image.Image) -> Path:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path, format="PNG")
-    except OSError as error:
-        raise write_error(path, error) from error
-    return path
+        pictures[f"_cam_{classes[index]}"] = Image.fromarray(heat)
+    paths = [stem.with_name(f"{stem.name}{suffix}.png") for suffix in pictures]
+    for path, picture in zip(paths, pictures.values(), strict=True):
+        write_atomically(path, partial(picture.save, format="PNG"), sync=False)
+    return paths
 
 
 def named_overlay(
@@ -224,9 +203,7 @@ def named_overlay(
 def write_submission(path: Path, predictions: Iterable[Prediction]) -> int:
     """Write the archive that the VOC server takes: a palette PNG of each image's class map, in its own size.
 
-    All of them are read back.
-
-    The same predictions give the same bytes. The archive is there whole or not at all.
+    The same predictions give the same bytes. The archive is read back, and is there whole or not at all.
 
     Args:
         path: A .tar.gz file.
@@ -239,7 +216,7 @@ def write_submission(path: Path, predictions: Iterable[Prediction]) -> int:
         ValueError: An image could not be read: a submission needs all of them.
         OSError: The archive cannot be written.
     """
-    sizes: dict[str, tuple[int, int]] = {}
+    sizes: dict[str, tuple[int, ...]] = {}
 
     def write(draft: Path) -> None:
         with (
@@ -247,30 +224,25 @@ def write_submission(path: Path, predictions: Iterable[Prediction]) -> int:
             gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed,
             tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive,
         ):
-            for name, classes in _class_maps(predictions):
+            for prediction in predictions:
+                if prediction.classes is None:
+                    raise ValueError(prediction.error)
                 content = io.BytesIO()
-                index_png(classes).save(content, format="PNG")
-                entry = tarfile.TarInfo(f"{SUBMISSION_FOLDER}/{name}.png")
+                index_png(prediction.classes).save(content, format="PNG")
+                entry = tarfile.TarInfo(f"{SUBMISSION_FOLDER}/{prediction.path.stem}.png")
                 entry.size, entry.mode = content.tell(), 0o644
                 content.seek(0)
                 archive.addfile(entry, content)
-                sizes[entry.name] = (classes.shape[1], classes.shape[0])
-        _read_back(draft, sizes)
+                sizes[entry.name] = prediction.classes.shape[::-1]
+        assert _read_back(draft) == sizes, "what was written is what is read"
 
     write_atomically(path, write)
     return len(sizes)
 
 
-def _class_maps(predictions: Iterable[Prediction]) -> Iterator[tuple[str, UInt8[np.ndarray, "h w"]]]:
-    for prediction in predictions:
-        if prediction.classes is None:
-            raise ValueError(prediction.error)
-        yield prediction.path.stem, prediction.classes
-
-
-def _read_back(path: Path, sizes: dict[str, tuple[int, int]]) -> None:
-    """Every image is in the archive, once, as a palette PNG of its size."""
-    found = {}
+def _read_back(path: Path) -> dict[str, tuple[int, ...] | None]:
+    """Width and height of each palette PNG of an archive, None for any other file."""
+    found: dict[str, tuple[int, ...] | None] = {}
     with tarfile.open(path, "r:gz") as archive:
         for entry in archive:
             content = archive.extractfile(entry)
@@ -278,4 +250,4 @@ def _read_back(path: Path, sizes: dict[str, tuple[int, int]]) -> None:
             with Image.open(content) as picture:
                 picture.load()
                 found[entry.name] = picture.size if picture.mode == "P" else None
-    assert found == sizes, "what was written is what is read"
+    return found

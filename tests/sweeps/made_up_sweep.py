@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from cosa.config import Config, TrainConfig, override
-from cosa.evaluation.panels import PanelRow, draw_panels, panel_arrays
+from cosa.evaluation.panels import COLUMNS, PanelRow, panel_arrays
+from cosa.evaluation.pictures import sheet
 from sweeps.planning import plan as planning
 from sweeps.planning.plan import make_plan
 from sweeps.reporting.histories import Histories
@@ -120,12 +121,8 @@ def panel_rows(seed=0, rows=2):
                 name=f"image_{index}",
                 labels=torch.tensor([1.0, 1.0]),
                 image=image,
-                ground_truth=truth,
-                activation=maps,
-                aux_activation=maps,
-                cpl=label,
-                spl=label,
-                prediction=label,
+                activations=torch.stack([maps, maps]),
+                class_maps=torch.stack([truth, label, label, label]),
             )
         )
     return pictures
@@ -134,7 +131,8 @@ def panel_rows(seed=0, rows=2):
 def panel_picture(seed):
     """A panel as the bytes of a PNG."""
     data = io.BytesIO()
-    draw_panels(panel_rows(seed), CLASSES).save(data, format="PNG")
+    arrays = panel_arrays(panel_rows(seed), CLASSES)
+    sheet(arrays["tiles"], titles=COLUMNS, legends=arrays["legends"]).save(data, format="PNG")
     return data.getvalue()
 
 

@@ -13,7 +13,7 @@ from cosa.data.dataset import normalise
 from cosa.evaluation.panels import (
     COLUMNS,
     PanelRow,
-    draw_panels,
+    panel_arrays,
     panel_indices,
     panel_rows,
     save_panels,
@@ -46,14 +46,22 @@ def row(**changes: object) -> PanelRow:
         name="image",
         labels=torch.tensor([1.0, 1.0]),
         image=np.full((10, 10, 3), 100, dtype=np.uint8),
-        ground_truth=torch.zeros(10, 10, dtype=torch.int64),
-        activation=torch.zeros(2, 10, 10),
-        aux_activation=torch.zeros(2, 10, 10),
-        cpl=torch.zeros(10, 10, dtype=torch.int64),
-        spl=torch.zeros(10, 10, dtype=torch.int64),
-        prediction=torch.zeros(10, 10, dtype=torch.int64),
+        activations=torch.zeros(2, 2, 10, 10),
+        class_maps=torch.zeros(4, 10, 10, dtype=torch.int64),
     )
     return dataclasses.replace(plain, **changes)
+
+
+def full(place: int, fill: int) -> torch.Tensor:
+    """Class maps of background, but for one of the four."""
+    maps = torch.zeros(4, 10, 10, dtype=torch.int64)
+    maps[place] = fill
+    return maps
+
+
+def drawn(rows: list[PanelRow], classes: tuple[str, ...] = CLASSES) -> Image.Image:
+    arrays = panel_arrays(rows, classes)
+    return sheet(arrays["tiles"], titles=COLUMNS, legends=arrays["legends"])
 
 
 def tile_centres(panel: object, rows: int = 1) -> list[tuple[int, ...]]:
@@ -91,8 +99,8 @@ def test_an_image_without_a_mask_is_shown_with_nothing_to_compare_it_to() -> Non
 
     shown = panel_rows(ColourNetwork(), [batch], config=SETTINGS, xi=0.5, device=CPU)
 
-    assert [r.ground_truth.shape for r in shown] == [(16, 16), (8, 12)]
-    assert all(r.ground_truth.eq(IGNORE).all() for r in shown)
+    assert [r.class_maps[0].shape for r in shown] == [(16, 16), (8, 12)]
+    assert all(r.class_maps[0].eq(IGNORE).all() for r in shown)
 
 
 # labels of eight images; boat is class 0
@@ -146,17 +154,16 @@ def test_assignments_of_a_row_know_the_labels_and_the_prediction_does_not() -> N
 
     shown = panel_rows(network, [batch], config=SETTINGS, xi=0.5, device=CPU)[1]
 
-    assert shown.prediction.eq(1).all()
-    assert not shown.spl.eq(1).any()
-    assert not shown.cpl.eq(1).any()
-    assert len(shown.activation) == 1  # of its one class
+    _, cpl, spl, prediction = shown.class_maps
+    assert prediction.eq(1).all()
+    assert not spl.eq(1).any()
+    assert not cpl.eq(1).any()
+    assert shown.activations.shape[1] == 1  # of its one class
 
 
-@pytest.mark.parametrize(
-    ("column", "field"), [(1, "ground_truth"), (4, "cpl"), (5, "spl"), (6, "prediction")]
-)
-def test_a_label_map_stands_in_its_column_in_the_colour_of_its_class(column: int, field: str) -> None:
-    panel = draw_panels([row(**{field: torch.full((10, 10), 2)})], CLASSES)
+@pytest.mark.parametrize(("column", "place"), [(1, 0), (4, 1), (5, 2), (6, 3)])
+def test_a_label_map_stands_in_its_column_in_the_colour_of_its_class(column: int, place: int) -> None:
+    panel = drawn([row(class_maps=full(place, 2))])
 
     centres = tile_centres(panel)
     assert centres[column] == (0, 128, 0)
@@ -164,21 +171,23 @@ def test_a_label_map_stands_in_its_column_in_the_colour_of_its_class(column: int
 
 
 def test_pixels_that_do_not_count_are_white() -> None:
-    panel = draw_panels([row(ground_truth=torch.full((10, 10), IGNORE))], CLASSES)
+    panel = drawn([row(class_maps=full(0, IGNORE))])
 
     assert tile_centres(panel)[1] == (255, 255, 255)
 
 
-@pytest.mark.parametrize(("column", "field"), [(2, "activation"), (3, "aux_activation")])
-def test_activation_is_shown_as_heat(column: int, field: str) -> None:
-    hot = tile_centres(draw_panels([row(**{field: torch.ones(2, 10, 10)})], CLASSES))[column]
-    cold = tile_centres(draw_panels([row()], CLASSES))[column]
+@pytest.mark.parametrize("cam", [0, 1])
+def test_activation_is_shown_as_heat(cam: int) -> None:
+    activations = torch.zeros(2, 2, 10, 10)
+    activations[cam] = 1
+    hot = tile_centres(drawn([row(activations=activations)]))[2 + cam]
+    cold = tile_centres(drawn([row()]))[2 + cam]
 
     assert sum(hot) > 2 * sum(cold)
 
 
 def test_every_row_makes_the_panel_taller() -> None:
-    one, two, three = (draw_panels([row()] * n, CLASSES).size for n in (1, 2, 3))
+    one, two, three = (drawn([row()] * n).size for n in (1, 2, 3))
 
     assert one[0] == two[0] == three[0]
     assert three[1] - two[1] == two[1] - one[1] > 128
@@ -186,32 +195,29 @@ def test_every_row_makes_the_panel_taller() -> None:
 
 def test_more_labels_than_fit_end_in_dots_within_the_panel() -> None:
     classes = tuple(f"a class with a long name {i}" for i in range(40))
-    crowded = row(
-        labels=torch.ones(40), activation=torch.rand(40, 10, 10), aux_activation=torch.rand(40, 10, 10)
-    )
+    crowded = row(labels=torch.ones(40), activations=torch.rand(2, 40, 10, 10))
 
-    panel = draw_panels([crowded], classes)
+    panel = drawn([crowded], classes)
 
-    assert panel.size == draw_panels([row()], CLASSES).size
+    assert panel.size == drawn([row()]).size
     legend = np.asarray(panel)[-20:, -30:]
     assert (legend < 128).any()
 
 
 def test_names_of_peaks_do_not_write_over_each_other() -> None:
-    together = torch.zeros(2, 10, 10)
-    together[:, 5, 5] = 1
+    together = torch.zeros(2, 2, 10, 10)
+    together[0, :, 5, 5] = 1
 
-    both = draw_panels([row(labels=torch.ones(2), activation=together)], CLASSES)
+    both = drawn([row(activations=together)])
     second = together.clone()
-    second[1] = 0
-    second[1, 5, 5] = 0.999  # the same place, less hot
-    again = draw_panels([row(labels=torch.ones(2), activation=second)], CLASSES)
+    second[0, 1, 5, 5] = 0.999  # the same place, less hot
+    again = drawn([row(activations=second)])
 
     assert np.array_equal(np.asarray(both), np.asarray(again))
 
 
 def test_a_saved_panel_can_be_put_together_from_its_arrays(tmp_path: Path) -> None:
-    rows = [row(name="one"), row(name="two", prediction=torch.ones(10, 10, dtype=torch.int64))]
+    rows = [row(name="one"), row(name="two", class_maps=full(3, 1))]
 
     picture, data = save_panels(tmp_path / "step_00000400.png", rows, CLASSES)
 
