@@ -4,7 +4,7 @@
     model = load_model("runs/voc/model")
     classes = model.predict("image.jpg")
 
-How it is saved, and what else `load_model` takes, is told in `cosa.storage.model_files`.
+How it is saved is told in `cosa.storage.model_files`, what `load_model` takes in `resolve_model`.
 """
 
 from __future__ import annotations
@@ -28,32 +28,14 @@ from cosa.equations.cam import to_activation
 from cosa.equations.pseudo_labels import keep_labelled
 from cosa.networks.multiscale import multiscale, resize
 from cosa.networks.network import CosaNetwork, build_network
-from cosa.storage.model_files import (
-    Facts,
-    NetworkName,
-    StoredModel,
-    read_model,
-    read_model_folder,
-    save_model,
-)
-from cosa.structures import FusedOutput, Ranks
+from cosa.storage import checkpoint
+from cosa.storage.model_files import Facts, NetworkName, StoredModel, read_model_folder, read_state
+from cosa.structures import FusedOutput, Ranks, split
 from cosa.tracking import download_model
-
-__all__ = [
-    "Facts",
-    "ImageOutput",
-    "Model",
-    "StoredModel",
-    "build_model",
-    "load_model",
-    "resolve_model",
-    "save_model",
-]
 
 Picture = str | Path | Image.Image | np.ndarray
 """An image as a file, a Pillow image, or uint8 RGB (h w 3); a file's EXIF orientation is ignored."""
 
-_RUN_ID = re.compile(r"[0-9a-f]{32}")
 _MAX_ELEMENTS = 2**26  # numbers held at a time where class maps of a huge image are compared
 
 
@@ -76,21 +58,43 @@ def resolve_model(
 ) -> StoredModel:
     """The network that a run's folder, a checkpoint, a model's folder or an MLflow run id holds.
 
-    Takes and raises what `cosa.storage.model_files.read_model` does, and:
-
     Args:
-        source: Also the id of a run in the MLflow store `tracking_uri`.
+        source: Any of these. A run's folder stands for its final AN, else for its newest checkpoint.
         network: `online` is kept in checkpoints alone.
         tracking_uri: MLflow store that knows the run id.
 
     Raises:
+        FileNotFoundError: `source` is none of these, or a file is missing.
+        ValueError: A file is damaged, or does not hold that network.
         TrackingError: The store does not answer or does not have the run.
     """
-    if not tracking_uri or not _RUN_ID.fullmatch(str(source)) or Path(source).exists():
-        return read_model(source, network=network)
-    with tempfile.TemporaryDirectory() as place:
-        found = read_model_folder(download_model(tracking_uri, str(source), Path(place)), network)
-    return replace(found, folder=None)
+    path = Path(source).expanduser().absolute()
+    folders = [path.parent if path.suffix == ".safetensors" else path]
+    if network == "assignment" and (path / "result.json").is_file():
+        folders.append(path / "model")
+    for folder in folders:
+        if (folder / "model.json").is_file():
+            return read_model_folder(folder, network)
+    if path.is_file():
+        in_run = path.parent.name == "checkpoints"
+        return read_state(checkpoint.load(path), network, path.parent.parent if in_run else path.parent)
+    if path.is_dir():
+        skipped: list[str] = []
+        if saved := checkpoint.newest(path / "checkpoints", skipped.append):
+            return read_state(saved, network, path)
+        holds = ", ".join(sorted(inside.name for inside in path.iterdir())[:6]) or "nothing"
+        raise FileNotFoundError(
+            f"model must be a run's or a model's folder, got {str(path)!r}, which holds no readable "
+            f"checkpoint and no model.json but {holds}" + "".join(f"; {line}" for line in skipped)
+        )
+    if tracking_uri and re.fullmatch(r"[0-9a-f]{32}", str(source)):
+        with tempfile.TemporaryDirectory() as place:
+            found = read_model_folder(download_model(tracking_uri, str(source), Path(place)), network)
+        return replace(found, folder=None)
+    raise FileNotFoundError(
+        f"model must be a run's folder, a checkpoint, a model's folder or an MLflow run id of 32 hex digits, "
+        f"got {str(source)!r}; there is no such file or folder"
+    )
 
 
 def build_model(stored: StoredModel, *, device: torch.device | None = None) -> Model:
@@ -102,18 +106,12 @@ def build_model(stored: StoredModel, *, device: torch.device | None = None) -> M
     device = device or Ranks.current().device
     bare = override(stored.config, {"network.pretrained": False, "network.weights": ""})
     network = build_network(bare.network, len(stored.classes), bare.data.crop_size)
-    _require_fit(network, stored)
-    network.load_state_dict(dict(stored.weights))
-    return Model(stored.config, stored.classes, stored.facts, network.to(device).eval(), device)
-
-
-def _require_fit(network: CosaNetwork, stored: StoredModel) -> None:
     own = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     got = {name: tuple(tensor.shape) for name, tensor in stored.weights.items()}
-    head = got.get("cam_head.weight", (0,))
-    if head[0] not in (0, len(stored.classes)):
+    classes = got.get("cam_head.weight", (0,))[0]
+    if classes not in (0, len(stored.classes)):
         raise ValueError(
-            f"weights must be of the model's {len(stored.classes)} classes, got {head[0]} classes"
+            f"weights must be of the model's {len(stored.classes)} classes, got {classes} classes"
             + (f" in {str(stored.folder)!r}" if stored.folder else "")
         )
     wrong = sorted(name for name in own.keys() | got.keys() if own.get(name) != got.get(name))
@@ -123,6 +121,8 @@ def _require_fit(network: CosaNetwork, stored: StoredModel) -> None:
             f"{got.get(wrong[0], 'nothing')} for {wrong[0]} instead of {own.get(wrong[0], 'nothing')} "
             f"({len(wrong)} differences); the two files are not of one run"
         )
+    network.load_state_dict(dict(stored.weights))
+    return Model(stored.config, stored.classes, stored.facts, network.to(device).eval(), device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,8 +137,7 @@ class ImageOutput:
     @property
     def cls_probs(self) -> Float32[np.ndarray, " c"]:
         """Probability that the image holds each class, from Z."""
-        probs: Float32[np.ndarray, " c"] = self.fused.cls_logits[0].sigmoid().cpu().numpy()
-        return probs
+        return np.asarray(self.fused.cls_logits[0].sigmoid().cpu())
 
     def classes(self, labels: Float[Tensor, "1 c"] | None = None) -> UInt8[np.ndarray, "h w"]:
         """The likeliest class of each pixel; with labels, of the image's own classes alone.
@@ -146,38 +145,30 @@ class ImageOutput:
         Of a huge image no more than a few maps are held in its size at a time.
         """
         logits = self.fused.seg_logits
-        absent = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
-        if labels is not None:
-            absent[1:] = labels[0].to(logits.device) == 0
+        held = (torch.ones(1, logits.shape[1] - 1) if labels is None else labels)[0].nonzero().flatten() + 1
+        allowed = torch.cat([held.new_zeros(1), held]).to(logits.device)  # the background is always there
         best = torch.full((1, *self.size), -torch.inf, device=logits.device)
         classes = torch.zeros(1, *self.size, dtype=torch.uint8, device=logits.device)
         together = max(1, _MAX_ELEMENTS // (self.size[0] * self.size[1]))
-        for first in range(0, logits.shape[1], together):
-            part = slice(first, first + together)
-            maps = resize(logits[:, part], self.size).masked_fill(absent[part, None, None], -torch.inf)
-            highest, which = maps.max(1)
-            better = highest > best
-            best = torch.where(better, highest, best)
-            classes = torch.where(better, (which + first).byte(), classes)
-        found: UInt8[np.ndarray, "h w"] = classes[0].cpu().numpy()
-        return found
+        for first in range(0, len(allowed), together):
+            some = allowed[first : first + together]
+            highest, which = resize(logits[:, some], self.size).max(1)
+            classes = torch.where(highest > best, some[which].byte(), classes)
+            best = torch.maximum(best, highest)
+        return np.asarray(classes[0].cpu())
 
     def seg_probs(self, labels: Float[Tensor, "1 c"] | None = None) -> Float32[np.ndarray, "k h w"]:
         """Probabilities of each pixel; 0 for classes that the labels rule out."""
         logits = resize(self.fused.seg_logits, self.size)
         if labels is not None:
             logits = keep_labelled(logits, labels.to(logits.device))
-        probs: Float32[np.ndarray, "k h w"] = logits.softmax(1)[0].cpu().numpy()
-        return probs
+        return np.asarray(logits.softmax(1)[0].cpu())
 
-    def activation(self, index: int, *, aux: bool = False) -> Float32[np.ndarray, "h w"]:
-        """The CAM of class `index` in [0, c), scaled to [0, 1]; that of M-dagger where `aux` says so."""
-        maps = self.fused.aux_cam if aux else self.fused.cam
-        cam = resize(maps[:, index : index + 1], self.size)
+    def activation(self, index: int) -> Float32[np.ndarray, "h w"]:
+        """The CAM of class `index` in [0, c), scaled to [0, 1]."""
+        cam = resize(self.fused.cam[:, index : index + 1], self.size)
         everywhere = torch.ones(1, *self.size, dtype=torch.bool, device=cam.device)
-        activation = to_activation(cam, cam.new_ones(1, 1), everywhere)[0, 0]
-        found: Float32[np.ndarray, "h w"] = activation.cpu().numpy()
-        return found
+        return np.asarray(to_activation(cam, cam.new_ones(1, 1), everywhere)[0, 0].cpu())
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,25 +209,15 @@ class Model:
     @torch.no_grad()
     def outputs(self, images: Sequence[Picture]) -> list[ImageOutput]:
         """All that the network says of images, in one forward pass per scale and flip."""
-        settings, sizes, resized = self.config.evaluation, [], []
-        for image in images:
-            picture = as_rgb(image)
-            sizes.append((picture.shape[0], picture.shape[1]))
-            square = Image.fromarray(picture).resize((settings.size,) * 2, Image.Resampling.BILINEAR)
-            resized.append(np.array(square))
-        inputs = normalise(np.stack(resized)).to(self.device)
+        pictures = [Image.fromarray(_rgb(image)) for image in images]
+        settings = self.config.evaluation
+        size = (settings.size, settings.size)
+        squares = np.stack([np.array(one.resize(size, Image.Resampling.BILINEAR)) for one in pictures])
+        inputs = normalise(squares).to(self.device)
         with self.autocast():
-            fused = multiscale(
-                self.network,
-                inputs,
-                scales=settings.scales,
-                flip=settings.flip,
-                size=(settings.size, settings.size),
-            )
-        return [
-            ImageOutput(FusedOutput(**{k: v[i : i + 1] for k, v in vars(fused).items()}), size)
-            for i, size in enumerate(sizes)
-        ]
+            fused = multiscale(self.network, inputs, scales=settings.scales, flip=settings.flip, size=size)
+        each = zip(split(fused, len(pictures)), pictures, strict=True)
+        return [ImageOutput(one, (picture.height, picture.width)) for one, picture in each]
 
     def autocast(self) -> torch.autocast:
         """The precision that the run was trained in."""
@@ -260,13 +241,7 @@ class Model:
         return labels
 
 
-def as_rgb(image: Picture) -> UInt8[np.ndarray, "h w 3"]:
-    """The image as RGB pixels.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is no readable image, or the array is no uint8 RGB.
-    """
+def _rgb(image: Picture) -> UInt8[np.ndarray, "h w 3"]:
     if isinstance(image, str | Path):
         return read_image(Path(image))
     if isinstance(image, Image.Image):
@@ -278,11 +253,11 @@ def as_rgb(image: Picture) -> UInt8[np.ndarray, "h w 3"]:
     return image
 
 
+@dataclass(frozen=True)
 class Predictor:
     """A model behind the one method that MLflow calls: `mlflow.pyfunc.load_model(FOLDER)`."""
 
-    def __init__(self, model: Model) -> None:
-        self.model = model
+    model: Model
 
     def predict(self, model_input: Any) -> list[UInt8[np.ndarray, "_h _w"]]:
         """The class of each pixel of each image, as `Model.predict`.
@@ -291,7 +266,7 @@ class Predictor:
             model_input: A data frame whose first column names image files, a list of what `Model.predict`
                 takes, or one uint8 array (images, height, width, 3).
         """
-        images: list[Picture] = list(model_input.iloc[:, 0] if hasattr(model_input, "iloc") else model_input)
+        images = model_input.iloc[:, 0] if hasattr(model_input, "iloc") else model_input
         return [self.model.predict(image) for image in images]
 
 

@@ -24,7 +24,8 @@ def main(prog: str, arguments: Sequence[str]) -> int:
     out = given.out.expanduser().absolute()
     if out.exists():
         raise FileExistsError(f"out must not exist yet, got {str(given.out)!r}; choose another folder")
-    from cosa.model import build_model, save_model
+    from cosa.model import build_model
+    from cosa.storage.model_files import save_model
     from cosa.tracking import save_pyfunc
 
     model = build_model(find_model(given))

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file
@@ -65,22 +65,10 @@ class StoredModel:
     """The run's folder, the model's where it lies in no run, None for one from MLflow."""
 
 
-@runtime_checkable
-class Network(Protocol):
-    """What can be saved."""
-
-    @property
-    def patch_size(self) -> int:
-        """Side of its patches, pixels."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Its tensors by name."""
-
-
 def save_model(
-    folder: Path, network: Network, config: Config, classes: tuple[str, ...], *, facts: Facts
+    folder: Path, network: torch.nn.Module, config: Config, classes: tuple[str, ...], *, facts: Facts
 ) -> list[Path]:
-    """Write a network as a model's folder; model.json comes last and marks it as whole.
+    """Write a network with its `patch_size` as a model's folder; model.json comes last: it is whole then.
 
     Returns:
         The files written.
@@ -108,73 +96,41 @@ def save_model(
     return paths
 
 
-def read_model(source: str | Path, *, network: NetworkName = "assignment") -> StoredModel:
-    """The network that a run's folder, a checkpoint or a model's folder holds.
-
-    Args:
-        source: Any of these. A run's folder stands for its final AN, else for its newest checkpoint.
-        network: `online` is kept in checkpoints alone.
-
-    Raises:
-        FileNotFoundError: `source` is none of these, or a file is missing.
-        ValueError: A file is damaged, or does not hold that network.
-    """
-    path = Path(source).expanduser().absolute()
-    if path.suffix == ".safetensors" and (path.parent / "model.json").is_file():
-        path = path.parent
-    if path.is_file():
-        in_run = path.parent.name == "checkpoints"
-        return _from_state(checkpoint.load(path), network, path.parent.parent if in_run else path.parent)
-    if (path / "model.json").is_file():
-        return read_model_folder(path, network)
-    if path.is_dir():
-        return _from_run_folder(path, network)
-    raise FileNotFoundError(
-        f"model must be a run's folder, a checkpoint, a model's folder or an MLflow run id of 32 hex digits, "
-        f"got {str(source)!r}; there is no such file or folder"
-    )
-
-
-def _from_run_folder(folder: Path, network: NetworkName) -> StoredModel:
-    """The final AN of a finished run, else the newest readable checkpoint."""
-    finished = (folder / "result.json").is_file() and (folder / "model" / "model.json").is_file()
-    if finished and network == "assignment":
-        return read_model_folder(folder / "model", network)
-    skipped: list[str] = []
-    saved = checkpoint.newest(folder / "checkpoints", skipped.append)
-    if saved is None:
-        holds = ", ".join(sorted(path.name for path in folder.iterdir())[:6]) or "nothing"
-        raise FileNotFoundError(
-            f"model must be a run's or a model's folder, got {str(folder)!r}, which holds no readable "
-            f"checkpoint and no model.json but {holds}" + "".join(f"; {line}" for line in skipped)
-        )
-    return _from_state(saved, network, folder)
-
-
-def _from_state(saved: checkpoint.State, network: NetworkName, folder: Path) -> StoredModel:
-    config = from_json(saved["config"])
-    facts = Facts(
-        step=saved["step"],
-        xi=saved["xi"],
-        aux_xi=saved["aux_xi"],
-        data_fingerprint=saved["data_fingerprint"],
-        network=network,
-        run_id=saved["run_id"],
-        metrics=saved["metrics"],
-    )
+def read_state(saved: checkpoint.State, network: NetworkName, folder: Path) -> StoredModel:
+    """One of the two networks of a checkpoint's state; `folder` is the run's."""
     return StoredModel(
-        config=config, classes=tuple(saved["classes"]), facts=facts, weights=saved[network], folder=folder
+        config=from_json(saved["config"]),
+        classes=tuple(saved["classes"]),
+        facts=_facts({**saved, "network": network}),
+        weights=saved[network],
+        folder=folder,
     )
 
 
 def read_model_folder(folder: Path, network: NetworkName = "assignment") -> StoredModel:
-    """As `read_model`, of a model's folder."""
+    """The network of a model's folder.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: A file is damaged, or the network is the other one.
+    """
     missing = [name for name in _FILES if not (folder / name).is_file()]
     if missing:
         raise FileNotFoundError(
             f"model's folder must hold {missing[0]}, got {str(folder)!r}; export it again"
         )
-    classes, facts = _read_about(folder / "model.json")
+    about = folder / "model.json"
+    try:
+        known: dict[str, Any] = json.loads(about.read_text())
+        if known["format"] != _FORMAT:
+            raise ValueError(f"format {known['format']}")
+        metrics = {k: math.nan if v is None else v for k, v in known["metrics"].items()}
+        classes, facts = tuple(known["classes"]), _facts({**known, "metrics": metrics})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"model.json must be one that cosa wrote in format {_FORMAT}, got {str(about)!r} ({error}); "
+            "export the model again"
+        ) from None
     if facts.network != network:
         raise ValueError(
             f"network must be {facts.network}, the one that {str(folder)!r} holds, got {network!r}; "
@@ -190,20 +146,8 @@ def read_model_folder(folder: Path, network: NetworkName = "assignment") -> Stor
     )
 
 
-def _read_about(path: Path) -> tuple[tuple[str, ...], Facts]:
-    """Classes and facts of a model.json."""
-    try:
-        about: dict[str, Any] = json.loads(path.read_text())
-        if about["format"] != _FORMAT:
-            raise ValueError(f"format {about['format']}")
-        known = {name: about[name] for name in Facts.__dataclass_fields__}
-        known["metrics"] = {k: math.nan if v is None else v for k, v in known["metrics"].items()}
-        return tuple(about["classes"]), Facts(**known)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"model.json must be one that cosa wrote in format {_FORMAT}, got {str(path)!r} ({error}); "
-            "export the model again"
-        ) from None
+def _facts(known: Mapping[str, Any]) -> Facts:
+    return Facts(**{name: known[name] for name in Facts.__dataclass_fields__})
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

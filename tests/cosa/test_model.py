@@ -17,10 +17,11 @@ from cosa import model as models
 from cosa.config import Config, from_json, override, to_json
 from cosa.data.loader import evaluation_batches
 from cosa.data.open import open_dataset
-from cosa.model import Facts, Model, StoredModel, build_model, load_model, resolve_model, save_model
+from cosa.model import Model, build_model, load_model, resolve_model
 from cosa.networks.multiscale import multiscale, resize
 from cosa.networks.network import build_network
 from cosa.storage import checkpoint
+from cosa.storage.model_files import Facts, StoredModel, save_model
 from cosa.tracking import TrackingError, initialise_store, save_pyfunc
 from tests.cosa.runs import train
 
@@ -176,13 +177,11 @@ def test_probabilities_sum_to_one_and_labels_set_the_others_to_zero(model: Model
     assert (labelled[[1, 3]] == 0).all()
 
 
-@pytest.mark.parametrize("aux", [False, True])
-def test_an_activation_reaches_from_zero_to_one(model: Model, aux: bool) -> None:
+def test_an_activation_reaches_from_zero_to_one(model: Model) -> None:
     output = model.outputs([picture()])[0]
-    cam = output.fused.aux_cam if aux else output.fused.cam
-    cam[:, 1] = torch.linspace(-1, 2, 32)
+    output.fused.cam[:, 1] = torch.linspace(-1, 2, 32)
 
-    activation = output.activation(1, aux=aux)
+    activation = output.activation(1)
 
     assert activation.shape == (40, 56)
     assert (activation.min(), activation.max()) == (0, 1)

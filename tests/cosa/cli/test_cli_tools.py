@@ -18,7 +18,8 @@ from PIL import Image
 from cosa import cli
 from cosa.config import Config
 from cosa.data.open import open_dataset
-from cosa.model import build_model, load_model, resolve_model, save_model
+from cosa.model import build_model, load_model, resolve_model
+from cosa.storage.model_files import save_model
 from cosa.tracking import initialise_store
 from tests.cosa.runs import train
 

@@ -19,8 +19,9 @@ from cosa.evaluation.predict import (
     predict_files,
     write_prediction,
 )
-from cosa.model import Facts, Model
+from cosa.model import Model
 from cosa.networks.network import build_network
+from cosa.storage.model_files import Facts
 
 CLASSES = ("cat", "dog", "bird")
 
