@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import tempfile
@@ -48,18 +49,14 @@ def metric_names(run: Run) -> set[str]:
 
 def children_of(client: MlflowClient, parent: Run) -> list[Run]:
     """Runs nested under `parent`, finished ones last and newer after older: of equals the last one counts."""
-    found: list[Run] = []
-    token: str | None = None
-    while True:
-        page = client.search_runs(
-            [parent.info.experiment_id],
-            f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'",
-            page_token=token,
-        )
+    search = functools.partial(
+        client.search_runs, [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    )
+    page = search()
+    found = [*page]
+    while page.token:
+        page = search(page_token=page.token)
         found += page
-        token = page.token
-        if not token:
-            break
     return sorted(found, key=lambda run: (run.info.status == "FINISHED", run.info.start_time))
 
 

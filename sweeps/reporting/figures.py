@@ -38,11 +38,11 @@ _MOST_STEPS = 12
 """Rows of the heat map; of more evaluations some are left out, evenly."""
 
 Arms = Mapping[str, ArmHistories]
-View = tuple[str, str, bool]
-"""A line of an arm: its label, how the names of its metrics begin, and whether it is dashed."""
-AN: tuple[View, ...] = (("{arm}", "val/assignment/", False),)
-AN_AND_ON: tuple[View, ...] = (("AN, {arm}", "val/assignment/", False), ("ON, {arm}", "val/online/", True))
-HEADS: tuple[View, ...] = (("M", "val/assignment/", False), ("M†", "val/assignment/aux_", True))
+View = tuple[str, str, str]
+"""A line of an arm: its label, how the names of its metrics begin, and how it is dashed."""
+AN: tuple[View, ...] = (("{arm}", "val/assignment/", "-"),)
+AN_AND_ON: tuple[View, ...] = (("AN, {arm}", "val/assignment/", "-"), ("ON, {arm}", "val/online/", "--"))
+HEADS: tuple[View, ...] = (("M", "val/assignment/", "-"), ("M†", "val/assignment/aux_", "--"))
 
 
 def _arms(*names: str) -> dict[str, Mapping[str, Any]]:
@@ -106,25 +106,22 @@ def draw_curves(histories: Histories) -> dict[str, plots.Drawing]:
     for table in histories.tables:
         fractions = [key for key in table.metrics if METRICS[key].percent and key.startswith("val/")]
         key = SEG_MIOU if SEG_MIOU in fractions or not fractions else fractions[0]
-        lines = [
-            plots.Line(
-                name,
-                histories.arm(table.arm(name).changes).metric(key, after=shared if place else -1),
-                OTHERS[(place - 1) % len(OTHERS)] if place else BLUE,
-                dashed=place > len(OTHERS),
-            )
-            for place, name in enumerate(_reference_first(table))
-        ]
+        lines = {}
+        for place, name in enumerate(_reference_first(table)):
+            colour, dashes = OTHERS[(place - 1) % len(OTHERS)], "--" if place > len(OTHERS) else "-"
+            look = {"label": name, "color": colour if place else BLUE, "linestyle": dashes}
+            arm = histories.arm(table.arm(name).changes)
+            lines[name] = (arm.metric(key, after=shared if place else -1), look)
         titles = f"{METRICS[key].title} over iterations", f"{METRICS[key].title}, %"
         with plots.styled():
             parts = plots.over_iterations(
-                f"curves-{table.name}", *titles, lines, histories.base.train, height=3.1
+                f"curves-{table.name}", *titles, lines.values(), histories.base.train, height=3.1
             )
             if not (drawn := tuple(parts)):
                 continue
-        seeds = max(len(line.by_seed) for line in lines)
+        seeds = max(len(by_seed) for by_seed, _ in lines.values())
         band = "one seed" if seeds == 1 else f"mean over up to {seeds} seeds, band: one sample deviation"
-        gone = ", ".join(line.label for line in lines if not line.by_seed)
+        gone = ", ".join(name for name, (by_seed, _) in lines.items() if not by_seed)
         drawings[table.name] = plots.Drawing(
             title=titles[0],
             caption=f"AN on {histories.base.data.val_split}; {band}. The warm-up is {table.reference}'s.",
@@ -158,9 +155,6 @@ def _facts(histories: Histories) -> dict[str, str]:
     }
 
 
-# ---- parts of figures ----
-
-
 @dataclass(frozen=True)
 class Lines:
     """One picture of a metric over iterations; none without a history."""
@@ -177,16 +171,12 @@ class Lines:
     def __call__(self, histories: Histories, arms: Arms) -> Iterator[Part]:
         train = histories.base.train
         since = train.warmup if self.cotraining else 0
-        lines = [
-            plots.Line(
-                label.format(arm=name),
-                arm.metric(prefix + self.key, after=since or -1),
-                AUX_COLOUR if prefix.endswith("aux_") else COLOURS[name],
-                dashed,
-            )
-            for name, arm in arms.items()
-            for label, prefix, dashed in self.views
-        ]
+        lines: list[plots.Line] = []
+        for name, arm in arms.items():
+            for label, prefix, dashes in self.views:
+                colour = AUX_COLOUR if prefix.endswith("aux_") else COLOURS[name]
+                look = {"label": label.format(arm=name), "color": colour, "linestyle": dashes}
+                lines.append((arm.metric(prefix + self.key, after=since or -1), look))
         scale = 100 if METRICS[AN[0][1] + self.key].percent else 1
         return plots.over_iterations(self.file, self.title, self.y, lines, train, first=since, scale=scale)
 
@@ -238,15 +228,13 @@ def _boxes(_histories: Histories, arms: Arms) -> Iterator[Part]:
 
 
 def _threshold_lines(histories: Histories, arms: Arms) -> Iterator[Part]:
-    train, heads = histories.base.train, {"M": ("", BLUE, False), "M†": ("aux_", AUX_COLOUR, True)}
-    lines = [
-        plots.Line(label if place == 0 else "_", [found], colour, dashed, width=1.1)
-        for label, (prefix, colour, dashed) in heads.items()
-        for place, found in enumerate(arms["full"].metric(f"train/{prefix}threshold"))
-    ]
-    return plots.over_iterations(
-        "fig9-left", "dynamic threshold", "threshold ξ", lines, train, first=train.warmup, scale=1
-    )
+    train, lines = histories.base.train, []
+    for head, prefix, colour, dashes in (("M", "", BLUE, "-"), ("M†", "aux_", AUX_COLOUR, "--")):
+        for place, found in enumerate(arms["full"].metric(f"train/{prefix}threshold")):
+            look = {"color": colour, "linestyle": dashes, "linewidth": 1.1}
+            lines.append(([found], look | {"label": "_" if place else head}))
+    titles = "fig9-left", "dynamic threshold", "threshold ξ"
+    return plots.over_iterations(*titles, lines, train, first=train.warmup, scale=1)
 
 
 def _threshold_sweep(histories: Histories, arms: Arms) -> Iterator[Part]:
@@ -291,9 +279,6 @@ def side_by_side(panels: Mapping[str, Mapping[str, NDArray[Any]]], columns: Sequ
     shown = {column: first["tiles"][:, places[column]] for column in ("image", "ground truth")}
     shown |= {f"{column}\n{arm}": own[:, places[column]] for column in columns for arm, own in alike.items()}
     return sheet(np.stack([*shown.values()], axis=1), titles=[*shown], legends=first["legends"])
-
-
-# ---- the figures ----
 
 
 _FIXED_THRESHOLDS = (

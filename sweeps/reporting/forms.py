@@ -22,6 +22,7 @@ from cosa.storage.files import mask
 from sweeps.reporting.comparison import ABSENT, comparisons
 from sweeps.reporting.results import LEAST_PAIRS, FilledTable, Results, Row, shown_and_online
 from sweeps.tables.metrics import METRICS, SEG_MIOU
+from sweeps.tables.table import Table
 
 DIFFERENCES = 2
 """Metrics of a table, its first ones, whose difference to the reference arm has a column of its own."""
@@ -30,9 +31,6 @@ _ORACLE = (
 )
 _NOTE_LENGTH = 8000
 """Characters that MLflow keeps of a tag, such as the one that heads a run's page."""
-
-
-# ---- numbers as text ----
 
 
 def number(key: str, value: float, *, signed: bool = False) -> str:
@@ -75,9 +73,6 @@ def _setting(value: Any) -> str:
     if isinstance(value, float):
         return "∞" if math.isinf(value) else f"{value:.6g}"
     return str(value)
-
-
-# ---- a table as text, cell by cell ----
 
 
 @dataclass(frozen=True)
@@ -128,7 +123,7 @@ def grid(filled: FilledTable, seeds: int) -> Grid:
     return Grid(
         title=filled.table.heading,
         columns=[*_columns(filled, seeds)],
-        marked=[_marked(filled, row) for row in filled.rows],
+        marked=[_marked(filled.table, row) for row in filled.rows],
         remarks=[*_remarks(filled)],
         notes=[f"{row.arm.name}, {gap}" for row in filled.rows for gap in row.gaps],
     )
@@ -174,12 +169,10 @@ def _columns(filled: FilledTable, seeds: int) -> Iterator[Column]:
         yield differences("published", (_printed(gap, sign="+") for gap in gaps))
 
 
-def _marked(filled: FilledTable, row: Row) -> str:
-    table = filled.table
+def _marked(table: Table, row: Row) -> str:
     names = [name for name in table.components if row.arm.has(name)]
-    if table.components and not names:
-        names = ["no component"]
-    return ", ".join([*names, *(f"{name} {_setting(row.settings[name])}" for name in table.settings)])
+    settings = [f"{name} {_setting(row.settings[name])}" for name in table.settings]
+    return ", ".join([*(names or ["no component"] * bool(table.components)), *settings])
 
 
 def _remarks(filled: FilledTable) -> Iterator[str]:
@@ -202,14 +195,10 @@ def legend(results: Results) -> str:
     """What the numbers of a report are, in a line."""
     seeds = len(results.seeds)
     over = f"mean ± sample deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    test = "p: two-sided paired t-test over the seeds of both rows, each row by itself"
     if seeds < LEAST_PAIRS:
         test = f"no p-values: n too small, a paired test wants {LEAST_PAIRS} seeds or more"
-    else:
-        test = "p: two-sided paired t-test over the seeds of both rows, each row by itself"
     return f"Percent; ours on {results.preset}, AN, {over}; {test}"
-
-
-# ---- where a number leads: the MLflow run that it is from, or several compared ----
 
 
 @dataclass(frozen=True)
@@ -255,9 +244,6 @@ def trial_filter(sweep: str) -> str:
     return f"tags.cosa.sweep = {quote}{sweep}{quote} and tags.cosa.kind = 'trial'"
 
 
-# ---- text for the terminal ----
-
-
 def terminal(results: Results) -> str:
     """The tables as aligned plain text."""
     parts = [_plain(grid(table, len(results.seeds))) for table in results.tables]
@@ -288,9 +274,6 @@ def _two_lines(title: str) -> tuple[str, str]:
     """A column's title over two lines, `labelled` above `mIoU`; short ones stand on the second."""
     first, space, second = title.partition(" ")
     return (first, second) if space and len(title) > 6 else ("", title)
-
-
-# ---- Markdown ----
 
 
 def markdown(results: Results, uri: str = "") -> str:
@@ -326,12 +309,12 @@ def _markdown_tables(results: Results, links: Links) -> list[str]:
         table = grid(filled, len(results.seeds))
         heads = [f"{c.title}, {c.group}" if c.group == "published" else c.title for c in table.columns]
         rules = [{"l": ":--", "c": ":-:", "r": "--:"}[column.align] for column in table.columns]
+        ours = [column.group == "ours" for column in table.columns]
         rows = []
         for row, texts in zip(filled.rows, table.rows, strict=True):
             address = links.runs(row.runs.values())
-            cells = zip(texts, table.columns, strict=True)
-            linked = [address and text and column.group == "ours" for text, column in cells]
-            rows.append([f"[{t}]({address})" if own else t for t, own in zip(texts, linked, strict=True)])
+            cells = zip(texts, ours, strict=True)
+            rows.append([f"[{text}]({address})" if text and own and address else text for text, own in cells])
         parts.append(_markdown_part([table.title], [heads, rules, *rows], [*table.remarks, *table.notes]))
     return parts
 
@@ -355,9 +338,6 @@ def _markdown_part(head: Sequence[str], rows: Iterable[Sequence[str]], notes: It
     lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     under = "\n".join(f"- {note}" for note in notes)
     return "\n\n".join(["### " + "\n\n".join(head), lines, *([under] if under else [])])
-
-
-# ---- CSV ----
 
 
 def as_csv(results: Results) -> str:
@@ -400,19 +380,13 @@ def _decimals(value: float) -> str:
 
 def comparison_csv(results: Results) -> str:
     """A line for each number of the same: table, row, column, whose it is, and the text of its cell."""
-    cells = [
-        (
-            table.title,
-            line.cells[0],
-            title,
-            "ours" if line.ours or place in table.our_columns else "published",
-            cell,
-        )
-        for table in comparisons(results.full)
-        for line in table.lines
-        for place, (title, cell) in enumerate(zip(table.columns, line.cells, strict=True))
-        if place and cell not in {"", ABSENT}
-    ]
+    cells = []
+    for table in comparisons(results.full):
+        for line in table.lines:
+            for place, (title, cell) in enumerate(zip(table.columns, line.cells, strict=True)):
+                source = "ours" if line.ours or place in table.our_columns else "published"
+                if place and cell not in {"", ABSENT}:
+                    cells.append((table.title, line.cells[0], title, source, cell))
     return _csv(pd.DataFrame(cells, columns=["table", "row", "column", "source", "value"]))
 
 
@@ -430,9 +404,8 @@ _LATEX_HEAD = """% Made from MLflow by sweeps/report.py. In the preamble:
 
 def escape(text: str) -> str:
     """`text` as LaTeX prints it; what it has no sign for becomes a question mark."""
-    return (
-        "".join(_ESCAPED.get(character, character) for character in text).encode("ascii", "replace").decode()
-    )
+    escaped = "".join(_ESCAPED.get(character, character) for character in text)
+    return escaped.encode("ascii", "replace").decode()
 
 
 def latex(results: Results) -> str:

@@ -144,7 +144,7 @@ class Histories:
             client: Of the store that holds the runs.
             plan: What the sweep planned, as `plan.to_json` writes it.
             runs: All runs of the sweep, warm-ups too; of equals the last one counts.
-            preset: Name of the preset, for captions.
+            preset: Its name, for captions.
 
         Raises:
             ValueError, TypeError: The plan holds settings that this version does not know.

@@ -149,38 +149,23 @@ def picture(image: Image.Image, name: str, title: str) -> Part:
     return Part(f"{name}.png", title, data.getvalue())
 
 
-@dataclass(frozen=True)
-class Line:
-    """One metric of one arm over iterations."""
+Line = tuple[Sequence[pd.Series], Mapping[str, Any]]
+"""A metric's history of each seed, by step, and its label and look as `Axes.plot` takes them."""
 
-    label: str
-    by_seed: Sequence[pd.Series]
-    """Its history of each seed, by step."""
-    colour: str
-    dashed: bool = False
-    width: float | None = None
-    """In points; None for that of all lines."""
 
-    def draw(self, axes: Axes, *, scale: float = 100) -> None:
-        """The mean over seeds with a band of one sample deviation, at the steps that all seeds have.
+def draw_line(axes: Axes, histories: Sequence[pd.Series], *, scale: float = 100, **look: Any) -> None:
+    """The mean over seeds with a band of one sample deviation, at the steps that all seeds have.
 
-        One seed has no band, none draws nothing.
-        """
-        if not self.by_seed:
-            return
-        by_seed = scale * pd.concat(self.by_seed, axis="columns", join="inner")
-        mean, deviation = by_seed.mean(axis="columns"), by_seed.std(axis="columns")
-        axes.plot(
-            mean,
-            label=self.label,
-            color=self.colour,
-            linestyle="--" if self.dashed else "-",
-            linewidth=self.width,
-            marker="o" if len(mean) <= 30 else "",
-        )
-        if len(self.by_seed) > 1:
-            band = (mean - deviation, mean + deviation)
-            axes.fill_between(mean.index, *band, color=self.colour, alpha=0.16, linewidth=0)
+    One seed has no band, none draws nothing.
+    """
+    if not histories:
+        return
+    by_seed = scale * pd.concat(histories, axis="columns", join="inner")
+    mean, deviation = by_seed.mean(axis="columns"), by_seed.std(axis="columns")
+    axes.plot(mean, marker="o" if len(mean) <= 30 else "", **look)
+    if len(histories) > 1:
+        band = (mean - deviation, mean + deviation)
+        axes.fill_between(mean.index, *band, color=look["color"], alpha=0.16, linewidth=0)
 
 
 def label_axes(axes: Axes, x: str, y: str) -> None:
@@ -203,8 +188,8 @@ def over_iterations(
     """A picture of lines from iteration `first` to the last, the warm-up's end marked; none of nothing."""
     canvas = Canvas(height=height)
     axes = canvas.axes
-    for line in lines:
-        line.draw(axes, scale=scale)
+    for by_seed, look in lines:
+        draw_line(axes, by_seed, scale=scale, **look)
     if not axes.lines:
         return
     label_axes(axes, "iteration", y)

@@ -18,8 +18,7 @@ from sweeps.tables.metrics import METRICS, SEG_MIOU
 
 __all__ = ["headline", "html", "render_page", "terminal", "ui_command", "write", "write_files"]
 
-_LEFT, _RIGHT, _LINE, _TOP = 118, 12, 24, 8  # pixels around and between the lines of a chart
-_CHART_WIDTH = 440
+_CHART_WIDTH, _LEFT, _RIGHT, _LINE = 440, 118, 12, 24  # pixels; around and between the lines of a chart
 
 
 def chart(filled: FilledTable, key: str) -> dict[str, Any] | None:
@@ -43,12 +42,15 @@ def chart(filled: FilledTable, key: str) -> dict[str, Any] | None:
         own = values[values["arm"] == row.arm.name]
         dots = [(x(found.value), {found.seed: found.run_id}) for found in own.itertuples()]
         mean = x(own["value"].mean()) if dots else None
-        y = _TOP + index * _LINE + _LINE // 2
-        lines.append({"name": forms.name_of(row), "y": y, "dots": dots, "mean": mean})
-    bottom = _TOP + len(lines) * _LINE
+        lines.append({"name": forms.name_of(row), "y": _LINE * index + 20, "dots": dots, "mean": mean})
     ticks = [(x(i * step), forms.number(key, i * step).removesuffix(".0")) for i in range(first, last + 1)]
-    size = {"width": _CHART_WIDTH, "height": bottom + 24, "bottom": bottom, "left": _LEFT}
-    return {**size, "lines": lines, "ticks": ticks, "half": _LINE // 2 - 5}
+    return {
+        "width": _CHART_WIDTH,
+        "left": _LEFT,
+        "bottom": _LINE * len(lines) + 8,
+        "lines": lines,
+        "ticks": ticks,
+    }
 
 
 def _charted(filled: FilledTable) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -65,17 +67,15 @@ def lead(results: Results) -> str:
     if not results.tables:
         return ""
     filled = results.tables[0]
-    rows = {row.arm.name: row for row in filled.rows}
-    reference = rows.pop(filled.table.reference)
-    both = [reference, next(iter(rows.values()), reference)]
     key = SEG_MIOU if SEG_MIOU in filled.table.metrics else filled.table.metrics[0]
+    rows = sorted(filled.rows, key=lambda row: row.arm.name != filled.table.reference)
+    both = (rows * 2)[:2]
     found = [filled.of(row, key) for row in both]
     if any(math.isnan(one["mean"]) for one in found):
         return "Not all of it is trained yet."
     unit = " %" if METRICS[key].percent else ""
-    texts = [
-        f"{forms.name_of(row)} {forms.spread(key, one)}{unit}" for row, one in zip(both, found, strict=True)
-    ]
+    pairs = zip(both, found, strict=True)
+    texts = [f"{forms.name_of(row)} {forms.spread(key, one)}{unit}" for row, one in pairs]
     return f"{forms.titles(filled)[key]}: {', '.join(texts)}"
 
 

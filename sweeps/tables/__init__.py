@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
-import pkgutil
 import re
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -15,23 +13,9 @@ from typing import TypeVar
 from cosa.config import nearest
 from sweeps.tables.table import Arm, Table, memory_times, plus, times, without
 
-__all__ = [
-    "Arm",
-    "Table",
-    "get_table",
-    "get_tables",
-    "memory_times",
-    "plus",
-    "read_file",
-    "tables",
-    "times",
-    "without",
-]
+__all__ = ["Arm", "Table", "memory_times", "plus", "times", "without"]
 
 Kind = TypeVar("Kind")
-
-_NO_TABLES = frozenset({"metrics", "table"})
-"""Modules of this package that hold no table."""
 
 
 @functools.cache
@@ -41,12 +25,9 @@ def tables() -> Mapping[str, Table]:
     Raises:
         ValueError: A file holds no valid table, or two hold one of the same name.
     """
-    files = [
-        Path(found.module_finder.path) / f"{found.name}.py"
-        for found in pkgutil.iter_modules(__path__)
-        if isinstance(found.module_finder, importlib.machinery.FileFinder) and found.name not in _NO_TABLES
-    ]
-    return types.MappingProxyType(_by_name(sorted(map(read_table, files), key=lambda table: table.name)))
+    files = (path for folder in __path__ for path in Path(folder).glob("*.py"))
+    found = [read_table(path) for path in files if path.stem not in {"__init__", "metrics", "table"}]
+    return types.MappingProxyType(_by_name(sorted(found, key=lambda table: table.name)))
 
 
 def get_table(name: str) -> Table:
@@ -70,20 +51,16 @@ def get_tables(names: Sequence[str]) -> list[Table]:
         ValueError: An unknown name, a file without a valid table, or two tables of one name.
         FileNotFoundError: A file that is not there.
     """
-    return list(_by_name(list(_each(names))).values())
-
-
-def _each(names: Sequence[str]) -> Iterator[Table]:
+    found: list[Table] = []
     for name in dict.fromkeys(names):
         if name == "all":
-            yield from tables().values()
-        elif name.endswith(".py"):
-            yield read_table(Path(name))
+            found += tables().values()
         else:
-            yield get_table(name)
+            found.append(read_table(Path(name)) if name.endswith(".py") else get_table(name))
+    return list(_by_name(found).values())
 
 
-def _by_name(found: Sequence[Table]) -> dict[str, Table]:
+def _by_name(found: Iterable[Table]) -> dict[str, Table]:
     named: dict[str, Table] = {}
     for table in found:
         if named.setdefault(table.name, table) != table:

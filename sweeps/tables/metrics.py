@@ -55,22 +55,20 @@ _PLAIN = frozenset({"cpl_best_xi", "cpl_perplexity"})
 
 def _metrics() -> Iterator[Metric]:
     of_m = _CPL | _CLASSIFICATION
-    of_both = of_m | _ENSEMBLE
-    of_both |= {
-        f"aux_{name}": (f"M† {title}", f"{meaning}; of M†") for name, (title, meaning) in of_m.items()
-    }
+    aux = {f"aux_{name}": (f"M† {title}", f"{meaning}; of M†") for name, (title, meaning) in of_m.items()}
+    of_both = of_m | _ENSEMBLE | aux
     for split, network, names in (
         ("val", "assignment", _SEGMENTATION | of_both),
         ("val", "online", _SEGMENTATION | of_both),
         ("train", "assignment", of_both),
     ):
         for name, (title, meaning) in names.items():
-            whose = "ON: " if network == "online" else ""
-            where = "train " if split == "train" else ""
-            more = "; of ON" * bool(whose) + "; on the training images" * bool(where)
-            plain = name.removeprefix("aux_") in _PLAIN
+            online, train = network == "online", split == "train"
             yield Metric(
-                f"{split}/{network}/{name}", whose + where + title, meaning + more, percent=not plain
+                f"{split}/{network}/{name}",
+                "ON: " * online + "train " * train + title,
+                meaning + "; of ON" * online + "; on the training images" * train,
+                percent=name.removeprefix("aux_") not in _PLAIN,
             )
 
 

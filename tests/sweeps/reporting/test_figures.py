@@ -15,7 +15,7 @@ import pytest
 from cosa.evaluation.panels import panel_arrays
 from sweeps.reporting import figures, plots, render
 from sweeps.reporting.histories import merge_bins, quantile, read_bins
-from sweeps.reporting.plots import Canvas, Line, styled
+from sweeps.reporting.plots import Canvas, draw_line, styled
 from sweeps.reporting.results import Results
 from sweeps.tables import Arm, Table, get_table, get_tables
 from tests.sweeps.made_up_sweep import (
@@ -98,7 +98,7 @@ def test_a_line_is_the_mean_at_steps_that_all_seeds_have():
     with styled():
         axes = Canvas().axes
         seeds = [pd.Series({10: 0.2, 20: 0.5, 30: 0.9}), pd.Series({10: 0.4, 20: 0.5})]
-        Line("full", seeds, "#000000").draw(axes)
+        draw_line(axes, seeds, color="#000000")
     assert axes.lines[0].get_xdata().tolist() == [10, 20]
     assert axes.lines[0].get_ydata() == pytest.approx([30, 50])
 
@@ -106,7 +106,7 @@ def test_a_line_is_the_mean_at_steps_that_all_seeds_have():
 def test_one_seed_has_a_line_and_no_band():
     with styled():
         axes = Canvas().axes
-        Line("full", [pd.Series({10: 0.2, 20: 0.5})], "#000000").draw(axes)
+        draw_line(axes, [pd.Series({10: 0.2, 20: 0.5})], color="#000000")
     assert axes.lines[0].get_ydata().tolist() == [20.0, 50.0]
     assert not axes.collections
 
@@ -114,7 +114,7 @@ def test_one_seed_has_a_line_and_no_band():
 def test_a_band_reaches_one_deviation_up_and_down_in_percent():
     with styled():
         axes = Canvas().axes
-        Line("full", [pd.Series({1: 0.2, 2: 0.2}), pd.Series({1: 0.4, 2: 0.4})], "#000000").draw(axes)
+        draw_line(axes, [pd.Series({1: 0.2, 2: 0.2}), pd.Series({1: 0.4, 2: 0.4})], color="#000000")
     (band,) = axes.collections
     heights = band.get_paths()[0].vertices[:, 1]
     assert (heights.min(), heights.max()) == pytest.approx((30 - 20 / math.sqrt(2), 30 + 20 / math.sqrt(2)))
