@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cosa
-from cosa.storage.files import mask, one_line
+from cosa.storage.files import lock, mask, one_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,6 +26,7 @@ else:
     MlflowClient = Run = Any  # their import takes seconds; tests check annotations as the program runs
 
 _CHECK_SECONDS = 15  # of two tries each: a server that many runs wake at once is slow
+_MAKE_SECONDS = 120  # that a store takes to be made at most, on a busy machine
 _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 """The databases that MLflow writes to directly, with the port each listens on where the URI names none."""
 
@@ -177,6 +178,26 @@ def save_pyfunc(model: Path, out: Path) -> None:
     )
 
 
+def _make_whole(path: Path) -> None:
+    """Make the SQLite store `path` where there is none, by one process, whole or not at all.
+
+    MLflow makes its tables in dozens of steps: a process that dies among them would leave a store that
+    nobody can open, and of several that start at once all but one would fail.
+    """
+    if path.exists():
+        return
+    from mlflow import MlflowClient
+
+    with lock(path.with_name(f".{path.name}.lock"), wait=_MAKE_SECONDS):
+        if path.exists():
+            return
+        draft = path.with_name(f".{path.name}.part")
+        for left in path.parent.glob(f"{draft.name}*"):  # of one that died, with what SQLite keeps beside it
+            left.unlink()
+        MlflowClient(f"sqlite:///{draft}").search_experiments(max_results=1)
+        draft.replace(path)
+
+
 def connect(uri: str) -> MlflowClient:
     """A quiet client of the store at `uri`, which has been seen to answer."""
     from mlflow import MlflowClient
@@ -193,6 +214,7 @@ def connect(uri: str) -> MlflowClient:
         writable = path if path.exists() else path.parent
         if not os.access(writable, os.W_OK):
             raise PermissionError(f"no permission to write {writable}")
+        _make_whole(path)
     elif dialect in _DATABASE_PORTS and parts.hostname:
         address = (parts.hostname, parts.port or _DATABASE_PORTS[dialect])
         socket.create_connection(address, timeout=_CHECK_SECONDS).close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -438,3 +439,26 @@ def test_a_file_that_git_does_not_know_has_no_commit(checkout: Path) -> None:
     provenance.__file__ = str(checkout.with_name("untracked.py"))
 
     assert source_tags() == {}
+
+
+def _initialise(uri: str, before: str = "") -> subprocess.Popen[bytes]:
+    program = f"from cosa.tracking import initialise_store\n{before}\ninitialise_store({uri!r}, 'cosa')"
+    return subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
+
+
+def test_a_store_whose_making_was_killed_is_made_anew(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    killed = "import os, alembic.command as c; c.upgrade = lambda *a, **k: os._exit(9)"
+
+    assert _initialise(uri, killed).wait(120) == 9
+    assert not (tmp_path / "mlflow.db").exists()
+    assert initialise_store(uri, "cosa")
+    assert not list(tmp_path.glob(".*.part*"))
+
+
+def test_several_that_start_where_there_is_no_store_yet_share_the_one_that_is_made(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+
+    started = [_initialise(uri) for _ in range(3)]
+
+    assert [process.wait(200) for process in started] == [0, 0, 0]
