@@ -35,7 +35,7 @@ def train(spec, *, report, should_stop):
     control = Path(os.environ["STUB_CONTROL"])
     assert set(spec.data_tags) == {"cosa.data_fingerprint", "cosa.val_fingerprint"}, "the sweep saw its data"
     hold = control / "hold"
-    arms = tracker._tags.get("cosa.arm", "")
+    arms = spec.tracking.tags.get("cosa.arm", "")
     checkpoints = out / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     done = [int(path.stem.removeprefix("step_")) for path in checkpoints.glob("step_*.pt")]
