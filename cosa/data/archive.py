@@ -14,6 +14,7 @@ import errno
 import json
 import logging
 import os
+import re
 import shutil
 import stat
 import tarfile
@@ -21,9 +22,8 @@ import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
-from cosa.data.files import locked
+from cosa.data.files import once
 from cosa.storage.files import digest, one_line
 
 _log = logging.getLogger(__name__)
@@ -59,52 +59,46 @@ def stage(archive: str, sha256: str, root: Path) -> None:
         OSError: The folder cannot be written, or the disk is full.
         UnreachableArchiveError: The storage failed on the way.
     """
-    if _is_there(root, archive, sha256):
-        return
     workshop = root.with_name(f".{root.name}.staging")
-    with locked(workshop, "data.root"):
-        if _is_there(root, archive, sha256):  # another process unpacked it while we waited
-            return
-        _clear(workshop)  # of one that was killed
-        copy, unpacked = workshop / "archive", workshop / "unpacked"
-        _log.info("unpacking %s, once on this node, into %s", shown(archive), root)
-        try:
-            note = {"archive": shown(archive), "sha256": _fetch(archive, sha256, copy)}
-            unpacked.mkdir()
-            unpack = _unzip if shown(archive).lower().endswith(".zip") else _untar
-            unpack(copy, unpacked)
-            folder = _innermost(unpacked)
-            (folder / NOTE).write_text(json.dumps(note) + "\n")
-            folder.replace(root)
-        except _BROKEN as error:
-            raise ValueError(
-                f"data.archive must be a whole archive, got {shown(archive)} ({error}); copy it again, "
-                f"or {_REMEDY}"
-            ) from error
-        except OSError as error:
-            if error.errno in _FULL:
-                raise OSError(
-                    f"data.root must have room for the data set, got {error.strerror!r} while unpacking "
-                    f"{shown(archive)} for {str(root)!r}; make room, or set --data.root to another disk"
-                ) from error
+    once(
+        lambda: _is_there(root, archive, sha256),
+        lambda: _unpack(archive, sha256, root, workshop / "parts"),
+        workshop,
+        "data.root",
+    )
+
+
+def _unpack(archive: str, sha256: str, root: Path, parts: Path) -> None:
+    shutil.rmtree(parts, ignore_errors=True)  # of one that was killed
+    copy, unpacked = parts / "archive", parts / "unpacked"
+    _log.info("unpacking %s, once on this node, into %s", shown(archive), root)
+    try:
+        unpacked.mkdir(parents=True)
+        note = {"archive": shown(archive), "sha256": _fetch(archive, sha256, copy)}
+        extract = _unzip if shown(archive).lower().endswith(".zip") else _untar
+        extract(copy, unpacked)
+        folder = _innermost(unpacked)
+        (folder / NOTE).write_text(json.dumps(note) + "\n")
+        folder.replace(root)
+    except _BROKEN as error:
+        raise ValueError(
+            f"data.archive must be a whole archive, got {shown(archive)} ({error}); copy it again, "
+            f"or {_REMEDY}"
+        ) from error
+    except OSError as error:
+        if error.errno not in _FULL:
             raise
-        finally:
-            _clear(workshop)
-
-
-def _clear(workshop: Path) -> None:
-    for path in workshop.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != "lock":
-            path.unlink()
+        raise OSError(
+            f"data.root must have room for the data set, got {error.strerror!r} while unpacking "
+            f"{shown(archive)} for {str(root)!r}; make room, or set --data.root to another disk"
+        ) from error
+    finally:
+        shutil.rmtree(parts, ignore_errors=True)
 
 
 def shown(archive: str) -> str:
     """The archive's name for messages: what stands behind a question mark may be a signature."""
-    if "://" not in archive:
-        return archive
-    return urlunsplit(urlsplit(archive)._replace(query="", fragment=""))
+    return re.split("[?#]", archive)[0] if "://" in archive else archive
 
 
 def _is_there(root: Path, archive: str, sha256: str) -> bool:
@@ -182,14 +176,10 @@ def _unzip(copy: Path, target: Path) -> None:
 def _require_inside(name: str, *, plain: bool) -> None:
     """Refuse a member that would lie, or point, outside of the folder."""
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:
+    if path.is_absolute() or ".." in path.parts or not plain:
+        law = "lie below its root" if plain else "be plain files and folders, no links or devices"
         raise ValueError(
-            f"members of data.archive must lie below its root, got {name!r}; do not unpack it, {_REMEDY}"
-        )
-    if not plain:
-        raise ValueError(
-            f"members of data.archive must be plain files and folders, got {name!r}, a link or a device; "
-            f"{_REMEDY}, which follows links"
+            f"members of data.archive must {law}, got {name!r}; do not unpack it, {_REMEDY}: it follows links"
         )
 
 
@@ -218,11 +208,8 @@ def pack(root: Path, out: Path) -> int:
         raise ValueError(f"--out must end in .tar, got {str(out)!r}; images are compressed already")
     if out.absolute().is_relative_to(root.absolute()):
         raise ValueError(f"--out must lie outside of the data set, got {str(out)!r}; choose another folder")
-    names = sorted(
-        Path(folder, name).relative_to(root).as_posix()
-        for folder, _, files in os.walk(root, followlinks=True)
-        for name in files
-    )
+    paths = (Path(folder, name) for folder, _, files in os.walk(root, followlinks=True) for name in files)
+    names = sorted(path.relative_to(root).as_posix() for path in paths)
     names = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
     draft = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:

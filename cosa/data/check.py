@@ -21,7 +21,7 @@ from jaxtyping import Int
 from cosa.config import Config, DataConfig, override
 from cosa.data.coco import coco_splits
 from cosa.data.dataset import Needs, SegmentationDataset, read_image, read_mask
-from cosa.data.files import OnProblem, in_processes, refuse
+from cosa.data.files import OnProblem, contents, in_processes, refuse
 from cosa.data.folder import folder_splits
 from cosa.data.loader import train_batches
 from cosa.data.open import open_dataset
@@ -75,10 +75,9 @@ def detect_layout(root: Path) -> Literal["voc", "coco", "folder"]:
     for layout, sign in signs.items():
         if (root / sign).exists():
             return layout
-    held = (", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing") if root.is_dir() else ""
     raise FileNotFoundError(
         f"ROOT must hold {', '.join(signs.values())}, or be named with --layout, got {str(root)!r}, "
-        f"which {'holds ' + held if held else 'is no folder'}; see the README for the layouts"
+        f"which {contents(root)}; see the README for the layouts"
     )
 
 
@@ -89,12 +88,11 @@ def splits_of(data: DataConfig) -> list[str]:
         FileNotFoundError: What names the splits is missing.
         ValueError: It names none.
     """
-    root = Path(data.root)
     of_layout = {"voc": voc_splits, "coco": coco_splits, "folder": folder_splits}
-    splits = of_layout[data.layout](root)
+    splits = of_layout[data.layout](Path(data.root))
     if not splits:
         raise ValueError(
-            f"data set must have a split, got none in {str(root)!r}; see the README for the layouts"
+            f"data set must have a split, got none in {data.root!r}; see the README for the layouts"
         )
     return splits
 

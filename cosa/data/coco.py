@@ -14,14 +14,15 @@ from __future__ import annotations
 import functools
 import json
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Container, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cosa.config import nearest
 from cosa.data.coco_masks import Region, Scene, draw_masks
-from cosa.data.dataset import Needs, SegmentationDataset
-from cosa.data.files import OnProblem, found, locked, one_hot, refuse
+from cosa.data.dataset import Needs, SegmentationDataset, assemble
+from cosa.data.files import OnProblem, found, once, refuse, require_root
 from cosa.storage.files import digest, write_atomically
 
 # fmt: off
@@ -57,91 +58,52 @@ def read_coco(
 ) -> SegmentationDataset:
     """The images of a split in the order of their file names, with their labels.
 
-    Args:
-        root: Folder that holds the images' folders and `annotations`.
-        split: Name of the images' folder, such as `val2014`.
-        cache: Where names, labels and masks are kept.
-        needs: As in `open_dataset`; `images` takes what lies in the folder and needs no annotations.
-        draw: Whether masks are wanted; they are drawn where the cache does not have them yet.
-        on_problem: Is told of files that are missing or bad.
-
-    Raises:
-        FileNotFoundError: The root, the split, or an image that the annotations name is missing.
-        ValueError: The annotations are no JSON, not COCO's, or contradict themselves or an image's size.
-        OSError: The cache cannot be written.
+    Args and errors are those of `open_dataset`. A split is called as its folder. Names, labels and masks are
+    kept in `cache`; with `draw`, or where masks are needed, those that it lacks are drawn.
     """
-    _check_root(root, split)
-    images = {p.name: p for p in (root / split).iterdir() if p.suffix.lower() in _SUFFIXES}
-    if needs == "images":
-        paths = tuple(images[name] for name in sorted(images))
-        names, labels = tuple(path.stem for path in paths), one_hot([[]] * len(paths), len(COCO_CLASSES))
-        return SegmentationDataset(COCO_CLASSES, names, labels, paths, ())
-    path = _annotations(root, split)
-    version = digest(path)[:16]
-    store = cache / f"coco-{split}-{version}-{_FORMAT}"
-    parsed = functools.cache(functools.partial(read_annotations, path))
-    index = _index(store, parsed)
-    law = f"annotations of {split} must name images of {root / split}"
-    remedy = "add the files, or take the annotation file that belongs to them"
-    files = found(list(index), images, law, remedy, on_problem)
-    mask_paths: tuple[Path, ...] = ()
-    if draw:
-        kept = draw_masks(store, {name: images[name] for name in files}, len(index), parsed, on_problem)
-        files = tuple(name for name in files if name in kept)
-        mask_paths = tuple(kept[name] for name in files)
-    return SegmentationDataset(
-        COCO_CLASSES,
-        tuple(name.rpartition(".")[0] for name in files),
-        one_hot([index[name] for name in files], len(COCO_CLASSES)),
-        tuple(images[name] for name in files),
-        mask_paths,
-        mask_source=version,
-    )
-
-
-def coco_splits(root: Path) -> list[str]:
-    """Splits whose annotations lie under `root`."""
-    return sorted(p.stem.removeprefix("instances_") for p in (root / "annotations").glob("instances_*.json"))
-
-
-def _check_root(root: Path, split: str) -> None:
     remedy = "set --data.root to the folder that holds annotations, train2014 and val2014"
-    if not root.is_dir():
-        state = "which is not a folder" if root.exists() else "which does not exist"
-        raise FileNotFoundError(
-            f"data.root must be a folder in the COCO layout, got {str(root)!r}, {state}; {remedy}"
-        )
-    if not (root / split).is_dir() or split in {"", ".", "..", "annotations"}:
-        folders = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name != "annotations")
+    require_root(root, "COCO", (), remedy)
+    folders = [path.name for path in sorted(root.iterdir()) if path.is_dir() and path.name != "annotations"]
+    if split not in folders:
         raise FileNotFoundError(
             f"split must be a folder of images in {root}, got {split!r}; there are: "
             f"{', '.join(folders) or 'none'}{nearest(split, folders)}"
         )
-
-
-def _annotations(root: Path, split: str) -> Path:
+    images = {p.name: p for p in (root / split).iterdir() if p.suffix.lower() in _SUFFIXES}
+    if needs == "images":
+        return assemble(
+            COCO_CLASSES, tuple(sorted(images)), images, {}, lambda _: [], on_problem
+        ).named_by_stem()
     path = root / "annotations" / f"instances_{split}.json"
     if not path.is_file():
         raise FileNotFoundError(
             f"annotations of {split!r} must be in {path}, which does not exist; there are those of: "
             f"{', '.join(coco_splits(root)) or 'no split'}"
         )
-    return path
+    version = digest(path)[:16]
+    store = cache / f"coco-{split}-{version}-{_FORMAT}"
+    parsed = functools.cache(functools.partial(read_annotations, path))
+
+    def write_index() -> None:
+        labels = {name: {region.label - 1 for region in scene.regions} for name, scene in parsed().items()}
+        write_atomically(store / "index.json", json.dumps({name: sorted(labels[name]) for name in labels}))
+
+    once((store / "index.json").is_file, write_index, store)
+    index: dict[str, list[int]] = json.loads((store / "index.json").read_bytes())
+    law = f"annotations of {split} must name images of {root / split}"
+    remedy = "add the files, or take the annotation file that belongs to them"
+    files = found(index, images, law, remedy, on_problem)
+    masks: Mapping[str, Path] = {}
+    if draw or needs == "masks":
+        masks = draw_masks(store, {name: images[name] for name in files}, len(index), parsed, on_problem)
+        files = tuple(name for name in files if name in masks)
+    dataset = assemble(COCO_CLASSES, files, images, masks, index.__getitem__, on_problem)
+    return replace(dataset.named_by_stem(), mask_source=version)
 
 
-def _index(store: Path, parsed: Callable[[], Mapping[str, Scene]]) -> Mapping[str, list[int]]:
-    """Positions of the classes of each image, by file name in order; from the cache once it is there."""
-    path = store / "index.json"
-    if not path.is_file():
-        with locked(store):
-            if not path.is_file():  # nobody wrote it while we waited
-                index = {
-                    name: sorted({region.label - 1 for region in scene.regions})
-                    for name, scene in parsed().items()
-                }
-                write_atomically(path, json.dumps(index))
-    content: dict[str, list[int]] = json.loads(path.read_bytes())
-    return content
+def coco_splits(root: Path) -> list[str]:
+    """Splits whose annotations lie under `root`."""
+    return sorted(p.stem.removeprefix("instances_") for p in (root / "annotations").glob("instances_*.json"))
 
 
 def read_annotations(path: Path) -> dict[str, Scene]:
@@ -179,20 +141,27 @@ def _shrink(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def _scenes(content: Any, path: Path) -> dict[str, Scene]:
-    _check_categories(content["categories"], path)
+    ours = dict(zip(COCO_CATEGORIES, COCO_CLASSES, strict=True))
+    theirs = {category["id"]: category["name"] for category in content["categories"]}
+    if theirs != ours:
+        wrong = next(i for i in sorted({*ours, *theirs}) if ours.get(i) != theirs.get(i))
+        raise ValueError(
+            f"categories must be COCO's 80, got {theirs.get(wrong)!r} for id {wrong} in {path}, "
+            f"which is {ours.get(wrong)!r}; {_REMEDY}, or the layout `folder` for own classes"
+        )
     labels = {category: position + 1 for position, category in enumerate(COCO_CATEGORIES)}
     regions: dict[int, list[Region]] = {image["id"]: [] for image in content["images"]}
+    laws: dict[str, tuple[Container[int], str]] = {
+        "image_id": (regions, "belong to an image of its file"),
+        "category_id": (labels, "have one of COCO's categories"),
+    }
     for item in content["annotations"]:
-        if item["image_id"] not in regions:
-            raise ValueError(
-                f"annotation must belong to an image of its file, got image_id {item['image_id']!r} "
-                f"in annotation {item['id']!r} of {path}; {_REMEDY}"
-            )
-        if item["category_id"] not in labels:
-            raise ValueError(
-                f"annotation must have one of COCO's categories, got category_id {item['category_id']!r} "
-                f"in annotation {item['id']!r} of {path}; {_REMEDY}"
-            )
+        for key, (known, law) in laws.items():
+            if item[key] not in known:
+                raise ValueError(
+                    f"annotation must {law}, got {key} {item[key]!r} in annotation {item['id']!r} of {path}; "
+                    f"{_REMEDY}"
+                )
         regions[item["image_id"]].append(
             Region(item["id"], labels[item["category_id"]], bool(item["iscrowd"]), item["segmentation"])
         )
@@ -204,14 +173,3 @@ def _scenes(content: Any, path: Path) -> dict[str, Scene]:
         image["file_name"]: Scene(image["height"], image["width"], tuple(regions[image["id"]]))
         for image in images
     }
-
-
-def _check_categories(categories: Any, path: Path) -> None:
-    ours = dict(zip(COCO_CATEGORIES, COCO_CLASSES, strict=True))
-    theirs = {category["id"]: category["name"] for category in categories}
-    if theirs != ours:
-        wrong = next(i for i in sorted({*ours, *theirs}) if ours.get(i) != theirs.get(i))
-        raise ValueError(
-            f"categories must be COCO's 80, got {theirs.get(wrong)!r} for id {wrong} in {path}, "
-            f"which is {ours.get(wrong)!r}; {_REMEDY}, or the layout `folder` for own classes"
-        )

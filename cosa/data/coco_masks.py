@@ -14,46 +14,41 @@ from __future__ import annotations
 import logging
 from array import array
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
-from cosa.data.files import OnProblem, in_processes, locked
+from cosa.data.dataset import decoding
+from cosa.data.files import OnProblem, in_processes, once
 from cosa.storage.files import write_atomically
 from cosa.structures import IGNORE
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Region:
-    """One annotation: where one object is, or a crowd of them."""
+class Region(NamedTuple):
+    """One annotation: where one object is, or a crowd of them.
+
+    Its label is in [1, 80]; its segmentation is polygons x, y, x, y, ... in pixels, or run lengths in COCO's
+    format, columns first.
+    """
 
     id: int
-    """The annotation's own id."""
     label: int
-    """Class, in [1, 80]."""
     crowd: bool
-    """Whether it outlines many objects at once."""
     segmentation: list[array[float]] | dict[str, Any]
-    """Polygons x, y, x, y, ... in pixels, or run lengths in COCO's format, columns first."""
 
 
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """What is annotated in one image."""
+class Scene(NamedTuple):
+    """What is annotated in one image of so many rows and columns, in the file's order."""
 
     height: int
-    """Rows of the image, as annotated."""
     width: int
-    """Columns of the image, as annotated."""
     regions: tuple[Region, ...]
-    """Its annotations, in the file's order."""
 
 
 def draw_masks(
@@ -76,11 +71,8 @@ def draw_masks(
         OSError: The cache cannot be written.
     """
     masks = {name: store / "masks" / f"{Path(name).stem}.png" for name in images}
-    if (store / "complete").is_file():
-        return masks
-    with locked(store):
-        if (store / "complete").is_file():  # another process drew them while we waited
-            return masks
+
+    def draw_missing() -> None:
         (store / "masks").mkdir(exist_ok=True)
         there = {path.name for path in (store / "masks").iterdir()}
         missing = [name for name in images if masks[name].name not in there]
@@ -94,6 +86,8 @@ def draw_masks(
                     del masks[name]
         if len(masks) == total:
             write_atomically(store / "complete", "")
+
+    once((store / "complete").is_file, draw_missing, store)
     return masks
 
 
@@ -101,26 +95,19 @@ def _draw(job: tuple[Scene, Path, Path]) -> str:
     """Draw a scene; returns what is wrong with it or its image, empty where it was drawn."""
     scene, image, target = job
     try:
-        _check_size(scene, image)
+        with decoding("image", image), Image.open(image) as opened:
+            width, height = opened.size
+        if (scene.width, scene.height) != (width, height):
+            raise ValueError(
+                f"image must have the size its annotations say, {scene.width}x{scene.height} pixels, "
+                f"got {width}x{height} in {image}; replace one of the two"
+            )
         content = BytesIO()
         Image.fromarray(paint(scene)).save(content, "PNG")
     except ValueError as error:
         return str(error)
     write_atomically(target, content.getvalue(), sync=False)
     return ""
-
-
-def _check_size(scene: Scene, path: Path) -> None:
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"image must be a readable JPEG or PNG, got {path} ({error}); replace it") from error
-    if (scene.width, scene.height) != (width, height):
-        raise ValueError(
-            f"image must have the size its annotations say, {scene.width}x{scene.height} pixels, "
-            f"got {width}x{height} in {path}; replace one of the two"
-        )
 
 
 def paint(scene: Scene) -> UInt8[np.ndarray, "h w"]:

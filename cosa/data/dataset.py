@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import struct
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -60,6 +60,10 @@ class SegmentationDataset:
         """Whether every image has a mask; without, classification alone can be judged."""
         return bool(self.mask_paths)
 
+    def named_by_stem(self) -> SegmentationDataset:
+        """The same with names that have lost their suffix."""
+        return replace(self, names=tuple(name.rpartition(".")[0] for name in self.names))
+
     def image(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
         """Image `index` as RGB, whatever its file holds.
 
@@ -102,7 +106,7 @@ def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
     Raises:
         ValueError: The file is cut off, damaged or no image.
     """
-    with _decoding("image", path), Image.open(path) as image:
+    with decoding("image", path), Image.open(path) as image:
         return np.array(image.convert("RGB"))
 
 
@@ -113,14 +117,14 @@ def read_mask(path: Path, image_path: Path, classes: int) -> UInt8[np.ndarray, "
         ValueError: The file is no readable index PNG, its size is not the image's, or it holds a value
             outside [0, classes] that is not IGNORE.
     """
-    with _decoding("mask", path), Image.open(path) as stored:
+    with decoding("mask", path), Image.open(path) as stored:
         mode, mask = stored.mode, np.array(stored)
     if mode not in ("L", "P"):
         raise ValueError(
             f"mask must hold one class index per pixel (PNG mode P or L), got mode {mode} in {path}; "
             "convert colours to indices"
         )
-    with _decoding("image", image_path), Image.open(image_path) as image:
+    with decoding("image", image_path), Image.open(image_path) as image:
         width, height = image.size
     if mask.shape != (height, width):
         raise ValueError(
@@ -137,20 +141,44 @@ def read_mask(path: Path, image_path: Path, classes: int) -> UInt8[np.ndarray, "
     return mask
 
 
-def classes_of_masks(
-    pairs: Sequence[tuple[Path, Path]], classes: int, on_problem: OnProblem
-) -> list[list[int]]:
-    """Foreground classes, from 0 on, that each of the (mask, image) pairs shows; none where it is bad.
+def assemble(
+    classes: tuple[str, ...],
+    names: tuple[str, ...],
+    images: Mapping[str, Path],
+    masks: Mapping[str, Path],
+    labels_of: Callable[[str], list[int]] | None,
+    on_problem: OnProblem,
+    *,
+    verify_masks: bool = False,
+) -> SegmentationDataset:
+    """The data set of files that are all there.
 
-    Raises:
-        ValueError: A mask that `read_mask` refuses.
+    Args:
+        classes: The foreground classes.
+        names: The images, in order.
+        images: Image files by name.
+        masks: Mask files by name; empty for a split without.
+        labels_of: Positions of the classes in an image, by its name; None takes those that its mask shows.
+        on_problem: Is told of labels and masks that are bad; such an image has no label.
+        verify_masks: Whether masks that no label comes from are read now, too, to find a bad one before hours
+            of training.
     """
 
-    def read(pair: tuple[Path, Path]) -> list[int]:
-        present = np.flatnonzero(np.bincount(read_mask(*pair, classes).ravel()))
-        return [int(value) - 1 for value in present if value not in (0, IGNORE)]
+    def shown(name: str) -> list[int]:
+        mask = read_mask(masks[name], images[name], len(classes))
+        return [int(value) - 1 for value in np.unique(mask) if value not in (0, IGNORE)]
 
-    return read_each(read, pairs, on_problem)
+    present: list[list[int]] = []
+    if masks and (verify_masks or labels_of is None):
+        present = read_each(shown, names, on_problem)
+    if labels_of is not None:
+        present = read_each(labels_of, names, on_problem)
+    labels = torch.zeros(len(names), len(classes))
+    for row, positions in zip(labels, present, strict=True):
+        row[positions] = 1
+    image_paths = tuple(images[name] for name in names)
+    mask_paths = tuple(masks[name] for name in names) if masks else ()
+    return SegmentationDataset(classes, names, labels, image_paths, mask_paths)
 
 
 def normalise(images: UInt8[np.ndarray, "b h w 3"]) -> Float[Tensor, "b 3 h w"]:
@@ -160,7 +188,7 @@ def normalise(images: UInt8[np.ndarray, "b h w 3"]) -> Float[Tensor, "b 3 h w"]:
 
 
 @contextlib.contextmanager
-def _decoding(what: str, path: Path) -> Iterator[None]:
+def decoding(what: str, path: Path) -> Iterator[None]:
     """Turns whatever Pillow raises on a bad file into one line that names it."""
     try:
         yield

@@ -9,15 +9,12 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cosa.storage.files import lock
@@ -40,18 +37,43 @@ def refuse(error: Exception) -> None:
 
 
 def found(
-    names: Sequence[str], files: Mapping[str, Path], law: str, remedy: str, on_problem: OnProblem
+    names: Iterable[str],
+    files: Container[str],
+    law: str,
+    remedy: str,
+    on_problem: OnProblem,
+    kind: type[Exception] = FileNotFoundError,
 ) -> tuple[str, ...]:
-    """The names that have a file; of the others one problem tells, with a note for each."""
+    """The names that are among the files; of the others one problem tells, with a note for each."""
+    names = tuple(names)
     missing = [name for name in names if name not in files]
     if missing:
-        error = FileNotFoundError(
-            f"{law}, got {len(missing)} missing of {len(names)}, first {missing[0]!r}; {remedy}"
-        )
+        error = kind(f"{law}, got {len(missing)} missing of {len(names)}, first {missing[0]!r}; {remedy}")
         for name in missing:
             error.add_note(f"{law}, got none for {name!r}; {remedy}")
         on_problem(error)
     return tuple(name for name in names if name in files)
+
+
+def require_root(root: Path, layout: str, folders: Sequence[str], remedy: str) -> None:
+    """Refuse a data.root that is no folder, or lacks one of its layout's.
+
+    Raises:
+        FileNotFoundError: It does.
+    """
+    laws = {".": f"be a folder in the {layout} layout", **{folder: f"hold {folder}" for folder in folders}}
+    for folder, law in laws.items():
+        if not (root / folder).is_dir():
+            raise FileNotFoundError(
+                f"data.root must {law}, got {str(root)!r}, which {contents(root)}; {remedy}"
+            )
+
+
+def contents(root: Path) -> str:
+    """What a folder holds, for a message: the first few names."""
+    if not root.is_dir():
+        return "is no folder" if root.exists() else "does not exist"
+    return "holds " + (", ".join(sorted(path.name for path in root.iterdir())[:8]) or "nothing")
 
 
 def files_by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
@@ -80,14 +102,6 @@ def read_each(
                 on_problem(result)
             results.append([] if isinstance(result, Exception) else result)
     return results
-
-
-def one_hot(present: Sequence[Sequence[int]], classes: int) -> Float[Tensor, "n c"]:
-    """Labels of images, given the positions of the classes in each."""
-    rows = [row for row, positions in enumerate(present) for _ in positions]
-    labels = torch.zeros(len(present), classes)
-    labels[rows, [position for positions in present for position in positions]] = 1
-    return labels
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
@@ -119,24 +133,29 @@ def require_distinct(names: Sequence[str], path: Path) -> None:
         raise ValueError(f"names must be distinct, got {again!r} twice in {path}; remove one")
 
 
-def locked(folder: Path, setting: str = "data.cache") -> AbstractContextManager[object]:
-    """Make `folder` and hold it alone among processes, once others have let go of it.
+def once(
+    done: Callable[[], bool], make: Callable[[], None], folder: Path, setting: str = "data.cache"
+) -> None:
+    """Call `make` unless it is done, in one process of a machine, which holds `folder`; the others wait.
 
-    Args:
-        folder: What to hold.
-        setting: The setting that says where the folder lies.
+    Where it is done, nothing is written. `setting` says where the folder lies.
 
     Raises:
         OSError: The folder cannot be made or written.
     """
+    if done():
+        return
     try:
-        return lock(folder / "lock", wait=math.inf)
+        held = lock(folder / "lock", wait=math.inf)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise OSError(
             f"{setting} must be a folder that can be written, got {str(folder)!r} ({reason}); "
             f"set --{setting} to another"
         ) from error
+    with held:
+        if not done():  # by another process, while we waited
+            make()
 
 
 def in_processes(
@@ -144,12 +163,12 @@ def in_processes(
 ) -> Iterator[R]:
     """`function` of every item, in order, for what holds Python's lock.
 
-    The processes end with this one, killed or not.
+    The processes end with this one, killed or not. It may raise OSError and ValueError, as if it ran here.
 
     Args:
-        function: Can be pickled, and raises OSError and ValueError alone.
+        function: Can be pickled, as its items and results can.
         items: What it is called with.
-        workers: Processes; 0 stays in this one. None starts what the items are worth: few are not worth any.
+        workers: Processes; 0 stays in this one, None starts as many as so many items are worth.
         pin: Whether tensors are to come in memory that a GPU reads directly.
     """
     if workers is None:

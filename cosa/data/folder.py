@@ -11,19 +11,18 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from cosa.config import nearest
-from cosa.data.dataset import Needs, SegmentationDataset, classes_of_masks
-from cosa.data.files import OnProblem, found, one_hot, read_classes, refuse
+from cosa.data.dataset import Needs, SegmentationDataset, assemble
+from cosa.data.files import OnProblem, contents, found, read_classes, refuse
 from cosa.structures import IGNORE
 
 HEADER = ("image", "split", "labels")
 """First line of labels.csv."""
 
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
-_LISTED = 5  # names that an error shows; the rest are counted
 
 
 def read_folder(
@@ -31,47 +30,45 @@ def read_folder(
 ) -> SegmentationDataset:
     """The images that labels.csv gives to a split, in its order, named by their paths without suffix.
 
-    Args:
-        root: Folder that holds images/ and labels.csv.
-        split: Name of the split, as in the table.
-        needs: As in `open_dataset`; `images` looks at neither labels nor masks.
-        verify_masks: Whether masks are read now, to find a bad one before hours of training; with `needs` =
-            `masks` they always are.
-        on_problem: Is told of images without row, rows without image, unknown labels, missing and bad masks.
-
-    Raises:
-        FileNotFoundError: The root, the table, an image or a mask is missing.
-        ValueError: The table breaks its format, leaves out an image, names an unknown label, or gives no
-            image to the split.
+    Args and errors are those of `open_dataset`. `verify_masks` reads masks now, to find a bad one before
+    hours of training; where masks are needed, they always are.
     """
     images = _images(root)
-    table = _read_table(root / "labels.csv", on_problem)
+    path = root / "labels.csv"
+    table = _read_table(path, on_problem)
     classes = _classes(root, table)
-    _check_images_listed(images, table, root, on_problem)
+    law = f"every image of {root / 'images'} must have a row in {path}"
+    remedy = "add the rows, or move the files elsewhere"
+    found(images, {row.image for row in table}, law, remedy, on_problem, ValueError)
     rows = {row.image: row for row in table if row.split == split}
     if not rows:
         splits = sorted({row.split for row in table})
         raise ValueError(
-            f"split must be one that {root / 'labels.csv'} names, got {split!r}; "
+            f"split must be one that {path} names, got {split!r}; "
             f"there are: {', '.join(splits)}{nearest(split, splits)}"
         )
-    remedy = "add the files or take the rows out"
-    law = f"rows of {root / 'labels.csv'} must name images of {root / 'images'}"
-    files = found(list(rows), images, law, remedy, on_problem)
-    if needs != "images":
-        files = _known_labels([rows[file] for file in files], classes, root, on_problem)
-    masks = {} if needs == "images" else {file: _mask(root, file) for file in files}
-    there = {file: path for file, path in masks.items() if path.is_file()}
-    if there or needs == "masks":
+    law = f"rows of {path} must name images of {root / 'images'}"
+    files = found(rows, images, law, "add the files or take the rows out", on_problem)
+    if needs == "images":
+        return assemble(classes, files, images, {}, lambda _: [], on_problem).named_by_stem()
+    places = {file: (root / "masks" / file).with_suffix(".png") for file in files}
+    masks = {file: place for file, place in places.items() if place.is_file()}
+    if masks or needs == "masks":
         law = f"every image of split {split!r} must have a mask in {root / 'masks'}"
-        files = found(files, there, law, "add the masks, or take all of this split's away", on_problem)
-    image_paths = tuple(images[file] for file in files)
-    mask_paths = tuple(there[file] for file in files) if there else ()
-    if mask_paths and (verify_masks or needs == "masks"):
-        classes_of_masks(list(zip(mask_paths, image_paths, strict=True)), len(classes), on_problem)
-    present = [[] if needs == "images" else [*map(classes.index, rows[file].labels)] for file in files]
-    names = tuple(file.rpartition(".")[0] for file in files)
-    return SegmentationDataset(classes, names, one_hot(present, len(classes)), image_paths, mask_paths)
+        files = found(files, masks, law, "add the masks, or take all of this split's away", on_problem)
+
+    def labels_of(file: str) -> list[int]:
+        for label in rows[file].labels:
+            if label not in classes:
+                raise ValueError(
+                    f"label must be a class of classes.txt, got {label!r} in line {rows[file].line} of "
+                    f"{path}{nearest(label, classes)}"
+                )
+        return [*map(classes.index, rows[file].labels)]
+
+    verify = verify_masks or needs == "masks"
+    dataset = assemble(classes, files, images, masks, labels_of, on_problem, verify_masks=verify)
+    return dataset.named_by_stem()
 
 
 def folder_splits(root: Path) -> list[str]:
@@ -79,37 +76,27 @@ def folder_splits(root: Path) -> list[str]:
     return sorted({row.split for row in _read_table(root / "labels.csv", lambda _: None)})
 
 
-@dataclass(frozen=True)
-class _Row:
-    """One image of the table."""
+class _Row(NamedTuple):
+    """An image of the table: its path below images/, its split, its classes, each once, and its line."""
 
     image: str
-    """Path below images/, with forward slashes."""
     split: str
-    """Its split."""
     labels: tuple[str, ...]
-    """Its classes, each once."""
     line: int
-    """Line of the table, from 1 on."""
 
 
 def _images(root: Path) -> dict[str, Path]:
     """Image files by their path below images/, sorted."""
     folder = root / "images"
     if not folder.is_dir():
-        state = (", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing") if root.is_dir() else ""
         raise FileNotFoundError(
-            f"data.root must hold images and labels.csv, got {str(root)!r}, "
-            f"which {'holds ' + state if state else 'is no folder'}; set --data.root"
+            f"data.root must hold images and labels.csv, got {str(root)!r}, which {contents(root)}; "
+            "set --data.root"
         )
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
     if not paths:
         raise FileNotFoundError(f"images must hold JPEGs or PNGs, got none in {folder}; put them there")
     return {path.relative_to(folder).as_posix(): path for path in paths}
-
-
-def _mask(root: Path, image: str) -> Path:
-    return (root / "masks" / image).with_suffix(".png")
 
 
 def _read_table(path: Path, on_problem: OnProblem) -> list[_Row]:
@@ -129,40 +116,39 @@ def _read_table(path: Path, on_problem: OnProblem) -> list[_Row]:
             f"labels.csv must begin with the line {','.join(HEADER)}, got {','.join(header)!r} in {path}; "
             "correct that line, and separate columns by commas"
         )
-    rows = [_row(cells, number, path) for number, cells in enumerate(lines[1:], 2) if any(cells)]
-    kept: dict[str, _Row] = {}  # by name: a.jpg and a.png would share the name and the mask
-    for row in rows:
-        if isinstance(row, ValueError):
-            on_problem(row)
-            continue
-        name = row.image.rpartition(".")[0]
-        if name in kept:
-            on_problem(
-                ValueError(
-                    f"images must have a row and a name of their own, got {row.image!r} in line {row.line} "
-                    f"after {kept[name].image!r} in line {kept[name].line} of {path}; remove one or rename it"
-                )
-            )
-            continue
-        kept[name] = row
-    if not kept:
+    rows: dict[str, _Row] = {}
+    for number, cells in enumerate(lines[1:], 2):
+        try:
+            if any(cells):
+                _add_row(rows, cells, number, path)
+        except ValueError as error:
+            on_problem(error)
+    if not rows:
         raise ValueError(f"labels.csv must have a row per image, got none in {path}; fill it")
-    return list(kept.values())
+    return list(rows.values())
 
 
-def _row(cells: Sequence[str], number: int, path: Path) -> _Row | ValueError:
+def _add_row(rows: dict[str, _Row], cells: Sequence[str], number: int, path: Path) -> None:
+    """Add a row by its image's name: a.jpg and a.png would share the name and the mask."""
     cells = [cell.strip() for cell in cells]
     if len(cells) != len(HEADER):
-        return ValueError(
+        raise ValueError(
             f"row must have {len(HEADER)} columns, got {len(cells)} in line {number} of {path}; "
             "separate several labels by ;"
         )
     image, split, labels = cells
     if not image or not split:
-        return ValueError(
+        raise ValueError(
             f"row must name an image and a split, got {','.join(cells)!r} in line {number} of {path}; fill it"
         )
-    return _Row(image, split, tuple(dict.fromkeys(filter(None, map(str.strip, labels.split(";"))))), number)
+    before = rows.get(image.rpartition(".")[0])
+    if before:
+        raise ValueError(
+            f"images must have a row and a name of their own, got {image!r} in line {number} "
+            f"after {before.image!r} in line {before.line} of {path}; remove one or rename it"
+        )
+    named = dict.fromkeys(filter(None, map(str.strip, labels.split(";"))))
+    rows[image.rpartition(".")[0]] = _Row(image, split, tuple(named), number)
 
 
 def _classes(root: Path, table: Sequence[_Row]) -> tuple[str, ...]:
@@ -176,37 +162,3 @@ def _classes(root: Path, table: Sequence[_Row]) -> tuple[str, ...]:
             "write each image's classes into its row"
         )
     return classes
-
-
-def _check_images_listed(
-    images: dict[str, Path], table: Sequence[_Row], root: Path, on_problem: OnProblem
-) -> None:
-    listed = {row.image for row in table}
-    missing = [image for image in images if image not in listed]
-    if missing:
-        law = f"every image of {root / 'images'} must have a row in {root / 'labels.csv'}"
-        remedy = "add the rows, or move the files elsewhere"
-        shown = ", ".join(missing[:_LISTED]) + (", ..." if len(missing) > _LISTED else "")
-        error = ValueError(f"{law}, got {len(missing)} of {len(images)} without: {shown}; {remedy}")
-        for image in missing:
-            error.add_note(f"{law}, got none for {image!r}; {remedy}")
-        on_problem(error)
-
-
-def _known_labels(
-    rows: Sequence[_Row], classes: tuple[str, ...], root: Path, on_problem: OnProblem
-) -> tuple[str, ...]:
-    """Images of the rows whose labels are all classes."""
-    good = []
-    for row in rows:
-        unknown = [label for label in row.labels if label not in classes]
-        if unknown:
-            on_problem(
-                ValueError(
-                    f"label must be a class of classes.txt, got {unknown[0]!r} in line {row.line} of "
-                    f"{root / 'labels.csv'}{nearest(unknown[0], classes)}"
-                )
-            )
-        else:
-            good.append(row.image)
-    return tuple(good)

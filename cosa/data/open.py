@@ -9,8 +9,8 @@ from __future__ import annotations
 import functools
 import logging
 import socket
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from cosa.config import Config, DataConfig
@@ -54,12 +54,8 @@ def open_dataset(
     if data.archive:
         stage(data.archive, data.archive_sha256, root)
     if data.layout == "coco":
-        draw = needs == "masks" or evaluated
-        return read_coco(
-            root, split, Path(data.cache).expanduser(), needs=needs, draw=draw, on_problem=on_problem
-        )
-    if data.layout == "folder":
-        return read_folder(root, split, needs=needs, verify_masks=evaluated, on_problem=on_problem)
+        cache = Path(data.cache).expanduser()
+        return read_coco(root, split, cache, needs=needs, draw=evaluated, on_problem=on_problem)
     if data.layout == "shapes" and not (root / "ImageSets").exists():
         try:
             write_shapes(root)
@@ -67,7 +63,8 @@ def open_dataset(
             if not (root / "ImageSets").exists():
                 raise
             # another worker was faster: it wrote the very same bytes
-    return read_voc(root, split, needs=needs, verify_masks=evaluated, on_problem=on_problem)
+    read = read_folder if data.layout == "folder" else read_voc
+    return read(root, split, needs=needs, verify_masks=evaluated, on_problem=on_problem)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,11 +82,6 @@ class RunData:
     def tags(self) -> Mapping[str, str]:
         """Fingerprints of the training and validation images, by the names a tracker knows them by."""
         return fingerprints(self.training, self.validation)
-
-    @property
-    def images(self) -> Mapping[str, int]:
-        """Numbers of the training and validation images, by the same names."""
-        return {TRAINING_TAG: len(self.training), VALIDATION_TAG: len(self.validation or ())}
 
 
 def fingerprints(training: SegmentationDataset, validation: SegmentationDataset | None) -> dict[str, str]:
@@ -125,21 +117,27 @@ def open_run_data(config: Config, ranks: Ranks, expected: Mapping[str, str]) -> 
         OSError: Data are missing; on every rank, naming the machine.
         UnreachableArchiveError: Their storage failed on this machine.
     """
-    data, failure = None, None
+    seen: _Seen | Exception
     try:
         data = _open(config)
+        counts = {TRAINING_TAG: len(data.training), VALIDATION_TAG: len(data.validation or ())}
+        seen = {tag: (data.tags[tag], counts[tag]) for tag in counts}
     except (OSError, ValueError) as error:
         if ranks.world == 1:
             raise
-        failure = error
+        seen = error
     place = socket.gethostname() + (f" (rank {ranks.rank})" if ranks.world > 1 else "")
-    seen = ranks.gather(_Seen(place, data.tags, data.images) if data else _Seen(place, failure=failure))
-    for one in seen:
-        if one.failure:
-            raise _on_machine(one.failure, one.place) from failure
-    _require_the_same(seen, expected or seen[0].tags, config.data.root)
-    assert data is not None
+    good: dict[str, _Seen] = {}
+    for there, said in ranks.gather((place, seen)):
+        if isinstance(said, Exception):
+            raise _on_machine(said, there)
+        good[there] = said
+    _require_the_same(good, expected, config.data.root)
     return data
+
+
+_Seen = Mapping[str, tuple[str, int]]
+"""What a rank has: the fingerprint and the number of images, by tag."""
 
 
 def _open(config: Config) -> RunData:
@@ -151,19 +149,6 @@ def _open(config: Config) -> RunData:
     return RunData(training, validation, open_dataset(data, split, needs="masks") if split else None)
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """What one rank tells the others of its data."""
-
-    place: str
-    """Machine and rank."""
-    tags: Mapping[str, str] = field(default_factory=dict)
-    images: Mapping[str, int] = field(default_factory=dict)
-    """Number of images, by tag."""
-    failure: Exception | None = None
-    """Why it could not be opened."""
-
-
 def _on_machine(failure: Exception, place: str) -> Exception:
     """A rank's failure with the name of its machine, of the same kind: some are worth another attempt."""
     if isinstance(failure, OSError) and failure.errno is not None:
@@ -172,18 +157,22 @@ def _on_machine(failure: Exception, place: str) -> Exception:
     return kind(f"{failure} (on {place})")
 
 
-def _require_the_same(seen: Sequence[_Seen], expected: Mapping[str, str], root: str) -> None:
-    others = [one for one in seen if one.tags != expected]
-    if not others:
+def _require_the_same(seen: Mapping[str, _Seen], expected: Mapping[str, str], root: str) -> None:
+    """Refuse what ranks have, by place, where it is not what is expected, or else what the first one has."""
+    first = next(iter(seen.values()))
+    wanted = expected or {tag: fingerprint for tag, (fingerprint, _) in first.items()}
+    good = {place: all(one[tag][0] == wanted[tag] for tag in one) for place, one in seen.items()}
+    if all(good.values()):
         return
-    same = next((one for one in seen if one.tags == expected), None)
-    what = ", ".join(
-        f"{others[0].images[tag]} images {kind}"
-        + (f" instead of {same.images[tag]}" if same and same.images[tag] != others[0].images[tag] else "")
-        for tag, kind in ((TRAINING_TAG, "to train on"), (VALIDATION_TAG, "to judge on"))
-        if others[0].tags[tag] != expected[tag]
-    )
+    others = [place for place in seen if not good[place]]
+    same = next((seen[place] for place in seen if good[place]), {})
+    told = []
+    for tag, kind in ((TRAINING_TAG, "to train on"), (VALIDATION_TAG, "to judge on")):
+        fingerprint, count = seen[others[0]][tag]
+        if fingerprint != wanted[tag]:
+            instead = f" instead of {same[tag][1]}" if same and same[tag][1] != count else ""
+            told.append(f"{count} images {kind}{instead}")
     raise ValueError(
         f"images, labels and masks in data.root must be the same on every machine, got others in {root!r} on "
-        f"{', '.join(one.place for one in others)}: {what}; copy them there again, or name a data.archive"
+        f"{', '.join(others)}: {', '.join(told)}; copy them there again, or name a data.archive"
     )

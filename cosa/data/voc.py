@@ -11,16 +11,15 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from cosa.config import nearest
-from cosa.data.dataset import Needs, SegmentationDataset, classes_of_masks
+from cosa.data.dataset import Needs, SegmentationDataset, assemble
 from cosa.data.files import (
     OnProblem,
     files_by_stem,
     found,
-    one_hot,
     read_classes,
-    read_each,
     refuse,
     require_distinct,
+    require_root,
     text_lines,
 )
 
@@ -52,48 +51,44 @@ def read_voc(
     Image-level labels are those of Annotations/*.xml (every object, difficult ones, too) where the folder
     is there, else the classes of the masks. Ground truth is SegmentationClassAug's, else SegmentationClass's.
 
-    Args:
-        root: Folder that holds JPEGImages and ImageSets.
-        split: Name of the list.
-        needs: As in `open_dataset`; `images` looks at neither annotations nor masks.
-        verify_masks: Whether masks that no label comes from are read now, to find a bad one before hours of
-            training; with `needs` = `masks` they always are.
-        on_problem: Is told of files that are missing or bad.
-
-    Raises:
-        FileNotFoundError: The root, the list, or a file that the list names is missing.
-        ValueError: A list, a mask, an annotation or classes.txt breaks its format.
+    Args and errors are those of `open_dataset`. `verify_masks` reads masks that no label comes from, too, to
+    find a bad one before hours of training; where masks are needed, they always are.
     """
-    _check_root(root)
-    classes = _read_classes(root / "classes.txt")
+    inner = [p for p in (root / "VOC2012", root / "VOCdevkit/VOC2012") if (p / _IMAGES).is_dir()]
+    remedy = "set --data.root to the folder that holds JPEGImages and ImageSets"
+    remedy = f"did you mean {str(inner[0])!r}?" if inner else remedy
+    require_root(root, "VOC", (_IMAGES, _LISTS), remedy)
+    if not any((root / _IMAGES).iterdir()):
+        raise FileNotFoundError(
+            f"{_IMAGES} must hold images, got an empty folder {root / _IMAGES}; unpack the data"
+        )
+    custom = root / "classes.txt"
+    classes = read_classes(custom) if custom.is_file() else VOC_CLASSES
     images = files_by_stem(root / _IMAGES, (".png", ".jpeg", ".jpg"))
-    names = _list_names(root, split, derive_from_masks=split == "train_aug")
+    names = _list_names(root, split)
 
     def keep(files: dict[str, Path], law: str) -> tuple[str, ...]:
         return found(names, files, law, "add the files or take the names out of the list", on_problem)
 
     names = keep(images, f"list {split!r} must name images of {root / _IMAGES}")
     if needs == "images":
-        paths = tuple(images[name] for name in names)
-        return SegmentationDataset(classes, names, one_hot([[]] * len(names), len(classes)), paths, ())
+        return assemble(classes, names, images, {}, lambda _: [], on_problem)
     masks = {k: v for folder in reversed(_MASKS) for k, v in files_by_stem(root / folder, (".png",)).items()}
     annotated = (root / _ANNOTATIONS).is_dir()
-    has_masks = needs == "masks" or not annotated or any(name in masks for name in names)
-    if has_masks:
+    if needs == "masks" or not annotated or any(name in masks for name in names):
         names = keep(masks, f"every image of list {split!r} must have a mask in {root}")
+    else:
+        masks = {}
     annotations = files_by_stem(root / _ANNOTATIONS, (".xml",))
     if annotated:
         names = keep(annotations, f"every image of list {split!r} must be in {root / _ANNOTATIONS}")
-    image_paths = tuple(images[name] for name in names)
-    mask_paths = tuple(masks[name] for name in names) if has_masks else ()
-    present = []
-    if has_masks and (needs == "masks" or verify_masks or not annotated):
-        pairs = list(zip(mask_paths, image_paths, strict=True))
-        present = classes_of_masks(pairs, len(classes), on_problem)
-    if annotated:
-        xml = [annotations[name] for name in names]
-        present = read_each(lambda path: _annotated_classes(path, classes), xml, on_problem)
-    return SegmentationDataset(classes, names, one_hot(present, len(classes)), image_paths, mask_paths)
+
+    def labels_of(name: str) -> list[int]:
+        return _annotated_classes(annotations[name], classes)
+
+    verify = verify_masks or needs == "masks"
+    labels = labels_of if annotated else None
+    return assemble(classes, names, images, masks, labels, on_problem, verify_masks=verify)
 
 
 def voc_splits(root: Path) -> list[str]:
@@ -103,41 +98,14 @@ def voc_splits(root: Path) -> list[str]:
     return sorted(lists | derived)
 
 
-def _check_root(root: Path) -> None:
-    remedy = "set --data.root to the folder that holds JPEGImages and ImageSets"
-    if not root.is_dir():
-        state = "which is not a folder" if root.exists() else "which does not exist"
-        raise FileNotFoundError(
-            f"data.root must be a folder in the VOC layout, got {str(root)!r}, {state}; {remedy}"
-        )
-    for folder in (_IMAGES, _LISTS):
-        if not (root / folder).is_dir():
-            inner = [p for p in (root / "VOC2012", root / "VOCdevkit/VOC2012") if (p / _IMAGES).is_dir()]
-            found = ", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing"
-            raise FileNotFoundError(
-                f"data.root must hold {folder}, got {str(root)!r}, which holds {found}; "
-                + (f"did you mean {str(inner[0])!r}?" if inner else remedy)
-            )
-    if not any((root / _IMAGES).iterdir()):
-        raise FileNotFoundError(
-            f"{_IMAGES} must hold images, got an empty folder {root / _IMAGES}; unpack the data"
-        )
-
-
-def _read_classes(path: Path) -> tuple[str, ...]:
-    """The names in classes.txt, or VOC's where there is no such file."""
-    return read_classes(path) if path.is_file() else VOC_CLASSES
-
-
-def _list_names(root: Path, split: str, *, derive_from_masks: bool) -> tuple[str, ...]:
+def _list_names(root: Path, split: str) -> tuple[str, ...]:
     """The image names of a split; a missing `train_aug` is every augmented mask whose image is not in val."""
     path = root / _LISTS / f"{split}.txt"
     if path.is_file():
         names = tuple(_entry_name(line, path) for line in text_lines(path))
-    elif derive_from_masks and (root / _MASKS[0]).is_dir():
-        held_out = set(_list_names(root, "val", derive_from_masks=False))
-        names = tuple(sorted(set(files_by_stem(root / _MASKS[0], (".png",))) - held_out))
+    elif split == "train_aug" and (root / _MASKS[0]).is_dir():
         path = root / _MASKS[0]
+        names = tuple(sorted(set(files_by_stem(path, (".png",))) - set(_list_names(root, "val"))))
     else:
         lists = sorted(p.stem for p in (root / _LISTS).glob("*.txt"))
         raise FileNotFoundError(

@@ -14,9 +14,8 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -118,16 +117,12 @@ def lock(path: Path, *, wait: float = 0.0) -> AbstractContextManager[object]:
     return held
 
 
-@dataclass(frozen=True)
-class Line:
-    """A line of a journal."""
+class Line(NamedTuple):
+    """A line of a journal: where it and the next begin, in bytes, and its content; empty for a torn one."""
 
     start: int
-    """Where it begins, in bytes."""
     end: int
-    """Where the next one begins."""
     content: Mapping[str, Any]
-    """Empty for a torn line."""
 
 
 def read_lines(path: Path, start: int = 0) -> Iterator[Line]:

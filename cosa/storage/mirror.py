@@ -83,8 +83,9 @@ class Storage:
 
     def _pull(self) -> None:
         there = self._list()
-        ours = next((p.name for p in reversed(self._checkpoints()) if checkpoint.is_whole(p)), "")
-        newer = (name for name in sorted(there, reverse=True) if _is_state(name) and Path(name).name > ours)
+        whole = filter(checkpoint.is_whole, reversed(checkpoint.existing(self.folder / "checkpoints")))
+        ours = next((f"checkpoints/{path.name}" for path in whole), "")
+        newer = (name for name in sorted(there, reverse=True) if _is_state(name) and name > ours)
         newest = next((name for name in newer if self._bring_checkpoint(name, there)), "")
         for name in there:
             if not name.startswith("checkpoints/") and (newest or not (self.folder / name).is_file()):
@@ -123,7 +124,8 @@ class Storage:
             return saved
         _log.warning("going on from step %d instead of %d, which other machines do not have", step, own)
         path = checkpoint.checkpoint_path(self.folder / "checkpoints", step)
-        for newer in self._checkpoints():  # they will be written again, with their lines of the journal
+        # Newer ones will be written again, with their lines of the journal.
+        for newer in checkpoint.existing(path.parent):
             if newer > path:
                 checkpoint.remove(newer)
         if not step:
@@ -135,20 +137,17 @@ class Storage:
         """Send what is new; of older checkpoints the newest `keep` stay there. A failure is a warning."""
         if not self.url:
             return
+        failure = ""
         try:
             self._push(keep)
         except Exception as error:  # noqa: BLE001 (each kind of storage has errors of its own)
-            if not self._failure:
-                _log.warning(
-                    "storage: %s takes nothing, training goes on and the next checkpoint tries again: %s",
-                    self.url,
-                    one_line(error),
-                )
-            self._failure = one_line(error)
-        else:
-            if self._failure:
-                _log.warning("storage: %s answers again and has everything", self.url)
-            self._failure = ""
+            failure = one_line(error)
+        if failure and not self._failure:
+            again = "training goes on and the next checkpoint tries again"
+            _log.warning("storage: %s takes nothing, %s: %s", self.url, again, failure)
+        if self._failure and not failure:
+            _log.warning("storage: %s answers again and has everything", self.url)
+        self._failure = failure
 
     def _push(self, keep: int) -> None:
         there, here = self._list(), self._here()
@@ -163,18 +162,18 @@ class Storage:
                     if (self.folder / name).exists():  # else it was removed in the meantime
                         raise
         kept = sorted(filter(_is_state, here))[-keep:]
-        for name in there:
-            if len(kept) == keep and name < kept[0] and _is_state(name.removesuffix(".sha256")):
+        for name in there if len(kept) == keep else ():
+            if name < kept[0] and _is_state(name.removesuffix(".sha256")):
                 self._files.rm_file(name)
 
     def _lies_there(self, name: str, stamp: tuple[int, int], there: Mapping[str, int]) -> bool:
         """Whether a file lies at the URL just as it lies here; a checkpoint is known by its hash."""
         if there.get(name) != stamp[0]:
             return False
-        if name not in self._sent and _is_state(name) and f"{name}.sha256" in there:
-            ours = checkpoint.hash_path(self.folder / name).read_bytes()
-            if ours == self._files.cat_file(f"{name}.sha256"):
-                self._sent[name] = stamp
+        hashed = f"{name}.sha256"
+        known = name in self._sent or not _is_state(name) or hashed not in there
+        if not known and (self.folder / hashed).read_bytes() == self._files.cat_file(hashed):
+            self._sent[name] = stamp
         return self._sent.get(name) == stamp
 
     def close(self, *, keep: int) -> None:
@@ -235,9 +234,6 @@ class Storage:
                 if _is_mirrored(name) and path.is_file():
                     found[name] = _stamp(path)
         return {name: found[name] for name in found if not _is_state(name) or f"{name}.sha256" in found}
-
-    def _checkpoints(self) -> list[Path]:
-        return checkpoint.existing(self.folder / "checkpoints")
 
 
 def open_storage(out: Path | str, work_folder: str = "") -> Storage:

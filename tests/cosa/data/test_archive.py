@@ -231,14 +231,14 @@ def test_a_worker_killed_half_way_leaves_no_data_set_and_the_next_one_makes_it(
     archive, root = tar(voc, tmp_path / "a.tar"), tmp_path / "node"
     worker = multiprocessing.get_context("fork").Process(target=_stage_half, args=(str(archive), root))
     worker.start()
-    draft = tmp_path / ".node.staging" / "unpacked"
+    draft = tmp_path / ".node.staging" / "parts" / "unpacked"
     while worker.is_alive() and not any(draft.rglob("*.png")):
         time.sleep(0.01)
     worker.kill()
     worker.join()
     assert worker.exitcode == -signal.SIGKILL
     assert not root.exists()
-    assert leftovers(root) == ["archive", "lock", "unpacked"]
+    assert leftovers(root) == ["lock", "parts"]
 
     stage(str(archive), "", root)
 
