@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from cosa.cli.console import LiveLine, duration
@@ -208,9 +207,11 @@ def run_on_tune(
     progress: SweepProgress,
     args: SweepArgs,
     slots: Slots,
-    scheduler: TrialScheduler | None = None,
+    stop: Callable[[str, Mapping[str, Any]], bool] | None = None,
 ) -> Mapping[str, Exception]:
     """Have Tune call `trainable` with what `searcher` hands out, until nothing is left.
+
+    Tune asks `stop` at every report of a trial, by Tune's id of it, whether that shall end.
 
     Returns:
         What Ray says of trials that failed, by name.
@@ -226,13 +227,13 @@ def run_on_tune(
             tune.with_resources(trainable, {"CPU": 0.01} if workers > 1 else share),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
-                scheduler=scheduler,
                 num_samples=-1,
                 reuse_actors=True,  # a trial finds torch imported by the one before it
                 trial_dirname_creator=lambda trial: str(trial.trial_id),
             ),
             run_config=tune.RunConfig(
                 storage_path=str(notes),
+                stop=stop,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=args.retries),
             ),

@@ -178,16 +178,15 @@ def _parser() -> Parser:
 
 def paper_rows(tables: Sequence[Table], base: Config) -> dict[str, Config]:
     """The preset and the paper's rows by origin: first the preset, then of each table those nearest to it."""
-    nearest: list[tuple[int, int, str, Config]] = []
+    rows: dict[tuple[int, int, str], Config] = {}
     for place, table in enumerate(table.resolved(base) for table in tables):
-        names = [arm.name for arm in table.arms]
-        middle = names.index(table.reference)
-        nearest += [
-            (abs(row - middle), place, f"{table.name}/{arm.name}", override(base, arm.changes))
-            for row, arm in enumerate(table.arms)
-            if row != middle
-        ]
-    return {"full": base} | {origin: config for *_, origin, config in sorted(nearest, key=lambda r: r[:3])}
+        middle = table.arms.index(table.arm(table.reference))
+        for row, arm in enumerate(table.arms):
+            if row != middle:
+                rows[abs(row - middle), place, f"{table.name}/{arm.name}"] = override(base, arm.changes)
+    return {"full": base} | {
+        origin: config for (*_, origin), config in sorted(rows.items(), key=lambda r: r[0])
+    }
 
 
 def pruning_steps(train: TrainConfig, every: int) -> tuple[tuple[int, ...], int]:

@@ -164,11 +164,10 @@ def _earlier(
     if not plan.trials:
         return {}
     state, refused = with_earlier(args.sweep, SweepState(plan, {}, {}), data_tags)
-    taken: dict[str, float] = {}
     with explained(args.sweep.uri):
-        for name, run_id in state.reused.items():
-            metrics = client_of(args.sweep.uri).get_run(run_id).data.metrics
-            taken |= {name: metrics[SEG_MIOU]} if SEG_MIOU in metrics else {}
+        runs = {name: client_of(args.sweep.uri).get_run(run_id) for name, run_id in state.reused.items()}
+    metrics = {name: run.data.metrics for name, run in runs.items()}
+    taken = {name: own[SEG_MIOU] for name, own in metrics.items() if SEG_MIOU in own}
     if taken:
         names = _names(trial.arms[0] for trial in plan.trials if trial.name in taken)
         print_line(f"taken from earlier runs: {names} (--fresh runs them again)")
@@ -221,8 +220,7 @@ def show_costs(args: SearchArgs) -> None:
     from sweeps.tuning.study import JOURNAL, peek
 
     states, speed = peek(args.out, args.space, args.base), None
-    done = states.total()
-    data_tags, problem = look_at_data(args.base.data)
+    done, (data_tags, problem) = states.total(), look_at_data(args.base.data)
     if states:
         parts = ", ".join(f"{count} {state}" for state, count in states.items())
         print_line(f"begun before: {done} trials ({parts}), in {args.out / JOURNAL}")
@@ -231,8 +229,7 @@ def show_costs(args: SearchArgs) -> None:
         speed = measured(args.sweep, args.base)
     except TrackingError as error:
         print_error(str(error))
-    for line in costs(args, speed, done) if speed else [measuring(args.sweep)]:
-        print_line(line)
+    print_line("\n".join(costs(args, speed, done)) if speed else measuring(args.sweep))
     if problem:
         print_error(problem)
 

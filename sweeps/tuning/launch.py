@@ -1,4 +1,4 @@
-"""A search's trials on Ray Tune: a Searcher around the study, and a Scheduler that stops trials on their way.
+"""A search's trials on Ray Tune: a Searcher around the study, which also says where a trial stops on its way.
 
 The study says which trials were begun, their folders how far they are: a driver that starts again first takes
 from the folders what the study does not know yet, then goes on with what is unfinished. Tune's OptunaSearch
@@ -15,8 +15,6 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 from ray import tune
-from ray.tune.experiment import Trial as TuneTrial
-from ray.tune.schedulers import FIFOScheduler
 
 from cosa.config import warmup_identity
 from cosa.distributed.session import Slots
@@ -69,10 +67,8 @@ class StudySearcher(TrialSearcher):
 
     def next_trial(self) -> Trial | None:
         """Start the next trial, one more of the study where that is due."""
-        trial = self.queue.start_next()
-        while trial is None and self._may_ask():
+        while (trial := self.queue.start_next()) is None and self._may_ask():
             self._ask()
-            trial = self.queue.start_next()
         if trial:
             self._budget.note(len(self.queue.running) - 1)
         return trial
@@ -90,6 +86,12 @@ class StudySearcher(TrialSearcher):
         """A running trial is at a pruning step; returns whether it goes on."""
         self._budget.note(len(self.queue.running))
         return self._study.report(self._numbers[name], step, value)
+
+    def should_stop(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+        """Called by Tune at every report; only those from a pruning step carry a step."""
+        return "step" in result and not self.report(
+            self._names[trial_id], int(result["step"]), float(result["value"])
+        )
 
     def end(self, trial: Trial, why: str) -> tuple[Ended, str]:
         """A running trial has ended for good: finished, stopped on its way, or failed for a reason."""
@@ -171,28 +173,6 @@ class StudySearcher(TrialSearcher):
         return True
 
 
-class PruningScheduler(FIFOScheduler):
-    """Stops a trial where the study says so at a pruning step."""
-
-    _supports_buffered_results = False
-
-    def __init__(self, searcher: StudySearcher) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._searcher = searcher
-
-    def on_trial_result(
-        self,
-        tune_controller: object,  # noqa: ARG002 (Tune's signature)
-        trial: TuneTrial,
-        result: Mapping[str, Any],
-    ) -> str:
-        """Tune asks at every report; only those from a pruning step carry a step."""
-        goes_on = "step" not in result or self._searcher.report(
-            trial.config["trial"], int(result["step"]), float(result["value"])
-        )
-        return str(FIFOScheduler.CONTINUE if goes_on else FIFOScheduler.STOP)
-
-
 def search(searcher: StudySearcher, args: SearchArgs, slots: Slots) -> None:
     """Run trials until the budget is spent; needs a running Ray.
 
@@ -215,4 +195,4 @@ def search(searcher: StudySearcher, args: SearchArgs, slots: Slots) -> None:
         return {STOPPED: not ended}
 
     progress = SweepProgress(searcher.queue, searcher.head, all_queued=False)
-    run_on_tune(trainable, searcher, progress, args.sweep, slots, PruningScheduler(searcher))
+    run_on_tune(trainable, searcher, progress, args.sweep, slots, searcher.should_stop)

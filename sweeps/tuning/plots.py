@@ -78,15 +78,15 @@ def _dots(axes: Axes, xs: Sequence[float], trials: Sequence[FrozenTrial]) -> Non
         "preset": {"color": VERMILION, "marker": "D", "s": 30},
     }
     origins = {"": "suggested", PRESET: "preset"}
-    placed: dict[str, list[tuple[float, float]]] = {kind: [] for kind in looks}
+    points: dict[str, list[tuple[float, float]]] = {kind: [] for kind in looks}
     for x, trial in zip(xs, trials, strict=True):
+        kind, y = "stopped on its way", edge
         if trial.state == TrialState.COMPLETE:
-            placed[origins.get(origin(trial), "row of the paper")].append((x, 100 * last_value(trial)))
-        else:
-            placed["stopped on its way"].append((x, edge))
-    for kind, points in placed.items():
-        if points:
-            axes.scatter(*zip(*points, strict=True), label=kind, zorder=3, linewidths=0.9, **looks[kind])
+            kind, y = origins.get(origin(trial), "row of the paper"), 100 * last_value(trial)
+        points[kind].append((x, y))
+    for kind, own in points.items():
+        if own:
+            axes.scatter(*zip(*own, strict=True), label=kind, zorder=3, linewidths=0.9, **looks[kind])
 
 
 def _importance(importances: Mapping[str, float]) -> Part:

@@ -20,7 +20,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -306,12 +305,14 @@ def rows_inside(
         base: What every trial starts from.
         most: Rows at most.
     """
-    found = {origin: space.parameters(config, base) for origin, config in rows.items()}
     inside: dict[str, Mapping[str, Any]] = {}
-    for origin, parameters in found.items():
-        if parameters is not None and parameters not in inside.values():
+    outside: list[str] = []
+    for origin, config in rows.items():
+        if (parameters := space.parameters(config, base)) is None:
+            outside.append(origin)
+        elif parameters not in inside.values() and len(inside) < most:
             inside[origin] = parameters
-    return dict(islice(inside.items(), most)), [origin for origin in found if found[origin] is None]
+    return inside, outside
 
 
 def read_space(path: Path) -> Space:
