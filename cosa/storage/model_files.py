@@ -101,7 +101,7 @@ def read_state(saved: checkpoint.State, network: NetworkName, folder: Path) -> S
     return StoredModel(
         config=from_json(saved["config"]),
         classes=tuple(saved["classes"]),
-        facts=_facts({**saved, "network": network}),
+        facts=facts_of({**saved, "network": network}),
         weights=saved[network],
         folder=folder,
     )
@@ -125,7 +125,7 @@ def read_model_folder(folder: Path, network: NetworkName = "assignment") -> Stor
         if known["format"] != _FORMAT:
             raise ValueError(f"format {known['format']}")
         metrics = {k: math.nan if v is None else v for k, v in known["metrics"].items()}
-        classes, facts = tuple(known["classes"]), _facts({**known, "metrics": metrics})
+        classes, facts = tuple(known["classes"]), facts_of({**known, "metrics": metrics})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"model.json must be one that cosa wrote in format {_FORMAT}, got {str(about)!r} ({error}); "
@@ -146,7 +146,8 @@ def read_model_folder(folder: Path, network: NetworkName = "assignment") -> Stor
     )
 
 
-def _facts(known: Mapping[str, Any]) -> Facts:
+def facts_of(known: Mapping[str, Any]) -> Facts:
+    """The facts among what is known of a network: a checkpoint's state with `network`, or a model.json."""
     return Facts(**{name: known[name] for name in Facts.__dataclass_fields__})
 
 

@@ -20,7 +20,7 @@ from cosa.networks.network import CosaNetwork, build_network
 from cosa.storage import checkpoint
 from cosa.structures import Assignment, Batch, Ranks, split
 from cosa.training.optim import build_optimizer, clip_gradients, learning_rate_scale, set_learning_rate
-from cosa.training.swap import Thresholds, assign, learn, objective
+from cosa.training.swap import Thresholds, assign, learn, middles, objective
 
 TERMS = ("cls", "aux_cls", "c2s", "aux_c2s", "s2c", "csc")
 """Every term a step can report, in the order of Eq. 11."""
@@ -38,7 +38,6 @@ class TrainingState:
     """First step at which each of TERMS was not finite, -1 while it always was; stays on the device."""
     step: int = 0
     seconds: float = 0.0
-    run_id: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     """What the last evaluation found."""
     details: dict[str, Any] = field(default_factory=dict)
@@ -46,8 +45,11 @@ class TrainingState:
     followers: dict[float, CosaNetwork] = field(default_factory=dict)
     """ANs of other momenta, which a shared warm-up carries along for the arms that will need them."""
 
-    def to_dict(self, config: Config, classes: tuple[str, ...], fingerprint: str) -> checkpoint.State:
+    def to_dict(
+        self, config: Config, classes: tuple[str, ...], fingerprint: str, run_id: str | None
+    ) -> checkpoint.State:
         """Plain data and tensors for a checkpoint; all that a reader needs who has neither data nor run."""
+        xi, aux_xi = self.thresholds.values()
         return {
             "step": self.step,
             "config": to_json(config),
@@ -59,10 +61,10 @@ class TrainingState:
             "optimizer": self.optimizer.state_dict(),
             "threshold": self.thresholds.cam.state_dict(),
             "aux_threshold": self.thresholds.aux_cam.state_dict(),
-            "xi": float(self.thresholds.cam.value),
-            "aux_xi": float(self.thresholds.aux_cam.value),
+            "xi": xi,
+            "aux_xi": aux_xi,
             "seconds": self.seconds,
-            "run_id": self.run_id,
+            "run_id": run_id,
             "metrics": self.metrics,
             "details": self.details,
         }
@@ -74,8 +76,7 @@ class TrainingState:
             network.load_state_dict(saved["followers"][repr(momentum)])
         self.thresholds.cam.load_state_dict(saved["threshold"])
         self.thresholds.aux_cam.load_state_dict(saved["aux_threshold"])
-        self.seconds, self.run_id = saved["seconds"], saved["run_id"]
-        self.metrics, self.details = saved["metrics"], saved["details"]
+        self.seconds, self.metrics, self.details = saved["seconds"], saved["metrics"], saved["details"]
 
     def fork(self, saved: checkpoint.State, momentum: float | None = None) -> None:
         """Start from another run's networks and optimiser, with an account of one's own.
@@ -120,20 +121,13 @@ def build_state(
     if config.train.compile:
         for network in (online, assignment):  # a copy of a compiled network is not compiled
             network.compile()
-    threshold = functools.partial(
-        make_threshold,
-        config.threshold.mode,
-        config.threshold.xi,
-        config.threshold.queue,
-        config.threshold.min_activation,
-        config.threshold.min_std,
-        device,
-    )
+    ours = config.threshold
+    threshold = (ours.mode, ours.xi, ours.queue, ours.min_activation, ours.min_std, device)
     return TrainingState(
         online=online,
         assignment=assignment,
         optimizer=build_optimizer(online, config.optim),
-        thresholds=Thresholds(threshold(), threshold()),
+        thresholds=Thresholds(make_threshold(*threshold), make_threshold(*threshold)),
         bad_step=torch.full((len(TERMS),), -1, device=device),
         followers={momentum: assignment_of(online) for momentum in momenta},
     )
@@ -179,37 +173,31 @@ def training_step(
     autocast = functools.partial(
         torch.autocast, ranks.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"
     )
-    count = config.train.accumulate
-    assigned: list[Assignment | None] = [None] * count
-    pixels = keys = noise = None
-    if cotraining(state, config):
+    count, cotrains = config.train.accumulate, cotraining(state, config)
+    assigned: Sequence[Assignment | None] = [None] * count
+    keys: Sequence[Tensor | None] = [None] * count
+    noise: Sequence[Tensor | None] = [None] * count
+    pixels = None
+    if cotrains:
         with autocast():
-            assigned = [*split(_assign(state, batch, config, ranks), count)]
-        valid = batch.valid[
-            :, config.cam.stride // 2 :: config.cam.stride, config.cam.stride // 2 :: config.cam.stride
-        ]
-        pixels = ranks.total(valid.sum()) / (ranks.world * count)
+            assigned = split(_assign(state, batch, config, ranks), count)
+        pixels = ranks.total(middles(batch.valid, config.cam.stride).sum()) / (ranks.world * count)
         keys = _draw(state, batch, config, ranks).chunk(count)
         if config.s2c.source == "noise":
             noise = _draw(state, batch, config, ranks, stream=1).chunk(count)
     # DDP waits for the gradient of every weight whose output it sees: no c2s, no segmentation
-    segment = cotraining(state, config) and config.c2s.weight > 0
-    detach = config.s2c.detach if cotraining(state, config) and config.guided else "none"
+    segment = cotrains and config.c2s.weight > 0
+    detach = config.s2c.detach if cotrains and config.guided else "none"
     state.optimizer.zero_grad(set_to_none=True)
     terms: dict[str, Tensor] = {}
     for i, part in enumerate(split(batch, count)):
-        with _sync_gradients(learner, last=i == count - 1):
+        exchange: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if isinstance(learner, DistributedDataParallel) and i < count - 1:
+            exchange = learner.no_sync()  # ranks exchange gradients once, after the last micro-batch
+        with exchange:
             with autocast():  # the network alone: CSC's similarities would be bfloat16, too
                 output = learner(part.strong, segment=segment, detach=detach)
-            part_terms = learn(
-                output,
-                part,
-                assigned[i],
-                config,
-                pixels=pixels,
-                keys=keys[i] if keys else None,
-                noise=noise[i] if noise else None,
-            )
+            part_terms = learn(output, part, assigned[i], config, pixels=pixels, keys=keys[i], noise=noise[i])
             torch.autograd.backward(objective(part_terms, config) / count)
         for name, term in part_terms.items():
             terms[name] = terms.get(name, 0) + term.detach() / count
@@ -226,10 +214,8 @@ def training_step(
 
 def _assign(state: TrainingState, batch: Batch, config: Config, ranks: Ranks) -> Assignment:
     """What the assigning network says of the batch; ON assigns in evaluation mode, too."""
-    if config.cam.source == "assignment":
-        return assign(state.assignment, batch, state.thresholds, config, ranks.total)
-    state.online.eval()
-    assigned = assign(state.online, batch, state.thresholds, config, ranks.total)
+    network = state.assignment if config.cam.source == "assignment" else state.online.eval()
+    assigned = assign(network, batch, state.thresholds, config, ranks.total)
     state.online.train()
     return assigned
 
@@ -244,13 +230,6 @@ def _draw(state: TrainingState, batch: Batch, config: Config, ranks: Ranks, stre
     numbers = torch.rand(config.train.batch_size, side, side, generator=torch.Generator().manual_seed(seed))
     share = len(batch.labels)
     return numbers[ranks.rank * share : (ranks.rank + 1) * share].to(ranks.device, non_blocking=True)
-
-
-def _sync_gradients(learner: nn.Module, *, last: bool) -> contextlib.AbstractContextManager[None]:
-    """Ranks exchange gradients once, after the last micro-batch."""
-    if last or not isinstance(learner, DistributedDataParallel):
-        return contextlib.nullcontext()
-    return learner.no_sync()
 
 
 def _note_non_finite(state: TrainingState, terms: dict[str, Tensor]) -> None:

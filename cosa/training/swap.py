@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from cosa.config import Config
@@ -34,6 +34,15 @@ class Thresholds:
     cam: Threshold
     aux_cam: Threshold
 
+    def values(self) -> tuple[float, float]:
+        """Both as numbers, for files and evaluation; waits for the device."""
+        return float(self.cam.value), float(self.aux_cam.value)
+
+
+def middles(pixels: Shaped[Tensor, "b h w"], step: int) -> Shaped[Tensor, "b p q"]:
+    """The middle of each cell of `step` pixels: exact where an average would mix classes or confidences."""
+    return pixels[:, step // 2 :: step, step // 2 :: step]
+
 
 @torch.no_grad()
 def assign(
@@ -50,8 +59,7 @@ def assign(
         config: Sections cam, threshold, raw and s2c are read.
         total: Sums over ranks, so that thresholds and weights agree on all of them.
     """
-    stride = config.cam.stride
-    valid = batch.valid[:, stride // 2 :: stride, stride // 2 :: stride]
+    valid = middles(batch.valid, config.cam.stride)
     chunks = [
         multiscale(
             network,
@@ -140,10 +148,11 @@ def learn(
         terms["s2c"] = s2c_loss(resize(cam, size), guide, counted, pixels)
     if config.csc.weight:
         assert keys is not None
+        patch = size[0] // output.cam.shape[2]
         terms["csc"] = csc_loss(
             output.cam,
-            _at_patches(assigned.aux_cam.cpl, output.cam),
-            _at_patches(assigned.aux_cam.perplexity, output.cam),
+            middles(assigned.aux_cam.cpl, patch),
+            middles(assigned.aux_cam.perplexity, patch),
             epsilon=config.csc.epsilon,
             tau=config.csc.tau,
             keys=keys,
@@ -167,11 +176,10 @@ def guidance(
         config: Sections cam and s2c are read.
         noise: Random numbers in [0, 1) per patch, for the source `noise`.
     """
-    middle, step = config.cam.stride // 2, config.cam.stride
-    valid = batch.valid[:, middle::step, middle::step]
+    valid = middles(batch.valid, config.cam.stride)
     if config.s2c.source == "gt":
         assert batch.masks is not None, "the loader reads masks for the oracle"
-        masks = batch.masks[:, middle::step, middle::step]
+        masks = middles(batch.masks, config.cam.stride)
         return _one_hot(masks, like=assigned.spl), valid & (masks != IGNORE)
     if config.s2c.source == "noise":
         assert noise is not None
@@ -204,9 +212,3 @@ def objective(terms: dict[str, Tensor], config: Config) -> Tensor:
         "csc": config.csc.weight,
     }
     return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
-
-
-def _at_patches(pixels: Tensor, cam: Float[Tensor, "b c p q"]) -> Tensor:
-    """The value in the middle of each patch: exact where an average would mix classes or confidences."""
-    step_h, step_w = pixels.shape[1] // cam.shape[2], pixels.shape[2] // cam.shape[3]
-    return pixels[:, step_h // 2 :: step_h, step_w // 2 :: step_w]

@@ -5,14 +5,12 @@ What a run leaves in its folder is listed in `cosa.storage.run_folder`.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import logging
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -25,9 +23,9 @@ from cosa.evaluation.evaluate import coexistence_indices
 from cosa.storage import checkpoint
 from cosa.storage.files import write_atomically
 from cosa.storage.mirror import Storage, open_storage
-from cosa.storage.model_files import Facts, save_model
+from cosa.storage.model_files import facts_of, save_model
 from cosa.storage.run_folder import is_finished, require_same_run
-from cosa.structures import Batch, Ranks
+from cosa.structures import Ranks
 from cosa.tracking import Tracker, TrackingSpec
 from cosa.training.step import TERMS, TrainingState, build_state, cotraining, training_step, wrap
 from cosa.training.stop import StopCheck, StoppedError, StopSignal, never
@@ -87,9 +85,9 @@ class TrainProgress:
     checkpoint: Path | None
     """The checkpoint just written, if any."""
     images_per_second: float
-    """Training speed over all ranks, evaluations left out; 0 before the first log step."""
+    """Training speed over all ranks, evaluations left out."""
     seconds_left: float
-    """Estimated from the speed so far; NaN before the first log step."""
+    """Estimated from the speed so far; NaN where nobody knows."""
 
 
 Report = Callable[[TrainProgress], object]
@@ -112,32 +110,6 @@ class Result:
     """The tracker's id of the run; None where nothing is tracked or the store did not answer."""
     seconds: float
     """Seconds over all sessions of the run, evaluations included."""
-
-
-class _Clock:
-    """Training speed of this session, evaluations left out."""
-
-    def __init__(self, step: int) -> None:
-        self.first_step = step
-        self.begun = self.lap_begun = time.perf_counter()
-        self.left_out = 0.0
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Time that does not count as training."""
-        begun = time.perf_counter()
-        yield
-        self.left_out += time.perf_counter() - begun
-
-    def speed(self, step: int) -> float:
-        """Steps per second so far."""
-        return (step - self.first_step) / max(time.perf_counter() - self.begun - self.left_out, 1e-9)
-
-    def lap(self) -> float:
-        """Seconds since the last lap, everything counted."""
-        now = time.perf_counter()
-        seconds, self.lap_begun = now - self.lap_begun, now
-        return seconds
 
 
 class NonFiniteLossError(RuntimeError):
@@ -172,27 +144,21 @@ def train(spec: RunSpec, *, report: Report = ignore, should_stop: StopCheck = ne
     _check_call(spec, storage.folder, ranks)
     data = open_run_data(config, ranks, spec.data_tags)
     coexistence_indices(config.evaluation, data.training.classes)  # or the first evaluation would end it all
+    momenta = [momentum for momentum in spec.momenta if momentum != config.ema.momentum]
     run = _Run(
-        config=config,
-        out=storage.folder,
+        spec=spec,
         storage=storage,
-        target=spec.last_step,
         ranks=ranks,
         tracker=spec.tracking.tracker() if ranks.first else Tracker(),
         report=report,
         should_stop=should_stop,
         data=data,
-        state=build_state(
-            config,
-            len(data.training.classes),
-            ranks.device,
-            [m for m in spec.momenta if m != config.ema.momentum],
-        ),
+        state=build_state(config, len(data.training.classes), ranks.device, momenta),
     )
-    run.begin(spec.fork_from)
+    run.begin()
     try:
         run.loop()
-        result = run.end()
+        run.end()
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | SystemExit | StoppedError)
         run.tracker.finish("KILLED" if stopped else "FAILED")
@@ -200,30 +166,38 @@ def train(spec: RunSpec, *, report: Report = ignore, should_stop: StopCheck = ne
     run.tracker.finish("FINISHED")
     if ranks.first:
         storage.close(keep=config.train.keep_checkpoints)
-    return replace(result, run_id=run.tracker.run_id)  # a slow store may have told it only now
+    return Result(
+        step=run.state.step,
+        metrics=run.state.metrics,
+        checkpoint=checkpoint.checkpoint_path(run.checkpoints, run.state.step),
+        out=run.out,
+        run_id=run.tracker.run_id,  # a slow store may have told it only now
+        seconds=run.state.seconds,
+    )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Run:
     """The parts of one run, wired together."""
 
-    config: Config
-    out: Path
+    spec: RunSpec
     storage: Storage
-    target: int
     ranks: Ranks
     tracker: Tracker
+    """Of the first rank; the others' keep nothing."""
     report: Report
     should_stop: StopCheck
     data: RunData
     state: TrainingState
-    clock: _Clock = field(init=False)
 
-    def begin(self, fork_from: Path | None) -> None:
+    def __post_init__(self) -> None:
+        self.config, self.target, self.out = self.spec.config, self.spec.last_step, self.storage.folder
+        self.checkpoints = self.out / "checkpoints"
+
+    def begin(self) -> None:
         """Resume, fork, or start; then tell the tracker."""
-        state = self.state
-        saved = checkpoint.newest(self.out / "checkpoints", log.warning)
-        saved = self.storage.agree(saved, self.ranks)
+        state, fork_from = self.state, self.spec.fork_from
+        saved = self.storage.agree(checkpoint.newest(self.checkpoints, log.warning), self.ranks)
         if saved is not None:
             checkpoint.require_momenta(self.out, saved, [*state.followers])
             state.resume(saved)
@@ -244,120 +218,105 @@ class _Run:
             write_atomically(self.out / "config.json", to_json(self.config))
             if not is_finished(self.out, self.target):  # a run that goes on is not finished
                 (self.out / "result.json").unlink(missing_ok=True)
-        tags = dict(self.data.tags)
-        if self.config.oracle:
-            tags["cosa.oracle"] = self.config.s2c.source
-        self.tracker.start(self.config, out=self.out, tags=tags, resume_step=state.step)
-        if self.ranks.first:
+            oracle = {"cosa.oracle": self.config.s2c.source} if self.config.oracle else {}
+            tags = {**self.data.tags, **oracle}
+            self.tracker.start(self.config, out=self.out, tags=tags, resume_step=state.step)
             self.storage.push(keep=self.config.train.keep_checkpoints)
-        self.clock = _Clock(state.step)
+        self.first_step, self.seconds_before = state.step, state.seconds
+        self.begun, self.evaluating = time.perf_counter(), 0.0
 
     def loop(self) -> None:
         """Train from the state's step to the target; log, evaluate and save on the way."""
         config, state, ranks = self.config, self.state, self.ranks
         learner, phase = wrap(state, config, ranks), cotraining(state, config)
-        for batch in self._batches():
+        batches = train_batches(
+            self.data.training, config, start=state.step, rank=ranks.rank, world=ranks.world
+        )
+        for batch in itertools.islice(batches, self.target - state.step):
             if cotraining(state, config) != phase:
                 learner, phase = wrap(state, config, ranks), cotraining(state, config)
             terms = training_step(state, learner, batch.to(ranks.device), config, ranks)
-            last = state.step == self.target
-            measure = last or state.step % config.train.log_every == 0
-            evaluation_due = last or state.step % config.evaluation.every == 0
-            save = last or state.step % config.train.checkpoint_every == 0
-            if measure or evaluation_due or save:
+            measure, evaluation_due, save = (
+                state.step == self.target or state.step % every == 0
+                for every in (config.train.log_every, config.evaluation.every, config.train.checkpoint_every)
+            )
+            due = measure or evaluation_due or save
+            if due:
                 self._check_finite()
-                metrics = {
-                    **(self._measure(terms) if measure else {}),
-                    **(self._evaluate() if evaluation_due else {}),
-                }
+                metrics = self._measure(terms) if measure else {}
+                if evaluation_due:
+                    self._evaluate()
+                    metrics |= state.metrics
                 self._publish(metrics, save=save)
-            self._handle_signal(saved=save, meet=measure or evaluation_due or save)
+            if due or ranks.world == 1 or state.step % _SIGNAL_EVERY == 0:
+                self._handle_signal(saved=save)
 
-    def _handle_signal(self, *, saved: bool, meet: bool) -> None:
-        """Do between two steps what `should_stop` says; ranks agree on it where they meet anyway, or soon.
+    def _handle_signal(self, *, saved: bool) -> None:
+        """Do between two steps what `should_stop` says to any rank.
 
         Raises:
             StoppedError: The signal was to stop.
         """
-        state, ranks = self.state, self.ranks
-        if ranks.world > 1 and not meet and state.step % _SIGNAL_EVERY:
-            return
-        signal = int(self.should_stop())
-        if ranks.world > 1:
-            signals = torch.zeros(len(StopSignal), dtype=torch.int64, device=ranks.device)
-            signals[signal] = 1
-            signal = int(ranks.total(signals).nonzero().max())
+        signal = max(self.ranks.gather(self.should_stop()))
         if signal >= StopSignal.SAVE and not saved:
             self._check_finite()
             self._publish({}, save=True)
-        if signal == StopSignal.STOP and state.step < self.target:
+        if signal == StopSignal.STOP and self.state.step < self.target:
             raise StoppedError(
-                f"told to stop, and stopped after step {state.step} of {self.target}, whose checkpoint is "
-                f"saved in {str(self.out)!r}; the same command goes on from there"
+                f"told to stop, and stopped after step {self.state.step} of {self.target}, whose checkpoint "
+                f"is saved in {str(self.out)!r}; the same command goes on from there"
             )
-
-    def _batches(self) -> Iterator[Batch]:
-        """This rank's shares of the batches that are still to come."""
-        return itertools.islice(
-            train_batches(
-                self.data.training,
-                self.config,
-                start=self.state.step,
-                rank=self.ranks.rank,
-                world=self.ranks.world,
-            ),
-            self.target - self.state.step,
-        )
 
     def _measure(self, terms: Mapping[str, Tensor]) -> dict[str, float]:
         """Losses, thresholds and the learning rate as numbers: the one place where the host waits."""
         config, state = self.config, self.state
-        names = list(terms)
-        means = self.ranks.total(torch.stack([terms[name] for name in names])) / self.ranks.world
-        losses = dict(zip(names, means.tolist(), strict=True))
+        means = self.ranks.total(torch.stack([*terms.values()])) / self.ranks.world
+        losses = dict(zip(terms, means.tolist(), strict=True))
+        total = objective({name: torch.tensor(value) for name, value in losses.items()}, config)
         metrics = {f"train/loss/{name}": value for name, value in losses.items()}
-        metrics["train/loss/total"] = float(
-            objective({k: torch.tensor(v) for k, v in losses.items()}, config)
-        )
+        metrics["train/loss/total"] = float(total)
         metrics["train/learning_rate"] = state.optimizer.param_groups[0]["lr"]
-        metrics["train/images_per_second"] = self.clock.speed(state.step) * config.train.batch_size
+        metrics["train/images_per_second"] = self._speed()
         if state.step > config.train.warmup:
-            metrics["train/threshold"] = float(state.thresholds.cam.value)
-            metrics["train/aux_threshold"] = float(state.thresholds.aux_cam.value)
+            metrics["train/threshold"], metrics["train/aux_threshold"] = state.thresholds.values()
         return metrics
 
-    def _evaluate(self) -> dict[str, float]:
-        """Metrics of both networks, which the state keeps with their details."""
-        with self.clock.paused():
-            found = evaluate_networks(self.state, self.data, self.config, self.ranks, self.out)
-        for path in found.files:
+    def _speed(self) -> float:
+        """Images per second over all ranks in this session, evaluations left out."""
+        images = (self.state.step - self.first_step) * self.config.train.batch_size
+        return images / max(time.perf_counter() - self.begun - self.evaluating, 1e-9)
+
+    def _evaluate(self) -> None:
+        """Judge both networks; the state keeps what is found."""
+        begun = time.perf_counter()
+        files = evaluate_networks(self.state, self.data, self.config, self.ranks, self.out)
+        self.evaluating += time.perf_counter() - begun
+        for path in files:
             self.tracker.log_artifact(path, path.parent.name)
-        self.state.metrics, self.state.details = found.metrics, found.details
-        return found.metrics
+
+    def _whole(self) -> checkpoint.State:
+        """The whole state, as a checkpoint holds it."""
+        classes, fingerprint = self.data.training.classes, self.data.tags[TRAINING_TAG]
+        return self.state.to_dict(self.config, classes, fingerprint, self.tracker.run_id)
 
     def _publish(self, metrics: dict[str, float], *, save: bool) -> None:
         """Write metrics, then the checkpoint, then tell whoever listens."""
-        state = self.state
-        state.seconds += self.clock.lap()
-        path = checkpoint.checkpoint_path(self.out / "checkpoints", state.step) if save else None
-        if self.ranks.first:
-            if metrics:
-                self.tracker.log_metrics(metrics, state.step)
-            if save:
-                state.run_id = self.tracker.run_id
-                whole = state.to_dict(self.config, self.data.training.classes, self.data.tags[TRAINING_TAG])
-                keep = self.config.train.keep_checkpoints
-                checkpoint.save(self.out / "checkpoints", whole, keep=keep)
-                self.storage.push(keep=keep)
-        speed = self.clock.speed(state.step)
+        state, keep = self.state, self.config.train.keep_checkpoints
+        state.seconds = self.seconds_before + time.perf_counter() - self.begun
+        if metrics:
+            self.tracker.log_metrics(metrics, state.step)
+        if save and self.ranks.first:
+            checkpoint.save(self.checkpoints, self._whole(), keep=keep)
+            self.storage.push(keep=keep)
+        speed = self._speed()
         self.report(
             TrainProgress(
                 step=state.step,
                 iterations=self.target,
                 metrics=metrics,
-                checkpoint=path,
-                images_per_second=speed * self.config.train.batch_size,
-                seconds_left=(self.target - state.step) / speed if speed else math.nan,
+                checkpoint=checkpoint.checkpoint_path(self.checkpoints, state.step) if save else None,
+                images_per_second=speed,
+                seconds_left=(self.target - state.step) * self.config.train.batch_size / speed,
             )
         )
 
@@ -366,17 +325,15 @@ class _Run:
 
         All ranks stop together, before anything of a broken network is judged or kept.
         """
-        state, ranks = self.state, self.ranks
-        rows = torch.zeros(ranks.world, len(TERMS), dtype=torch.int64, device=ranks.device)
-        rows[ranks.rank] = state.bad_step + 1
-        first = [
-            (step - 1, name)
-            for row in ranks.total(rows).tolist()
-            for step, name in zip(row, TERMS, strict=True)
-            if step
+        state = self.state
+        broken = [
+            (step, name)
+            for steps in self.ranks.gather(state.bad_step.tolist())
+            for step, name in zip(steps, TERMS, strict=True)
+            if step >= 0
         ]
-        if first:
-            step, name = min(first)
+        if broken:
+            step, name = min(broken)
             names = step_names(self.data.training, self.config, step)
             more = f" and {len(names) - 8} more" if len(names) > 8 else ""
             raise NonFiniteLossError(
@@ -390,20 +347,12 @@ class _Run:
                 "was finite; lower optim.lr or set optim.clip_norm"
             )
 
-    def end(self) -> Result:
+    def end(self) -> None:
         """Leave AN and, last of all, `result.json`, the mark of a finished run."""
-        state = self.state
-        state.run_id = self.tracker.run_id
+        state, whole = self.state, self._whole()
         if self.ranks.first and not is_finished(self.out, state.step):
-            facts = Facts(
-                step=state.step,
-                xi=float(state.thresholds.cam.value),
-                aux_xi=float(state.thresholds.aux_cam.value),
-                data_fingerprint=self.data.tags[TRAINING_TAG],
-                run_id=state.run_id,
-                metrics=state.metrics,
-            )
             model, classes = self.out / "model", self.data.training.classes
+            facts = facts_of({**whole, "network": "assignment"})
             for path in save_model(model, state.assignment, self.config, classes, facts=facts):
                 self.tracker.log_artifact(path, model.name)
             result = {
@@ -413,23 +362,12 @@ class _Run:
                 "momenta": [self.config.ema.momentum, *state.followers],
                 "metrics": state.metrics,
                 **state.details,
-                "classes": self.data.training.classes,
-                "seconds": state.seconds,
-                "run_id": state.run_id,
-                "data_fingerprint": self.data.tags[TRAINING_TAG],
+                **{name: whole[name] for name in ("classes", "seconds", "run_id", "data_fingerprint")},
                 "val_fingerprint": self.data.tags[VALIDATION_TAG],
             }
             write_atomically(self.out / "result.json", json.dumps(result, indent=2) + "\n")
             self.tracker.log_artifact(self.out / "result.json")
         self.ranks.wait()
-        return Result(
-            step=state.step,
-            metrics=dict(state.metrics),
-            checkpoint=checkpoint.checkpoint_path(self.out / "checkpoints", state.step),
-            out=self.out,
-            run_id=state.run_id,
-            seconds=state.seconds,
-        )
 
 
 def _check_call(spec: RunSpec, out: Path, ranks: Ranks) -> None:

@@ -21,7 +21,7 @@ from cosa.networks.multiscale import multiscale
 from cosa.networks.network import CosaNetwork, build_network
 from cosa.structures import IGNORE, Assignment, Batch, CamTargets, NetworkOutput
 from cosa.training.step import build_state
-from cosa.training.swap import Thresholds, _at_patches, assign, learn, objective
+from cosa.training.swap import Thresholds, assign, learn, middles, objective
 
 CLASSES, IMAGE, PATCH = 3, 16, 4
 CPU = torch.device("cpu")
@@ -235,10 +235,10 @@ def test_an_assignment_carries_no_gradient(network: CosaNetwork, batch: Batch) -
 def test_a_patch_takes_the_value_in_its_middle(size: int) -> None:
     pixels = torch.arange(size * size).view(1, size, size)
 
-    found = _at_patches(pixels, torch.zeros(1, 3, 4, 4))
+    found = middles(pixels, size // 4)
 
-    middles = torch.tensor([size // 4 * p + size // 8 for p in range(4)])
-    assert torch.equal(found[0], pixels[0][middles][:, middles])
+    places = torch.tensor([size // 4 * p + size // 8 for p in range(4)])
+    assert torch.equal(found[0], pixels[0][places][:, places])
 
 
 # What is learned
