@@ -16,7 +16,7 @@ import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Set
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic.fields import FieldInfo
@@ -379,6 +379,14 @@ def _read(kind: Any, value: Any) -> Any:
 
 
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+def absolute_paths(config: Config, home: Path) -> Config:
+    """`config` with its relative paths taken from `home`, for processes that run elsewhere; URLs stay."""
+    settings = flatten(config)
+    names = ("data.root", "data.cache", "data.archive", "network.weights")
+    paths = {name: str(settings[name]) for name in names if settings[name] and "://" not in settings[name]}
+    return override(config, {name: str(home / Path(path).expanduser()) for name, path in paths.items()})
 
 
 def to_json(config: Config) -> str:

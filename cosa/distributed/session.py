@@ -14,12 +14,12 @@ import secrets
 import shutil
 import signal
 import socket
-import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 import psutil
@@ -49,13 +49,11 @@ _OWN_SETTINGS = {
     "RAY_worker_niceness": "0",  # Ray's 15 makes workers crawl wherever anything else runs
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this machine back
 }
-_TOKEN = secrets.token_hex(
-    32
-)  # without one Ray leaves a token in the home folder, which locks later clusters
+_TOKEN = secrets.token_hex(32)  # without one Ray leaves one in the home folder, which locks later clusters
 _SECRETS = frozenset({"MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"})
 """Ray shows what a job sends along to all who may see the job; a cluster's machines have their own login."""
 _OBJECT_STORE = 100 * 2**20  # bytes; nothing of size goes through Ray, whose default is a third of the memory
-_CONNECT_SECONDS = 5  # that a cluster has to answer; Ray would try for minutes
+_CONNECT_SECONDS = 5  # that a cluster has to answer
 _FOLDERS = "cosa-ray-"
 _LEFTOVER_SECONDS = 600  # by then the last process of a killed Ray is gone
 
@@ -71,104 +69,71 @@ def ray_session(environment: Mapping[str, str] | None = None, *, dashboard: bool
     Raises:
         ConnectionError: The cluster at RAY_ADDRESS does not answer, or no Ray started here.
     """
-    os.environ.update({name: os.environ.get(name, value) for name, value in _SETTINGS.items()})
+    os.environ.update({**_SETTINGS, **os.environ})
     import ray
 
     if ray.is_initialized():
         yield
         return
     address = os.environ.get("RAY_ADDRESS", "local")
-    opened = _own(environment or {}, dashboard) if address == "local" else _joined(address, environment)
-    on_terminate = signal.getsignal(signal.SIGTERM)
-    with opened:
-        if _hears_signals() and callable(on_terminate):
-            signal.signal(signal.SIGTERM, on_terminate)  # Ray has put its own there, which prints C++ frames
-        yield
-
-
-@contextlib.contextmanager
-def _own(environment: Mapping[str, str], dashboard: bool) -> Iterator[None]:
-    """A Ray on this machine that ends with the block and leaves nothing behind."""
-    from ray._raylet import Config  # type: ignore[attr-defined]
-
-    home = str(Path(__file__).parents[2])
-    os.environ.update(environment)  # inherited by every process of it
-    os.environ.update({name: os.environ.get(name, value) for name, value in _OWN_SETTINGS.items()})
-    os.environ["PYTHONPATH"] = os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])
-    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=_TOKEN)
-    Config.initialize("")  # or a process that has imported Ray before would not send its own token
-    _remove_leftovers()
-    folder = tempfile.mkdtemp(prefix=f"{_FOLDERS}{os.getpid()}-")
-    options = {"include_dashboard": dashboard, "object_store_memory": _OBJECT_STORE, "_temp_dir": folder}
-    law, remedy = "Ray must start on this machine", "if the machine is busy, run the same command again"
-    try:
-        with _loopback_only(), _connected("local", law, remedy, **options):
-            yield
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _joined(address: str, environment: Mapping[str, str] | None) -> Iterator[None]:
-    """The cluster at `address`; the actors of this process end with the block."""
     if "://" in address and not address.startswith("ray://"):
         raise ConnectionError(
             f"RAY_ADDRESS must be a cluster's address such as 127.0.0.1:6379, got {address!r}, where jobs "
             "are submitted; unset it, or send the command there: ray job submit --working-dir . -- python ..."
         )
-    law = f"a Ray cluster must answer at {address!r} (RAY_ADDRESS)"
-    remedy = "start it with `ray start --head`, or unset that"
-    found = re.fullmatch(r"(?:ray://)?\[?([^/]+?)\]?:(\d+)", address)  # else `auto`, or what else Ray knows
-    if found:
+    on_terminate = signal.getsignal(signal.SIGTERM)
+    with contextlib.ExitStack() as stack:
+        options: dict[str, Any] = {}
+        if address == "local":
+            law = "Ray must start on this machine"
+            remedy = "if the machine is busy, run the same command again"
+            _prepare_own(environment or {})
+            prefix = f"{_FOLDERS}{os.getpid()}-"
+            folder = stack.enter_context(TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True))
+            options |= {"include_dashboard": dashboard, "_temp_dir": folder}
+            options["object_store_memory"] = _OBJECT_STORE
+        else:
+            law = f"a Ray cluster must answer at {address!r} (RAY_ADDRESS)"
+            remedy = "start it with `ray start --head`, or unset that"
+            if environment:
+                options["runtime_env"] = {"env_vars": dict(environment)}
+        hears = threading.current_thread() is threading.main_thread()
+        stack.callback(_shutdown, (signal.SIGINT, signal.SIGTERM) if hears else ())
         try:
-            socket.create_connection((found[1], int(found[2])), timeout=_CONNECT_SECONDS).close()
-        except OSError as error:
-            raise ConnectionError(f"{law}, got {one_line(error)}; {remedy}") from None
-    options = {"runtime_env": {"env_vars": dict(environment)}} if environment else {}
-    with _connected(address, law, remedy, **options):
-        yield
-
-
-@contextlib.contextmanager
-def _connected(address: str, law: str, remedy: str, **options: Any) -> Iterator[None]:
-    import ray
-
-    try:
-        try:
+            place = re.fullmatch(r"(?:ray://)?\[?([^/]+?)\]?:(\d+)", address)  # else what else Ray knows
+            if place:  # a cluster must answer there: Ray would try for minutes
+                socket.create_connection((place[1], int(place[2])), timeout=_CONNECT_SECONDS).close()
             ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **options)
         except Exception as error:  # Ray raises bare ones, with pages of its logs
             raise ConnectionError(f"{law}, got {one_line(error)}; {remedy}") from error
+        if hears and callable(on_terminate):
+            signal.signal(signal.SIGTERM, on_terminate)  # Ray has put its own there, which prints C++ frames
         yield
-    finally:
-        with _undisturbed():
-            ray.shutdown()
 
 
-@contextlib.contextmanager
-def _loopback_only() -> Iterator[None]:
-    """A Ray that is started in this block has 127.0.0.1 for its address and listens nowhere else.
+def _prepare_own(environment: Mapping[str, str]) -> None:
+    """Set this process up for a Ray of its own: loopback alone, a token, an environment, no leftovers.
 
-    Ray does so by itself where it knows no clusters (Windows, macOS). Elsewhere it takes any name of the
-    loopback interface for the machine's outer address and listens on all interfaces.
+    Ray keeps to 127.0.0.1 by itself where it knows no clusters (Windows, macOS). Elsewhere it takes any name
+    of the loopback interface for the machine's outer address and listens on all interfaces.
     """
     from ray._private import ray_constants
+    from ray._raylet import Config  # type: ignore[attr-defined]
 
-    name = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-    before = os.environ.get(name), ray_constants.ENABLE_RAY_CLUSTER
-    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False  # read by its processes, and by this one
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before[1]
-        if before[0] is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before[0]
+    home = str(Path(__file__).parents[2])
+    os.environ.update(environment)  # inherited by every process of it
+    os.environ.update({**_OWN_SETTINGS, **os.environ})
+    os.environ["PYTHONPATH"] = os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=_TOKEN, RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
+    # A process that has imported Ray before would know of neither.
+    Config.initialize("")
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    _remove_leftovers()
 
 
 def _remove_leftovers() -> None:
     """Remove the folders of killed processes' Rays: tens of megabytes each, for ever."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDERS}*-*"):
+    for folder in Path(gettempdir()).glob(f"{_FOLDERS}*-*"):
         owner = folder.name.removeprefix(_FOLDERS).partition("-")[0]
         with contextlib.suppress(OSError):  # another user's, or just gone
             idle = time.time() - folder.stat().st_mtime > _LEFTOVER_SECONDS
@@ -176,17 +141,13 @@ def _remove_leftovers() -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _hears_signals() -> bool:
-    return threading.current_thread() is threading.main_thread()
+def _shutdown(numbers: Sequence[signal.Signals]) -> None:
+    """End what this process has of Ray; none of the signals `numbers` disturbs that."""
+    import ray
 
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """No second Ctrl-C while processes are being ended."""
-    numbers = (signal.SIGINT, signal.SIGTERM) if _hears_signals() else ()
     before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
     try:
-        yield
+        ray.shutdown()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -215,8 +176,7 @@ def growth(text: str) -> Mapping[str, float]:
         ValueError: It reads otherwise.
     """
     try:
-        pairs = [part.split("=") for part in text.split(",") if part]
-        return {name: float(value) for name, value in pairs}
+        return {name: float(value) for name, value in (part.split("=") for part in text.split(",") if part)}
     except ValueError:
         raise ValueError(f"{GROWS_TO} must read like CPU=64,GPU=8, got {text!r}; mend or unset it") from None
 
@@ -235,19 +195,15 @@ class TrialResources:
     """Most trials at a time; None takes as many as fit."""
 
     def __post_init__(self) -> None:
+        for flag, value, least in (
+            ("gpus-per-trial", self.gpus, 0),
+            ("workers-per-trial", self.workers, 0),
+            ("max-concurrent", self.concurrent, 1),
+        ):
+            if value is not None and value < least:
+                raise ValueError(f"--{flag} must be >= {least}, got {value:g}")
         if self.cpus <= 0:
             raise ValueError(f"--cpus-per-trial must be > 0, got {self.cpus:g}")
-        if self.gpus is not None and self.gpus < 0:
-            raise ValueError(f"--gpus-per-trial must be >= 0, got {self.gpus:g}")
-        if self.workers < 0:
-            raise ValueError(f"--workers-per-trial must be >= 0, got {self.workers}")
-        if self.concurrent is not None and self.concurrent < 1:
-            raise ValueError(f"--max-concurrent must be >= 1, got {self.concurrent}")
-
-    @property
-    def processes(self) -> int:
-        """Processes of a trial that train."""
-        return max(1, self.workers)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -298,33 +254,33 @@ def divide(cpus: float, gpus: float, resources: TrialResources) -> Slots:
     Raises:
         ValueError: Not even one trial fits: it would wait for ever.
     """
-    processes = resources.processes
-    slots = _whole(cpus / (resources.cpus * processes))
-    _require_slot(slots, "cpus", resources.cpus * processes, cpus, processes)
-    wanted = min(slots, resources.concurrent or slots)
-    share = _even_share(gpus, wanted, resources) if resources.gpus is None else resources.gpus
+    processes, share = max(1, resources.workers), resources.gpus
+    slots = _places("cpus", cpus, resources.cpus, processes)
+    slots = min(slots, resources.concurrent or slots)
+    if share is None:  # a process never spans two GPUs, and has a whole one unless more trials are asked for
+        asked = slots * processes if resources.concurrent else processes
+        per_gpu = max(1, -(-asked // max(1, int(gpus))))
+        share = int(10_000 / per_gpu) / 10_000 if gpus >= 1 else 0.0  # Ray counts in ten-thousandths
     if share:
-        slots = (_whole(gpus / share) if share >= 1 else int(gpus) * _whole(1 / share)) // processes
-        _require_slot(slots, "gpus", share * processes, gpus, processes)
-    return Slots(resources.cpus, share, min(slots, wanted))
+        slots = min(slots, _places("gpus", gpus, share, processes))
+    return Slots(resources.cpus, share, slots)
 
 
-def _require_slot(slots: int, kind: str, asked: float, there: float, processes: int) -> None:
-    if slots < 1:
+def _places(kind: str, there: float, asked: float, processes: int) -> int:
+    """Trials that have room side by side, each with `asked` of a kind for each of its processes.
+
+    Raises:
+        ValueError: Not even one.
+    """
+    whole = kind == "gpus" and asked < 1
+    room = int(there) * _whole(1 / asked) if whole else _whole(there / asked)
+    if room < processes:
         flag = f"--{kind}-per-trial" + (" x --workers-per-trial" if processes > 1 else "")
         raise ValueError(
-            f"{flag} must fit the cluster's {there:g} {kind[:-1].upper()}s, got {asked:g}; "
+            f"{flag} must fit the cluster's {there:g} {kind[:-1].upper()}s, got {asked * processes:g}; "
             "ask for less or join a larger cluster"
         )
-
-
-def _even_share(gpus: float, trials: int, resources: TrialResources) -> float:
-    """Whole GPUs unless more trials at a time were asked for than there are; a process never spans two."""
-    if gpus < 1:
-        return 0.0
-    asked = trials * resources.processes if resources.concurrent else resources.processes
-    per_gpu = max(1, -(-asked // int(gpus)))
-    return int(10_000 / per_gpu) / 10_000  # Ray counts in ten-thousandths
+    return room // processes
 
 
 def _whole(value: float) -> int:

@@ -16,31 +16,29 @@ import contextlib
 import dataclasses
 import errno
 import logging
-import queue
 import secrets
 import shutil
-import threading
 import traceback
-from collections.abc import Iterator
+from concurrent import futures
 from dataclasses import dataclass
 from logging.handlers import QueueHandler
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 import ray
-import ray.train
+import ray.train.torch
 import torch
 from ray.actor import ActorHandle
-from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cosa.config import Config, flatten, identity, override
+from cosa.config import absolute_paths, identity
 from cosa.distributed.session import capacity, ray_session
 from cosa.storage.files import one_line
 from cosa.tracking import TrackingError, initialise_store, resolve_uri
 from cosa.tracking.provenance import source_tags
-from cosa.training.stop import StopCheck, StopFile, StoppedError, StopSignal, never
+from cosa.training.stop import StopCheck, StopFile, StopSignal, never
 from cosa.training.trainer import NonFiniteLossError, Report, Result, RunSpec, TrainProgress, ignore, train
 
 _log = logging.getLogger(__name__)
@@ -50,18 +48,15 @@ _ray_train: Any = ray.train  # its annotations describe the first version of Tra
 _CPUS_PER_WORKER = 0.9  # below one, so that a Tune trial's own sliver of a CPU leaves room for its workers
 _POLL_SECONDS = 0.5
 _STOP_SECONDS = 60
+_STOP = "stop"  # file that tells workers so
 
 
 class WorkerError(RuntimeError):
     """Workers died more often than is forgiven; the message is one line."""
 
 
-_Message = TrainProgress | ActorHandle[Any] | Exception | logging.LogRecord | str
-"""What a worker tells whoever follows the run; its actor says that the first one has begun."""
-
-
 class _FinalError(Exception):
-    """Raised in a worker for what no restart can mend."""
+    """Raised in a worker in place of its one argument: an error that no restart can mend."""
 
 
 def fit(
@@ -95,23 +90,17 @@ def fit(
     if workers < 1:
         raise ValueError(f"workers must be >= 1, got {workers}; trainer.train needs no Ray for one process")
     spec = _portable(spec)
-    out = spec.storage.folder
     try:
         with ray_session():
             gpus = _check_resources(workers)
-            worker = _Worker(spec, secrets.token_hex(8), _queue_here())
-            try:
-                _mark_storage(out, worker.token)
-                return _follow(
-                    _trainer(worker, workers, max_failures, gpus=gpus), worker, report, should_stop
-                )
-            finally:
-                worker.messages.shutdown(force=True)
-    except (KeyboardInterrupt, SystemExit):
-        spec.tracking.close(out, "KILLED")
-        raise
-    except WorkerError:
-        spec.tracking.close(out, "FAILED")
+            # On this machine, so that the loss of another one does not end the run.
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+            queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+            worker = _Worker(spec, spec.storage.folder / "ray", secrets.token_hex(8), queue)
+            _mark_storage(worker.notes, worker.token)
+            return _follow(_trainer(worker, workers, max_failures, gpus=gpus), worker, report, should_stop)
+    except (KeyboardInterrupt, SystemExit, WorkerError) as error:
+        spec.tracking.close(spec.storage.folder, "FAILED" if isinstance(error, WorkerError) else "KILLED")
         raise
 
 
@@ -121,17 +110,17 @@ def _check_resources(workers: int) -> bool:
     Ray would wait for them without a word.
     """
     cluster = capacity()
-    gpus = int(cluster.get("GPU", 0))
-    most, kind = (gpus, "GPU") if gpus else (int(cluster.get("CPU", 0)), "CPU")
+    kind = "GPU" if cluster.get("GPU", 0) >= 1 else "CPU"
+    most = int(cluster.get(kind, 0))
     if workers > most:
         raise ValueError(
             f"workers must be at most {most}, the {kind}s of the Ray cluster, got {workers}; "
             f"use fewer workers or add machines"
         )
     free = _ray.available_resources().get(kind, 0)
-    if free < workers * (1 if gpus else _CPUS_PER_WORKER):
+    if free < workers * (1 if kind == "GPU" else _CPUS_PER_WORKER):
         _log.warning("waiting for %s %ss of the Ray cluster: others use all but %s", workers, kind, free)
-    return gpus > 0
+    return kind == "GPU"
 
 
 def _portable(spec: RunSpec) -> RunSpec:
@@ -147,7 +136,7 @@ def _portable(spec: RunSpec) -> RunSpec:
     storage = spec.storage
     return dataclasses.replace(
         spec,
-        config=_absolute_paths(spec.config),
+        config=absolute_paths(spec.config, Path.cwd()),
         out=storage.url or storage.folder,
         work_folder=str(storage.folder),
         fork_from=spec.fork_from.absolute() if spec.fork_from else None,
@@ -155,54 +144,34 @@ def _portable(spec: RunSpec) -> RunSpec:
     )
 
 
-def _queue_here() -> Queue:
-    """A queue that lives on this machine, so that the loss of another one does not end the run."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+def _mark_storage(notes: Path, token: str) -> None:
+    """Leave `token` in fresh `notes`; what Ray noted of an earlier attempt must not steer this one."""
+    shutil.rmtree(notes, ignore_errors=True)
+    notes.mkdir(parents=True)
+    (notes / token).touch()
 
 
-def _absolute_paths(config: Config) -> Config:
-    """`config` with its paths made absolute, since workers run in folders of their own."""
-    settings = flatten(config)
-    names = ("data.root", "data.cache", "data.archive", "network.weights")
-    places = {name: str(settings[name]) for name in names if settings[name]}
-    return override(
-        config, {n: str(Path(p).expanduser().absolute()) for n, p in places.items() if "://" not in p}
-    )
-
-
-def _mark_storage(out: Path, token: str) -> None:
-    """Leave `token` in a fresh `out/ray`; what Ray noted of an earlier attempt must not steer this one."""
-    folder = out / "ray"
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    (folder / "token").write_text(token)
-
-
-def _check_storage(out: Path, token: str) -> None:
+def _check_storage(notes: Path, token: str) -> None:
     """Refuse a worker whose `out` is another folder than that of whoever started the run."""
-    path = out / "ray" / "token"
-    if not path.is_file() or path.read_text() != token:
+    if not (notes / token).is_file():
         raise ValueError(
-            f"out must lie on storage that every worker reaches, got {str(out)!r}, which is not the same "
-            f"folder on {_ray.util.get_node_ip_address()}; choose a shared folder"
+            f"out must lie on storage that every worker reaches, got {str(notes.parent)!r}, which is not the "
+            f"same folder on {_ray.util.get_node_ip_address()}; choose a shared folder"
         )
 
 
 def _trainer(worker: _Worker, workers: int, max_failures: int, *, gpus: bool) -> Any:
-    trainer: Any = TorchTrainer
-    return trainer(
+    return _ray_train.torch.TorchTrainer(
         worker,
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        torch_config=_ray_train.torch.TorchConfig(backend="nccl" if gpus else "gloo"),
         scaling_config=_ray_train.ScalingConfig(
             num_workers=workers,
             use_gpu=gpus,
             resources_per_worker={"CPU": _CPUS_PER_WORKER, **({"GPU": 1} if gpus else {})},
         ),
         run_config=_ray_train.RunConfig(
-            name=f"{worker.out.name}-{identity(worker.spec.config)[:8]}",
-            storage_path=str(worker.out / "ray"),
+            name=f"{worker.notes.parent.name}-{identity(worker.spec.config)[:8]}",
+            storage_path=str(worker.notes),
             callbacks=[_Watch(worker.messages)],
             failure_config=_ray_train.FailureConfig(max_failures=max_failures, controller_failure_limit=0),
             # One thread each: workers that share cores are many times slower with more.
@@ -211,11 +180,11 @@ def _trainer(worker: _Worker, workers: int, max_failures: int, *, gpus: bool) ->
     )
 
 
+@dataclass
 class _Watch(ray.train.UserCallback):
     """Runs beside Ray's controller, where an exception ends the run without another attempt."""
 
-    def __init__(self, messages: Queue) -> None:
-        self.messages = messages
+    messages: Queue
 
     def after_exception(
         self,
@@ -236,40 +205,35 @@ class _Worker:
     """What runs in each worker; a callable object rather than a config, which Ray would show to others."""
 
     spec: RunSpec
+    notes: Path
+    """Where Ray keeps its notes of this attempt, and whoever follows the run leaves the order to stop."""
     token: str
+    """Name of a file in `notes`."""
     messages: Queue
-
-    @property
-    def out(self) -> Path:
-        """The run's folder."""
-        return self.spec.storage.folder
-
-    @property
-    def stop_file(self) -> StopFile:
-        """How whoever follows the run tells its workers to stop."""
-        return StopFile(self.out / "ray" / "stop")
+    """To whoever follows the run: lines to log, and from the first worker its actor and its progress."""
 
     def __call__(self) -> Result:
         first = ray.train.get_context().get_world_rank() == 0
+
+        def report(progress: TrainProgress) -> None:
+            ray.train.report({"step": progress.step, **progress.metrics})  # waits for every worker's
+            if first:
+                _publish(self.messages, progress)
+
         try:
             if first:
                 _publish(self.messages, ray.get_runtime_context().current_actor)
+                logger = logging.getLogger("cosa")  # a worker's own output ends in a file of Ray's
+                logger.addHandler(QueueHandler(self.messages))
+                logger.setLevel(logging.INFO)
             if not self.spec.storage.url:
-                _check_storage(self.out, self.token)
-
-            def report(progress: TrainProgress) -> None:
-                ray.train.report({"step": progress.step, **progress.metrics})  # waits for every worker's
-                if first:
-                    _publish(self.messages, progress)
-
-            with _forwarded_log(self.messages) if first else contextlib.nullcontext():
-                return train(self.spec, report=report, should_stop=_stop_check(self.stop_file))
+                _check_storage(self.notes, self.token)
+            return train(self.spec, report=report, should_stop=_stop_check(StopFile(self.notes / _STOP)))
         except Exception as error:
-            if isinstance(error, _FinalError) or not _is_final(error):
+            if not _is_final(error):
                 raise
             error.add_note(traceback.format_exc())  # of this process; travels with the error
-            _publish(self.messages, error)
-            raise _FinalError(one_line(error)) from error
+            raise _FinalError(error) from None
 
 
 def _stop_check(stop_file: StopFile) -> StopCheck:
@@ -282,11 +246,8 @@ def _stop_check(stop_file: StopFile) -> StopCheck:
 
     def should_stop() -> StopSignal:
         nonlocal warned
-        signal = stop_file.check()
-        if not warned and _ray_train.get_preemption_info() is not None:
-            warned = True
-            signal = max(signal, StopSignal.SAVE)
-        return signal
+        before, warned = warned, warned or _ray_train.get_preemption_info() is not None
+        return max(stop_file.check(), StopSignal.GO_ON if warned == before else StopSignal.SAVE)
 
     return should_stop
 
@@ -299,34 +260,18 @@ def _is_final(error: Exception) -> bool:
 
     torch reports a lost peer as a RuntimeError, Ray as a RayError.
     """
-    match error:
-        case StoppedError() | TrackingError() | NonFiniteLossError() | torch.OutOfMemoryError():
-            return True
-        case OSError():
-            return error.errno is None or error.errno in _LASTING
-        case RuntimeError() | ray.exceptions.RayError():
-            return False
-    return True
+    if isinstance(error, OSError):
+        return error.errno is None or error.errno in _LASTING
+    if isinstance(error, TrackingError | NonFiniteLossError | torch.OutOfMemoryError):
+        return True
+    return not isinstance(error, RuntimeError | ray.exceptions.RayError)
 
 
-def _publish(messages: Queue, message: _Message) -> None:
+def _publish(messages: Queue, message: object) -> None:
     try:
         messages.put(message)
     except ray.exceptions.RayActorError:
-        raise _FinalError("whoever started the run is gone") from None
-
-
-@contextlib.contextmanager
-def _forwarded_log(messages: Queue) -> Iterator[None]:
-    """Send cosa's log to whoever follows the run: a worker's own output ends in a file of Ray's."""
-    handler = QueueHandler(messages)
-    logger = logging.getLogger("cosa")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
+        raise ConnectionError("whoever started the run is gone") from None
 
 
 def _follow(trainer: Any, worker: _Worker, report: Report, should_stop: StopCheck) -> Result:
@@ -334,74 +279,52 @@ def _follow(trainer: Any, worker: _Worker, report: Report, should_stop: StopChec
 
     In the main thread Ray would take over Ctrl-C and go on for seconds.
     """
-    ended: list[Any] = []
-
-    def run() -> None:
-        try:
-            ended.append(trainer.fit())
-        except Exception as error:  # noqa: BLE001 (raised again in the thread that waits)
-            ended.append(error)
-
-    thread = threading.Thread(target=run, name="ray-train", daemon=True)
-    thread.start()
-    failures: list[Exception] = []
-    first, messages = None, worker.messages
+    ended = futures.ThreadPoolExecutor(1, "ray-train").submit(trainer.fit)
+    first, over = None, False
     try:
-        running = True
-        while running:
-            running = thread.is_alive()  # looked at first, so that the last messages are read after the end
+        while not over:
+            over, message = ended.done(), None  # looked at first, so that all messages are read after the end
             if should_stop() == StopSignal.STOP:
-                worker.stop_file.give()
-            for message in _received(messages):
-                match message:
-                    case ActorHandle():
-                        first = message
-                    case Exception():
-                        failures.append(message)
-                    case logging.LogRecord() if _log.isEnabledFor(message.levelno):
-                        _log.handle(message)
-                    case str():
-                        _log.warning("%s", message)
-                    case TrainProgress():
-                        report(message)
-    except BaseException:
-        _stop(thread, messages, first)
-        raise
-    if failures:
-        raise failures[0]
-    if isinstance(ended[0], Exception):
-        raise _explain(ended[0]) from ended[0]
-    result: Result = ended[0].return_value
-    return result
+                StopFile(worker.notes / _STOP).give()
+            with contextlib.suppress(Empty):
+                message = worker.messages.get(timeout=_POLL_SECONDS)
+                over = False
+            match message:
+                case ActorHandle():
+                    first = message
+                case logging.LogRecord() if _log.isEnabledFor(message.levelno):
+                    _log.handle(message)
+                case str():
+                    _log.warning("%s", message)
+                case TrainProgress():
+                    report(message)
+    finally:
+        worker.messages.shutdown(force=True)
+        if not over:  # without its queue no worker goes on, and without a worker the group ends
+            if first is not None:
+                ray.kill(first)
+            # Ray ends a process that leaves it while a thread still waits for it.
+            futures.wait([ended], timeout=_STOP_SECONDS)
+    return _result(ended)
 
 
-def _stop(thread: threading.Thread, messages: Queue, worker: Any) -> None:
-    """End a run early: without its queue no worker goes on, and without a worker the group ends.
+def _result(ended: futures.Future[Any]) -> Result:
+    """What `trainer.fit` came to.
 
-    Waited for, since Ray ends a process that leaves it while a thread still waits for it.
+    Raises:
+        WorkerError: Ray Train failed; one line.
+        Exception: What a worker raised, where no restart could mend it.
     """
-    messages.shutdown(force=True)
-    if worker is not None:
-        ray.kill(worker)
-    thread.join(timeout=_STOP_SECONDS)
-
-
-def _received(messages: Queue) -> Iterator[_Message]:
-    """What has been told, waiting a moment for the first of it."""
-    seconds = _POLL_SECONDS
-    with contextlib.suppress(queue.Empty):
-        while True:
-            yield messages.get(timeout=seconds)
-            seconds = 0.01
-
-
-def _explain(error: Exception) -> Exception:
-    """One line for what Ray Train raises; anything else as it is."""
-    if isinstance(error, ray.train.WorkerGroupError):
+    try:
+        result: Result = ended.result().return_value
+    except ray.train.WorkerGroupError as error:
         rank, first = min(error.worker_failures.items())
-        return WorkerError(f"worker {rank} failed: {one_line(first)}")
-    if isinstance(error, ray.train.ControllerError):
-        return WorkerError(f"Ray Train failed: {one_line(error.controller_failure)}")
-    if isinstance(error, ray.exceptions.RayError):  # its last line is the cause in the other process
-        return WorkerError(f"Ray failed: {one_line(error)} {str(error).strip().splitlines()[-1]}")
-    return error
+        raise WorkerError(f"worker {rank} failed: {one_line(first)}") from error
+    except ray.train.ControllerError as error:
+        if isinstance(error.controller_failure, _FinalError):
+            raise error.controller_failure.args[0] from None
+        raise WorkerError(f"Ray Train failed: {one_line(error.controller_failure)}") from error
+    except ray.exceptions.RayError as error:
+        cause = str(error).strip().splitlines()[-1]  # in the other process
+        raise WorkerError(f"Ray failed: {one_line(error)} {cause}") from error
+    return result

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cosa.cli.common import Parser
-from cosa.config import Config, flatten, override
+from cosa.config import Config, absolute_paths, override
 from cosa.config.presets import PRESETS, get_preset, short_name
 from cosa.distributed.session import TrialResources
 from cosa.storage.files import mask
@@ -17,7 +17,6 @@ from sweeps.tables import Table, get_tables
 
 _JOB_FOLDER = "runtime_resources"
 """Part of the path of the folder into which Ray unpacks what a job uploads; it ends with the cluster."""
-_PATHS = ("data.root", "data.cache", "data.archive", "network.weights")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +76,7 @@ def read_args(name: str, description: str, tables: Sequence[str], arguments: Seq
             "mount the storage, or keep single runs there: cosa-train --out URL"
         )
     home = _home()
-    base = _anchored(override(get_preset(found.preset), _settings(found.set)), home)
+    base = absolute_paths(override(get_preset(found.preset), _settings(found.set)), home)
     uri = (
         found.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'runs/mlflow.db'}"
     )
@@ -182,13 +181,3 @@ def _home() -> Path:
     """Where relative paths start: here, or ~/cosa where here is a Ray job's copy of the code."""
     here = Path.cwd()
     return Path.home() / "cosa" if _JOB_FOLDER in here.parts else here
-
-
-def _anchored(base: Config, home: Path) -> Config:
-    """`base` with absolute paths: trials run in other folders."""
-    settings = flatten(base)
-    paths = {name: str(settings[name]) for name in _PATHS}
-    return override(
-        base,
-        {n: str(home / Path(path).expanduser()) for n, path in paths.items() if path and "://" not in path},
-    )

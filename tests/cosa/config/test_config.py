@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -331,6 +332,15 @@ def test_override_changes_what_it_names_and_nothing_else() -> None:
         ("raw.enabled", True, False),
         ("csc.weight", 0.1, 0.2),
     ]
+
+
+def test_relative_paths_are_made_absolute_and_nothing_else(tmp_path: Path) -> None:
+    changes = {"data.root": "images", "data.cache": "/cache", "data.archive": "s3://bucket/a.tar"}
+    config = override(Config(), {**changes, "network.weights": "", "network.pretrained": True})
+
+    found = configs.absolute_paths(config, tmp_path)
+
+    assert found == override(config, {"data.root": str(tmp_path / "images")})
 
 
 def test_settings_whose_laws_speak_of_each_other_change_together() -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -21,6 +23,7 @@ from cosa.distributed.session import ray_session
 from cosa.distributed.train import WorkerError, fit
 from cosa.storage.run_folder import read_metrics
 from cosa.tracking import TrackingError, TrackingSpec
+from cosa.training.stop import StoppedError
 from cosa.training.trainer import NonFiniteLossError, Result, RunSpec, TrainProgress
 from tests.cosa.runs import train
 
@@ -149,6 +152,7 @@ def test_an_unreachable_tracking_server_is_told_before_anything_starts(
         (KeyError("a bug"), True),
         (TrackingError("no store"), True),
         (NonFiniteLossError("a loss"), True),
+        (StoppedError("an order"), True),
         (torch.OutOfMemoryError("a card"), True),
         (FileNotFoundError(errno.ENOENT, "a file"), True),
         (OSError(errno.ENOSPC, "a disk"), True),
@@ -162,43 +166,33 @@ def test_only_what_may_pass_is_tried_again(error: Exception, final: bool) -> Non
     assert distributed._is_final(error) is final
 
 
-def test_paths_reach_workers_in_full(
-    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    config = override(tiny_config, {"data.root": "images", "network.weights": "vit.pth"})
-
-    found = distributed._absolute_paths(config)
-
-    assert found.data.root == str(tmp_path / "images")
-    assert found.network.weights == str(tmp_path / "vit.pth")
-
-
 def test_a_failure_of_workers_is_one_line_that_names_the_worker() -> None:
     failures: dict[int, Exception] = {1: RuntimeError("peer gone\n  frame\n  frame"), 2: RuntimeError("too")}
 
-    error = distributed._explain(ray.train.WorkerGroupError("many lines", failures))
+    ended: Future[Any] = Future()
+    ended.set_exception(ray.train.WorkerGroupError("many lines", failures))
+    with pytest.raises(WorkerError) as error:
+        distributed._result(ended)
 
-    assert isinstance(error, WorkerError)
-    assert str(error) == "worker 1 failed: RuntimeError: peer gone"
+    assert str(error.value) == "worker 1 failed: RuntimeError: peer gone"
 
 
 def test_a_worker_that_does_not_share_the_folder_says_so(tmp_path: Path) -> None:
-    distributed._mark_storage(tmp_path / "here", "1234")
+    distributed._mark_storage(tmp_path / "here/ray", "1234")
 
     with pytest.raises(ValueError, match="out must lie on storage that every worker reaches"):
-        distributed._check_storage(tmp_path / "there", "1234")
+        distributed._check_storage(tmp_path / "there/ray", "1234")
 
 
 def test_a_worker_that_shares_the_folder_is_content(tmp_path: Path) -> None:
-    distributed._mark_storage(tmp_path, "1234")
+    distributed._mark_storage(tmp_path / "ray", "1234")
 
-    distributed._check_storage(tmp_path, "1234")
+    distributed._check_storage(tmp_path / "ray", "1234")
 
 
 def test_an_earlier_attempt_leaves_ray_no_notes(tmp_path: Path) -> None:
     (tmp_path / "ray" / "old").mkdir(parents=True)
 
-    distributed._mark_storage(tmp_path, "1234")
+    distributed._mark_storage(tmp_path / "ray", "1234")
 
-    assert [path.name for path in (tmp_path / "ray").iterdir()] == ["token"]
+    assert [path.name for path in (tmp_path / "ray").iterdir()] == ["1234"]

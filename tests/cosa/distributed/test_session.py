@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 
 import pytest
 import ray
@@ -109,7 +108,7 @@ def test_what_is_no_list_of_resources_is_refused(there, monkeypatch, said):
 
 
 def test_folders_of_killed_processes_rays_are_removed_and_no_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(session, "gettempdir", lambda: str(tmp_path))
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     names = {
