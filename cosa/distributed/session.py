@@ -206,6 +206,11 @@ class TrialResources:
             raise ValueError(f"--cpus-per-trial must be > 0, got {self.cpus:g}")
 
     @property
+    def processes(self) -> int:
+        """Processes of a trial that train."""
+        return max(1, self.workers)
+
+    @property
     def environment(self) -> dict[str, str]:
         """What a trial's process finds in its environment, on whatever machine."""
         threads = str(max(1, _whole(self.cpus)))  # more threads than cores spin against each other
@@ -254,7 +259,7 @@ def divide(cpus: float, gpus: float, resources: TrialResources) -> Slots:
     Raises:
         ValueError: Not even one trial fits: it would wait for ever.
     """
-    processes, share = max(1, resources.workers), resources.gpus
+    processes, share = resources.processes, resources.gpus
     slots = _places("cpus", cpus, resources.cpus, processes)
     slots = min(slots, resources.concurrent or slots)
     if share is None:  # a process never spans two GPUs, and has a whole one unless more trials are asked for
