@@ -95,7 +95,7 @@ def add_entry(out: Path, step: int, **content: object) -> None:
 def rewind(out: Path, step: int) -> None:
     """Cut off what was told after `step`, and a torn end. Of a tracked run it is kept for the store."""
     path = out / JOURNAL
-    lines = list(read_lines(path))
+    lines = list(read_lines(path)) if path.is_file() else []  # what is no file is told as it is written to
     at = next(
         (line.start for line in lines if line.content.get("step", 0) > step), lines[-1].end if lines else 0
     )
