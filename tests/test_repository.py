@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -84,3 +85,12 @@ def test_every_package_that_the_code_imports_is_a_dependency() -> None:
     declared = _requirements().keys()
 
     assert not {p for p in foreign if not {canonicalize_name(d) for d in homes.get(p, [])} & declared}
+
+
+def test_the_picture_and_the_page_of_the_house_show_its_source() -> None:
+    spec = importlib.util.spec_from_file_location("house", ROOT / "docs" / "house.py")
+    house = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(house)
+
+    stale = [path.name for path, text in house.written().items() if path.read_text() != text]
+    assert not stale, f"{stale}: run python docs/house.py"
