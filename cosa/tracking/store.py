@@ -188,10 +188,10 @@ def _make_whole(path: Path) -> None:
         return
     from mlflow import MlflowClient
 
-    with lock(path.with_name(f".{path.name}.lock"), wait=_MAKE_SECONDS):
+    with lock(path.with_name(f"{path.name}.lock"), wait=_MAKE_SECONDS):
         if path.exists():
             return
-        draft = path.with_name(f".{path.name}.part")
+        draft = path.with_name(f"{path.name}.part")
         for left in path.parent.glob(f"{draft.name}*"):  # of one that died, with what SQLite keeps beside it
             left.unlink()
         MlflowClient(f"sqlite:///{draft}").search_experiments(max_results=1)
