@@ -7,7 +7,9 @@ data set collects them, and reading goes on without the image.
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
+import threading
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -181,9 +183,10 @@ def in_processes(
         collate_fn=_as_it_is,
         num_workers=workers,
         pin_memory=pin,
+        worker_init_fn=_end_with_parent,
         generator=torch.Generator(),  # else starting it draws from the run's own random numbers
-        # A fork would copy a process that already runs CUDA and threads; a fork server's children outlive a
-        # killed run, as torch's watchdog looks at their parent alone.
+        # A fork would copy a process that already runs CUDA and threads; a fork server's children have the
+        # server for their parent, and outlive a killed run.
         multiprocessing_context="spawn" if workers else None,
     )
     for result in results:
@@ -207,6 +210,18 @@ class _Results(Dataset["R | Exception"]):
         except (OSError, ValueError) as error:
             # Handed on as a value: torch would wrap it in the traceback of the process it was raised in.
             return error.with_traceback(None)
+
+
+def _end_with_parent(worker: int) -> None:  # noqa: ARG001 (torch tells each worker its number)
+    """Have this process end with its parent, in the middle of an item, too; torch looks between two alone."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None  # this is a worker
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _as_it_is(result: R) -> R:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -79,8 +80,8 @@ class StudySearcher(TrialSearcher):
         return not self.queue.waiting and not self._budget_left()
 
     def settings(self, trial: Trial) -> dict[str, Any]:
-        """What the trial's process is given."""
-        return {"trial": trial.name, "spec": self._make(trial)}
+        """What the trial's process is given, without the store's address: Tune keeps it in its files."""
+        return {"trial": trial.name, "spec": _tracked_at("", self._make(trial))}
 
     def report(self, name: str, step: int, value: float) -> bool:
         """A running trial is at a pruning step; returns whether it goes on."""
@@ -173,16 +174,20 @@ class StudySearcher(TrialSearcher):
         return True
 
 
+def _tracked_at(uri: str, spec: RunSpec) -> RunSpec:
+    return replace(spec, tracking=replace(spec.tracking, uri=uri))
+
+
 def search(searcher: StudySearcher, args: SearchArgs, slots: Slots) -> None:
     """Run trials until the budget is spent; needs a running Ray.
 
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM, once the trials have saved and stopped.
     """
-    steps, out, workers = args.steps, args.out, args.sweep.resources.workers
+    steps, out, workers, uri = args.steps, args.out, args.sweep.resources.workers, args.sweep.uri
 
     def trainable(settings: dict[str, Any]) -> dict[str, Any]:
-        spec: RunSpec = settings["spec"]
+        spec = _tracked_at(uri, settings["spec"])
         reported: set[int] = set()
 
         def report(progress: TrainProgress) -> None:

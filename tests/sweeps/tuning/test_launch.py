@@ -10,8 +10,10 @@ import pytest
 
 from cosa.config import identity, override, warmup_identity
 from cosa.config.presets import get_preset
+from cosa.tracking import TrackingSpec
 from sweeps.planning import folder as folders
 from sweeps.planning.plan import trial_of
+from sweeps.running.trial import make_spec
 from sweeps.tables.metrics import SEG_MIOU
 from sweeps.tuning.arguments import Budget, Limits, read_arguments
 from sweeps.tuning.launch import StudySearcher
@@ -285,3 +287,14 @@ def test_nothing_waits_where_nothing_failed(bench):
     bench.finish(searcher, searcher.next_trial())
     assert bench.study.repeat_failed() == 0
     assert bench.start(retry_failed=True).exhausted
+
+
+def test_tune_is_told_of_a_trial_but_not_where_it_is_tracked(bench):
+    searcher = bench.start()
+    tracking = TrackingSpec(uri="postgresql://me:secret@host/runs", run_name="a trial")
+    searcher._make = lambda trial: make_spec(trial, bench.root, tracking, {})
+
+    told = searcher.suggest("tune-1")
+
+    assert told["spec"].tracking.run_name == "a trial"
+    assert "secret" not in repr(told)
