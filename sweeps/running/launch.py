@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from cosa.distributed.session import Slots
 from cosa.storage.files import one_line
 from cosa.tracking import TrackingSpec
 from cosa.training.stop import StopFile
+from cosa.training.trainer import RunSpec, TrainProgress, ignore
 from sweeps.planning.folder import STOP, Result, SweepState, read_failure, read_result, scratch, trial_folder
 from sweeps.planning.plan import Trial
 from sweeps.running.arguments import SweepArgs
@@ -81,9 +82,10 @@ class LaunchResult:
 class TrialSearcher(Searcher):
     """Hands Tune the queue's next trial whenever one is ready, and watches it end."""
 
-    def __init__(self, queue: TrialQueue) -> None:
+    def __init__(self, queue: TrialQueue, make: Callable[[Trial], RunSpec]) -> None:
+        """Nothing runs yet; `make` says which run a trial is."""
         super().__init__()
-        self.queue, self.out, self.line = queue, queue.out, LiveLine()
+        self.queue, self.out, self.line, self._make = queue, queue.out, LiveLine(), make
         self.results: dict[str, Result] = {}
         self.inside = 0.0
         """Seconds that trials were in their own hands."""
@@ -100,9 +102,9 @@ class TrialSearcher(Searcher):
         """Whether nothing will ever start again."""
         return not self.queue.waiting
 
-    def settings(self, trial: Trial) -> dict[str, Any]:
-        """What the trial's process is given."""
-        return {"trial": trial.name}
+    def should_stop(self, trial_id: str, result: Mapping[str, Any]) -> bool:  # noqa: ARG002 (Tune's own)
+        """Called by Tune at everything that a trial reports on its way: whether it is stopped there."""
+        return False
 
     def end(self, trial: Trial, why: str) -> tuple[Ended, str]:
         """A trial has ended for good, failed where there is a reason; returns how in a word, too."""
@@ -121,7 +123,8 @@ class TrialSearcher(Searcher):
         if trial is None:
             return Searcher.FINISHED if self.exhausted else None
         self._names[trial_id] = trial.name
-        return self.settings(trial)
+        # Tune keeps this in its files: without the store's address
+        return {"trial": trial.name, "spec": _tracked_at("", self._make(trial))}
 
     def on_trial_complete(
         self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False
@@ -169,14 +172,8 @@ def launch(
         KeyboardInterrupt: Ctrl-C or SIGTERM, once the trials have saved and stopped.
     """
     queue = TrialQueue(trials, slots.count, args.out)
-    searcher = TrialSearcher(queue)
-    specs = {t.name: make_spec(t, args.out, track(t), data_tags) for t in trials}
-    out, workers, total = args.out, args.resources.workers, len(state.plan.trials)
-
-    def trainable(settings: dict[str, Any]) -> dict[str, Any]:
-        begun = time.monotonic()
-        ended = run_trial(specs[settings["trial"]], out, workers=workers)
-        return {SECONDS: time.monotonic() - begun, STOPPED: not ended}
+    searcher = TrialSearcher(queue, lambda trial: make_spec(trial, args.out, track(trial), data_tags))
+    total = len(state.plan.trials)
 
     def head() -> list[str]:
         done = total - len(trials) + len(searcher.results)
@@ -185,7 +182,7 @@ def launch(
         return [f"{done}/{total} done", *failed, *([best] if best else [])]
 
     begun = time.monotonic()
-    errors = run_on_tune(trainable, searcher, SweepProgress(queue, head), args, slots)
+    errors = run_on_tune(searcher, SweepProgress(queue, head), args, slots)
     failures = {
         name: one_line(errors[name]) if why == KILLED and name in errors else why
         for name, why in queue.failures.items()
@@ -201,17 +198,26 @@ def launch(
     return LaunchResult(searcher.results, failures, times)
 
 
+def _tracked_at(uri: str, spec: RunSpec) -> RunSpec:
+    return replace(spec, tracking=replace(spec.tracking, uri=uri))
+
+
 def run_on_tune(
-    trainable: Callable[[dict[str, Any]], dict[str, Any] | None],
     searcher: TrialSearcher,
     progress: SweepProgress,
     args: SweepArgs,
     slots: Slots,
-    stop: Callable[[str, Mapping[str, Any]], bool] | None = None,
+    report: Callable[[TrainProgress], object] = ignore,
 ) -> Mapping[str, Exception]:
-    """Have Tune call `trainable` with what `searcher` hands out, until nothing is left.
+    """Have Tune train what `searcher` hands out, until nothing is left.
 
-    Tune asks `stop` at every report of a trial, by Tune's id of it, whether that shall end.
+    Args:
+        searcher: What to train.
+        progress: The live view of it.
+        args: The folder, the store, and what a trial asks for.
+        slots: What each trial gets.
+        report: Called with a trial's progress in its own process; what it reports to Tune goes to
+            `searcher.should_stop`.
 
     Returns:
         What Ray says of trials that failed, by name.
@@ -219,9 +225,15 @@ def run_on_tune(
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM, once the trials have saved and stopped.
     """
-    workers = args.resources.workers
+    out, workers, uri = args.out, args.resources.workers, args.uri
+
+    def trainable(settings: dict[str, Any]) -> dict[str, Any]:
+        begun = time.monotonic()
+        ended = run_trial(_tracked_at(uri, settings["spec"]), out, workers=workers, report=report)
+        return {SECONDS: time.monotonic() - begun, STOPPED: not ended}
+
     share = {"CPU": slots.cpus, **({"GPU": slots.gpus} if slots.gpus else {})}
-    with orderly(args.out, searcher), scratch(args.out) as notes, progress.shown(searcher.line):
+    with orderly(out, searcher), scratch(out) as notes, progress.shown(searcher.line):
         ended = tune.Tuner(
             # the workers of Ray Train ask for their own share
             tune.with_resources(trainable, {"CPU": 0.01} if workers > 1 else share),
@@ -233,7 +245,7 @@ def run_on_tune(
             ),
             run_config=tune.RunConfig(
                 storage_path=str(notes),
-                stop=stop,
+                stop=searcher.should_stop,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=args.retries),
             ),

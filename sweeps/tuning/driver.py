@@ -19,7 +19,7 @@ from cosa.distributed.session import trial_slots
 from cosa.storage.files import lock
 from cosa.tracking import TrackingError, read_run_id
 from sweeps.planning.cost import Speed, price
-from sweeps.planning.folder import LOCK, SweepState, read_state, trial_folder
+from sweeps.planning.folder import LOCK, Result, SweepState, read_state, trial_folder
 from sweeps.planning.plan import Plan, Trial, shared_warmup, trial_of
 from sweeps.running.driver import check_data, run_script
 from sweeps.running.preview import look_at_data, measured, measuring, with_earlier
@@ -157,8 +157,8 @@ def first_rows(args: SearchArgs) -> tuple[dict[str, Mapping[str, Any]], list[str
 
 def _earlier(
     args: SearchArgs, rows: Mapping[str, Mapping[str, Any]], data_tags: Mapping[str, str]
-) -> dict[str, float]:
-    """The metric of those of the paper's `rows` that finished in earlier runs, by their trials' names."""
+) -> Mapping[str, Result]:
+    """Results of those of the paper's `rows` that finished in earlier runs, by their trials' names."""
     configs = {row: override(args.base, args.space.changes(own)) for row, own in rows.items()}
     plan = _plan(args, (trial_of(config, config.train.seed, (row,)) for row, config in configs.items()))
     if not plan.trials:
@@ -166,8 +166,7 @@ def _earlier(
     state, refused = with_earlier(args.sweep, SweepState(plan, {}, {}), data_tags)
     with explained(args.sweep.uri):
         runs = {name: client_of(args.sweep.uri).get_run(run_id) for name, run_id in state.reused.items()}
-    metrics = {name: run.data.metrics for name, run in runs.items()}
-    taken = {name: own[SEG_MIOU] for name, own in metrics.items() if SEG_MIOU in own}
+    taken = {n: {"metrics": run.data.metrics} for n, run in runs.items() if SEG_MIOU in run.data.metrics}
     if taken:
         names = _names(trial.arms[0] for trial in plan.trials if trial.name in taken)
         print_line(f"taken from earlier runs: {names} (--fresh runs them again)")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -19,13 +18,12 @@ from ray import tune
 
 from cosa.config import warmup_identity
 from cosa.distributed.session import Slots
-from cosa.training.trainer import RunSpec, TrainProgress, ignore
-from sweeps.planning.folder import read_result, trial_folder
+from cosa.training.trainer import RunSpec, TrainProgress
+from sweeps.planning.folder import Result, read_result, trial_folder
 from sweeps.planning.plan import Trial
-from sweeps.running.launch import STOPPED, TrialSearcher, run_on_tune
+from sweeps.running.launch import TrialSearcher, run_on_tune
 from sweeps.running.progress import SweepProgress
 from sweeps.running.queue import Ended, TrialQueue
-from sweeps.running.trial import run_trial
 from sweeps.tables.metrics import SEG_MIOU
 from sweeps.tuning.arguments import Budget, SearchArgs
 from sweeps.tuning.study import SearchStudy, begun, finished, label, last_value, metric_by_step, state
@@ -44,7 +42,7 @@ class StudySearcher(TrialSearcher):
         budget: Budget,
         slots: int,
         make: Callable[[Trial], RunSpec],
-        earlier: Mapping[str, float],
+        earlier: Mapping[str, Result],
     ) -> None:
         """Take from the folders what a killed driver did not note; nothing runs yet.
 
@@ -54,10 +52,10 @@ class StudySearcher(TrialSearcher):
             budget: When no more trials are begun, unless only those that failed are.
             slots: Trials at a time.
             make: The run that a trial is.
-            earlier: The metric of trials that finished in earlier runs, by name: they are not run again.
+            earlier: Of trials that finished in earlier runs, by name: they are not run again.
         """
-        super().__init__(TrialQueue((), slots, args.out))
-        self._args, self._study, self._budget, self._make, self._earlier = args, study, budget, make, earlier
+        super().__init__(TrialQueue((), slots, args.out), make)
+        self._args, self._study, self._budget, self._earlier = args, study, budget, earlier
         self._numbers: dict[str, int] = {}  # of the trials that were taken up, by name
         self._spent = False  # nothing new can be suggested, or nothing can be trained
         for found in study.trials:
@@ -78,10 +76,6 @@ class StudySearcher(TrialSearcher):
     def exhausted(self) -> bool:
         """Whether nothing will ever start again."""
         return not self.queue.waiting and not self._budget_left()
-
-    def settings(self, trial: Trial) -> dict[str, Any]:
-        """What the trial's process is given, without the store's address: Tune keeps it in its files."""
-        return {"trial": trial.name, "spec": _tracked_at("", self._make(trial))}
 
     def report(self, name: str, step: int, value: float) -> bool:
         """A running trial is at a pruning step; returns whether it goes on."""
@@ -159,10 +153,8 @@ class StudySearcher(TrialSearcher):
                 self._study.prune(number)
             return False
         self._numbers[trial.name] = number
-        result = read_result(self.out, trial)
-        if result is not None or trial.name in self._earlier:
-            metrics = result["metrics"] if result else {SEG_MIOU: self._earlier[trial.name]}
-            self._study.finish(number, metrics.get(SEG_MIOU, math.nan))
+        if result := read_result(self.out, trial) or self._earlier.get(trial.name):
+            self._study.finish(number, result["metrics"].get(SEG_MIOU, math.nan))
             return False
         passed = metric_by_step(trial_folder(self.out, trial.name), self._args.steps)
         if not all(self._study.report(number, step, passed[step]) for step in sorted(passed)):
@@ -174,30 +166,18 @@ class StudySearcher(TrialSearcher):
         return True
 
 
-def _tracked_at(uri: str, spec: RunSpec) -> RunSpec:
-    return replace(spec, tracking=replace(spec.tracking, uri=uri))
-
-
 def search(searcher: StudySearcher, args: SearchArgs, slots: Slots) -> None:
     """Run trials until the budget is spent; needs a running Ray.
 
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM, once the trials have saved and stopped.
     """
-    steps, out, workers, uri = args.steps, args.out, args.sweep.resources.workers, args.sweep.uri
+    steps = args.steps
 
-    def trainable(settings: dict[str, Any]) -> dict[str, Any]:
-        spec = _tracked_at(uri, settings["spec"])
-        reported: set[int] = set()
-
-        def report(progress: TrainProgress) -> None:
-            if progress.step in steps and SEG_MIOU in progress.metrics and progress.step not in reported:
-                reported.add(progress.step)
-                # Blocks until the driver has decided; a trial that is stopped leaves by SystemExit.
-                tune.report({"step": progress.step, "value": progress.metrics[SEG_MIOU]})
-
-        ended = run_trial(spec, out, workers=workers, report=ignore if spec.stop_at else report)
-        return {STOPPED: not ended}
+    def report(progress: TrainProgress) -> None:
+        if progress.step in steps and SEG_MIOU in progress.metrics:
+            # Blocks until the driver has decided; a trial that is stopped leaves by SystemExit.
+            tune.report({"step": progress.step, "value": progress.metrics[SEG_MIOU]})
 
     progress = SweepProgress(searcher.queue, searcher.head, all_queued=False)
-    run_on_tune(trainable, searcher, progress, args.sweep, slots, searcher.should_stop)
+    run_on_tune(searcher, progress, args.sweep, slots, report)

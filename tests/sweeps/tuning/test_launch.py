@@ -227,7 +227,7 @@ def test_failed_trials_alone_are_tried_again_where_that_is_asked(bench):
 def test_a_row_that_finished_in_an_earlier_run_is_not_run_again(bench):
     study = SearchStudy(bench.storage, bench.space, BASE)
     study.enqueue({"full": bench.space.parameters(BASE, BASE)})
-    searcher = bench.start(earlier={trial_of(BASE, 0, ("full",)).name: 0.42})
+    searcher = bench.start(earlier={trial_of(BASE, 0, ("full",)).name: {"metrics": {SEG_MIOU: 0.42}}})
     warmup = searcher.next_trial()
     assert (state(bench.study.trial(0)), bench.study.trial(0).value) == ("complete", 0.42)
     assert warmup.kind == "warmup", "of the next trial"
