@@ -38,11 +38,6 @@ class Limits:
                 flag = f"--{name.replace('_', '-')}"
                 raise ValueError(f"{flag} must be > 0, got {value:g}; a search needs a budget")
 
-    def reached(self, trials: int, hours: float, gpu_hours: float) -> bool:
-        """Whether so much spent is one of the limits."""
-        limits = (self.trials, self.hours, self.gpu_hours)
-        return any(n is not None and s >= n for n, s in zip(limits, (trials, hours, gpu_hours), strict=True))
-
     def __str__(self) -> str:
         """`30 trials or 12 hours`."""
         units = zip(vars(self).values(), ("trials", "hours", "GPU-hours"), strict=True)
@@ -85,7 +80,8 @@ class Budget:
 
     def left(self, trials: int) -> bool:
         """Whether one more trial may begin after so many."""
-        return not self._limits.reached(trials, self.seconds / 3600, self.gpu_seconds / 3600)
+        spent = (trials, self.seconds / 3600, self.gpu_seconds / 3600)
+        return all(n is None or s < n for n, s in zip(vars(self._limits).values(), spent, strict=True))
 
     def __str__(self) -> str:
         """What is spent: `2 h 10 min`, with the GPUs' hours where there are GPUs."""
