@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cosa.cli.common import Parser
 from cosa.cli.console import duration, print_line
@@ -15,7 +16,7 @@ from cosa.config import Config, TrainConfig, override
 from cosa.storage.files import write_atomically
 from sweeps.running.arguments import SweepArgs, read_args
 from sweeps.tables import Table
-from sweeps.tuning.space import SPACE, Space, read_space
+from sweeps.tuning.space import SPACE, Space, read_space, rows_inside
 
 ROWS = ("3b", "5a", "5b", "5c", "5d")
 """Tables whose rows are tried first, as far as they lie in the space."""
@@ -102,8 +103,11 @@ class SearchArgs:
     steps: tuple[int, ...]
     """Pruning steps, at which a trial is judged on its way; none where co-training is too short."""
     limits: Limits
-    rows: Mapping[str, Config]
-    """The paper's rows by origin, the preset first."""
+    rows: Mapping[str, Mapping[str, Any]]
+    """The preset, which any row of all components is, and the paper's rows to try after it, as parameters by
+    origin: half of the trials at most, so that there is a search beyond them."""
+    outside: Sequence[str]
+    """Rows outside of the space."""
     confirm: int
     """Best trials that are trained again."""
     seeds: int
@@ -144,13 +148,17 @@ def read_arguments(arguments: Sequence[str]) -> SearchArgs:
         raise ValueError("data.val_split must name a split with masks to search by, got none")
     steps, every = pruning_steps(sweep.base.train, sweep.base.evaluation.every)
     base = override(sweep.base, {"evaluation.every": every})
+    space = (read_space(Path(found.space)) if found.space else SPACE).resolved(base)
+    rows = paper_rows(sweep.tables, base)
+    inside, outside = rows_inside(rows, space, base, max(1, (limits.trials or 2 * len(rows)) // 2))
     return SearchArgs(
         sweep=sweep,
         base=base,
-        space=(read_space(Path(found.space)) if found.space else SPACE).resolved(base),
+        space=space,
         steps=steps,
         limits=limits,
-        rows=paper_rows(sweep.tables, base),
+        rows=inside,
+        outside=outside,
         confirm=found.confirm if found.confirm_seeds else 0,
         seeds=found.confirm_seeds,
     )

@@ -27,7 +27,6 @@ from sweeps.running.store import Sweep, open_sweep
 from sweeps.runs import client_of, explained
 from sweeps.tables.metrics import SEG_MIOU
 from sweeps.tuning.arguments import SearchArgs, read_arguments
-from sweeps.tuning.space import rows_inside
 
 if TYPE_CHECKING:
     from sweeps.tuning.study import SearchStudy
@@ -55,7 +54,7 @@ def run(args: SearchArgs) -> int:
         print_line(f"outputs: {args.out}")
         print_line(f"the study as it grows: optuna-dashboard {args.out / JOURNAL}")
         data_tags = check_data(args.base, masks=True)
-        study.enqueue(first_rows(args)[0])
+        study.enqueue(args.rows)
         if args.sweep.retry_failed:
             print_line(f"trying {study.repeat_failed()} failed trials again")
         with open_sweep(args.sweep, _plan(args, ())) as parent:
@@ -96,7 +95,7 @@ def _train(
         return read_state(args.out, plan)
 
     known = {origin(trial) for trial in study.trials}
-    earlier = _earlier(args, {r: c for r, c in first_rows(args)[0].items() if r not in known}, data_tags)
+    earlier = _earlier(args, {name: row for name, row in args.rows.items() if name not in known}, data_tags)
     unfinished = args.sweep.retry_failed or any(not trial.state.is_finished() for trial in study.trials)
     searching = unfinished or args.budget().left(begun(study.trials))
     if not searching and not (state := confirmation()).remaining:
@@ -146,15 +145,6 @@ def _sync(
     parent.tag("cosa.search.spent", str(args.budget()))
 
 
-def first_rows(args: SearchArgs) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
-    """Rows to try first, as parameters by origin, and the names of those outside the space.
-
-    Half of the trials at most, so that there is a search beyond them; a row of all components is the preset.
-    """
-    most = max(1, (args.limits.trials or len(args.rows) * 2) // 2)
-    return rows_inside(args.rows, args.space, args.base, most)
-
-
 def _earlier(
     args: SearchArgs, rows: Mapping[str, Mapping[str, Any]], data_tags: Mapping[str, str]
 ) -> Mapping[str, Result]:
@@ -192,10 +182,9 @@ def show_plan(args: SearchArgs) -> None:
         print_line(
             f"evaluation.every is {every} instead of {own}: trials are evaluated where they may be stopped"
         )
-    inside, outside = first_rows(args)
-    print_line(f"first come {len(inside)} rows of the paper: {_names(inside)}")
-    if outside:
-        print_line(f"outside of the space: {_names(outside)}")
+    print_line(f"first come {len(args.rows)} rows of the paper: {_names(args.rows)}")
+    if args.outside:
+        print_line(f"outside of the space: {_names(args.outside)}")
     cotraining = train.iterations - train.warmup
     if args.limits.trials:
         most = train.warmup + args.limits.trials * cotraining
@@ -224,7 +213,7 @@ def show_costs(args: SearchArgs) -> None:
         parts = ", ".join(f"{count} {state}" for state, count in states.items())
         print_line(f"begun before: {done} trials ({parts}), in {args.out / JOURNAL}")
     try:
-        done = done or len(_earlier(args, first_rows(args)[0], data_tags))
+        done = done or len(_earlier(args, args.rows, data_tags))
         speed = measured(args.sweep, args.base)
     except TrackingError as error:
         print_error(str(error))

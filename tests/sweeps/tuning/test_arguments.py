@@ -6,7 +6,7 @@ import pytest
 
 from cosa.config import TrainConfig
 from cosa.config.presets import get_preset
-from sweeps.tuning.arguments import Budget, Limits, pruning_steps, read_arguments
+from sweeps.tuning.arguments import Budget, Limits, paper_rows, pruning_steps, read_arguments
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,8 @@ def test_without_a_limit_it_is_thirty_trials():
 
 
 def test_the_papers_rows_come_nearest_first_after_the_preset():
-    rows = read_arguments(["--preset", "voc"]).rows
+    args = read_arguments(["--preset", "voc"])
+    rows = paper_rows(args.sweep.tables, args.base)
     names = [origin.rpartition("/")[2] for origin in rows]
     assert names[0] == "full"
     assert names.index("no-DT") < names.index("s2c-x2") < names.index("s2c-x4")
