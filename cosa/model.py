@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from cosa.config import Config, nearest, override
-from cosa.data.dataset import normalise, read_image
+from cosa.data.dataset import normalise, read_image, to_rgb
 from cosa.equations.cam import to_activation
 from cosa.equations.pseudo_labels import keep_labelled
 from cosa.networks.multiscale import multiscale, resize
@@ -245,7 +245,7 @@ def _rgb(image: Picture) -> UInt8[np.ndarray, "h w 3"]:
     if isinstance(image, str | Path):
         return read_image(Path(image))
     if isinstance(image, Image.Image):
-        return np.array(image.convert("RGB"))
+        return to_rgb(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ValueError(
             f"image must be uint8 RGB of shape (height, width, 3), got {image.dtype} of shape {image.shape}"

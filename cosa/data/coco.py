@@ -17,7 +17,10 @@ from array import array
 from collections.abc import Container, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # pydantic's law for Python 3.11
 
 from cosa.config import nearest
 from cosa.data.coco_masks import Region, Scene, draw_masks
@@ -121,15 +124,48 @@ def read_annotations(path: Path) -> dict[str, Scene]:
     except (TypeError, ValueError) as error:
         raise ValueError(f"polygons must be lists of numbers, got {path} ({error}); {_REMEDY}") from None
     try:
-        return _scenes(content, path)
-    except (KeyError, TypeError, AttributeError) as error:
-        missing = f"without {error}" if isinstance(error, KeyError) else f"({error})"
+        _CONTENT.validate_python(content, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        wrong = f"{place} {first['input']!r:.60}, which is wrong: {first['msg']}"
         raise ValueError(
-            f"annotations must be COCO's images, annotations and categories, got {path} {missing}; {_REMEDY}"
+            f"annotations must be COCO's images, annotations and categories, got {path} "
+            f"{f'without {place!r}' if first['type'] == 'missing' else f'with {wrong}'}; {_REMEDY}"
         ) from None
+    return _scenes(content, path)
 
 
 _REMEDY = "take COCO's instances_*.json"
+
+
+class _Category(TypedDict):
+    id: int
+    name: str
+
+
+class _Image(TypedDict):
+    id: int
+    file_name: str
+    height: Annotated[int, Field(gt=0)]
+    width: Annotated[int, Field(gt=0)]
+
+
+class _Annotation(TypedDict):
+    id: int
+    image_id: int
+    category_id: int
+    iscrowd: Literal[0, 1]
+    segmentation: Any  # looked at where it is drawn
+
+
+class _Content(TypedDict):
+    images: list[_Image]
+    annotations: list[_Annotation]
+    categories: list[_Category]
+
+
+_CONTENT = TypeAdapter(_Content)
 
 
 def _shrink(item: dict[str, Any]) -> dict[str, Any]:

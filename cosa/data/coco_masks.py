@@ -12,6 +12,7 @@ half-way goes on with the masks that are missing. One process draws for a cache,
 from __future__ import annotations
 
 import logging
+import math
 from array import array
 from collections.abc import Callable, Mapping
 from io import BytesIO
@@ -28,6 +29,8 @@ from cosa.storage.files import write_atomically
 from cosa.structures import IGNORE
 
 _log = logging.getLogger(__name__)
+
+_REPLACE = "replace the annotations"
 
 
 class Region(NamedTuple):
@@ -114,7 +117,7 @@ def paint(scene: Scene) -> UInt8[np.ndarray, "h w"]:
     """The mask of a scene: crowds first, as IGNORE, then objects from the largest to the smallest.
 
     Raises:
-        ValueError: Run lengths of another size than the image, or a region in no known format.
+        ValueError: A region that is no polygon and no run lengths which fill the image.
     """
     drawn = [(region, _rasterise(region, scene)) for region in scene.regions]
     drawn.sort(key=lambda pair: (not pair[0].crowd, -int(pair[1].sum()), pair[0].id))
@@ -129,18 +132,68 @@ def _rasterise(region: Region, scene: Scene) -> Bool[np.ndarray, "h w"]:
 
     shape, found = (scene.height, scene.width), region.segmentation
     if isinstance(found, list):
+        for polygon in found:
+            if len(polygon) % 2 or not np.isfinite(polygon).all():
+                raise ValueError(
+                    f"polygon must be finite numbers x, y, x, y, ..., got {len(polygon)} numbers from "
+                    f"{list(polygon[:4])} in annotation {region.id}; {_REPLACE}"
+                )
         # Two points have no area, and pycocotools takes four numbers for a box.
         polygons = [list(polygon) for polygon in found if len(polygon) >= 6]
         if not polygons:
             return np.zeros(shape, bool)
         runs = run_lengths.merge(run_lengths.frPyObjects(polygons, *shape))
     else:
-        if tuple(found.get("size", ())) != shape or "counts" not in found:
-            raise ValueError(
-                f"run lengths must have the size of their image, {scene.width}x{scene.height} pixels, got "
-                f"size {found.get('size')} (rows, columns) in annotation {region.id}; replace the annotations"
-            )
-        whole = isinstance(found["counts"], list)  # else they are compressed already
-        runs = run_lengths.frPyObjects(found, *shape) if whole else found
+        counts = _require_runs(found, region.id, scene)
+        runs = run_lengths.frPyObjects({"size": list(shape), "counts": counts}, *shape)
     inside: Bool[np.ndarray, "h w"] = run_lengths.decode(runs).astype(bool)
     return inside
+
+
+def _require_runs(found: Any, annotation: int, scene: Scene) -> list[int]:
+    """The run lengths of a segmentation, which fill their image: pycocotools reads on beyond their end.
+
+    Raises:
+        ValueError: They do not, or it is no segmentation at all.
+    """
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"segmentation must be polygons or run lengths, got {type(found).__name__} in annotation "
+            f"{annotation}; {_REPLACE}"
+        )
+    size, counts = found.get("size"), _decompressed(found.get("counts"))
+    if size != [scene.height, scene.width] or not all(type(side) is int for side in size):
+        raise ValueError(
+            f"run lengths must have the size of their image, {scene.width}x{scene.height} pixels, got "
+            f"size {size} (rows, columns) in annotation {annotation}; {_REPLACE}"
+        )
+    total = sum(counts) if all(type(count) is int and count >= 0 for count in counts) else math.nan
+    if total != scene.height * scene.width:
+        raise ValueError(
+            f"run lengths must be whole numbers >= 0 that fill {scene.width}x{scene.height} pixels, got "
+            f"{found.get('counts')!s:.40} with a sum of {total} in annotation {annotation}; {_REPLACE}"
+        )
+    return counts
+
+
+def _decompressed(stored: Any) -> list[Any]:
+    """Run lengths as they are listed or in COCO's compressed text; [NaN] of what is neither.
+
+    Six bits a character from `0` on: five of a number, the lowest first, in two's complement, and one that
+    says whether more follow; from the fourth on each number is the difference to the one before the last.
+    """
+    if not isinstance(stored, str):
+        return stored if isinstance(stored, list) else [math.nan]
+    counts: list[int] = []
+    value, shift = 0, 0
+    for character in stored:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64:
+            return [math.nan]
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            value -= (bits & 16 and 1) << shift
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value, shift = 0, 0
+    return [math.nan] if shift else counts

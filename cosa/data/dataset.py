@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -29,6 +29,8 @@ _STD = 255 * torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
 # What Pillow raises on files that are cut off or no image at all, beside OSError.
 _BROKEN_IMAGE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+
+_VOC_CLASSES = 20  # of a data set whose palettes are VOC's
 
 Needs = Literal["labels", "masks", "images"]
 """What the caller cannot do without: see `open_dataset`."""
@@ -101,44 +103,115 @@ class SegmentationDataset:
 
 
 def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
-    """The image file as RGB: grayscale, palette and CMYK are converted.
+    """The image file as RGB, see `to_rgb`.
 
     Raises:
-        ValueError: The file is cut off, damaged or no image.
+        ValueError: The file is cut off, damaged, no image, or of numbers without a known range.
     """
     with decoding("image", path), Image.open(path) as image:
-        return np.array(image.convert("RGB"))
+        return to_rgb(image)
+
+
+def to_rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """An image of any of Pillow's modes in 8 bits: 16-bit grey is scaled, transparency is dropped.
+
+    Raises:
+        ValueError: Its numbers have no known range: 32-bit integers or floats.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        grey = np.array(image).astype(np.uint32)
+        # Pillow's own conversion clips: a photograph of 16 bits would be white all over.
+        return np.repeat((grey // 257).astype(np.uint8)[:, :, None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            f"its numbers, 32-bit {'integers' if image.mode == 'I' else 'floats'}, have no known range: "
+            "save it with 8 or 16 bits"
+        )
+    if "transparency" in image.info:
+        image = image.convert("RGBA")  # else Pillow warns of what it then does right
+    return np.array(image.convert("RGB"))
 
 
 def read_mask(path: Path, image_path: Path, classes: int) -> UInt8[np.ndarray, "h w"]:
     """The index PNG as it is stored, checked against its image and the number of foreground classes.
 
     Raises:
-        ValueError: The file is no readable index PNG, its size is not the image's, or it holds a value
-            outside [0, classes] that is not IGNORE.
+        ValueError: The file is no readable index PNG, its size is not the image's, it holds a value outside
+            [0, classes] that is not IGNORE, or its palette says that its values are not VOC's.
     """
     with decoding("mask", path), Image.open(path) as stored:
-        mode, mask = stored.mode, np.array(stored)
-    if mode not in ("L", "P"):
+        mode, kind, samples = stored.mode, stored.format, np.array(stored)
+        colours = stored.getpalette() or ()
+    if kind == "JPEG" or mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
         raise ValueError(
-            f"mask must hold one class index per pixel (PNG mode P or L), got mode {mode} in {path}; "
+            f"mask must hold one class index per pixel (PNG mode P or L), got "
+            f"{f'mode {mode}' if kind != 'JPEG' else 'a JPEG, whose losses change indices,'} in {path}; "
             "convert colours to indices"
         )
     with decoding("image", image_path), Image.open(image_path) as image:
         width, height = image.size
-    if mask.shape != (height, width):
+    if samples.shape != (height, width):
         raise ValueError(
             f"mask must have the size of its image, {width}x{height} pixels, "
-            f"got {mask.shape[1]}x{mask.shape[0]} in {path}; replace one of the two"
+            f"got {samples.shape[1]}x{samples.shape[0]} in {path}; replace one of the two"
         )
-    present = np.flatnonzero(np.bincount(mask.ravel(), minlength=IGNORE + 1))
-    outside = present[(present > classes) & (present != IGNORE)]
+    if mode == "L" and kind == "PNG":
+        samples = samples // _grey_step(path)
+    present = np.unique(samples).astype(np.int64)
+    outside = present[((present > classes) & (present != IGNORE)) | (present < 0)]
     if outside.size:
         raise ValueError(
             f"mask must hold classes in [0, {classes}] or {IGNORE}, got {outside[0]} in {path}; "
             "check the mask, or the class names in classes.txt"
         )
+    _require_voc_order(colours, present.tolist(), classes, path)
+    mask: UInt8[np.ndarray, "h w"] = samples.astype(np.uint8)
     return mask
+
+
+def _grey_step(path: Path) -> int:
+    """By how much Pillow multiplies the samples of a grey PNG, which may have 1, 2, 4 or 8 bits: 255 to 1."""
+    with path.open("rb") as file:
+        header = file.read(25)
+    largest: int = (1 << header[24]) - 1  # of the bit depth; PNG's signature and IHDR's start come before it
+    return 255 // largest
+
+
+def palette(k: int) -> UInt8[np.ndarray, "k 3"]:
+    """Colours of PASCAL VOC for classes 0 ... k - 1, black first: a class's bits, spread over RGB."""
+    levels = np.arange(8)
+    bits = np.arange(k)[:, None, None] >> (3 * levels + np.arange(3)[:, None]) & 1
+    colours: UInt8[np.ndarray, "k 3"] = (bits << (7 - levels)).sum(2, dtype=np.uint8)
+    return colours
+
+
+def _require_voc_order(stored: Sequence[int], present: Sequence[int], classes: int, path: Path) -> None:
+    """Refuse a value in the colour that VOC gives another class: the palette was saved in another order.
+
+    With other classes than VOC's twenty, whose colours may be anybody's, only a palette of VOC's colours
+    alone in which background or border has another place.
+
+    Args:
+        stored: The file's palette: red, green and blue of each value.
+        present: Values in the file.
+        classes: Number of foreground classes.
+        path: The file.
+
+    Raises:
+        ValueError: There is one.
+    """
+    colours = [tuple(stored[3 * value : 3 * value + 3]) for value in range(len(stored) // 3)]
+    voc = palette(IGNORE + 1).tolist()
+    meaning = {tuple(voc[value]): value for value in (*range(classes + 1), IGNORE)}
+    meant = {value: meaning.get(colours[value]) for value in present if value < len(colours)}
+    wrong = {value: other for value, other in meant.items() if other not in (None, value)}
+    if classes != _VOC_CLASSES and (None in meant.values() or not {0, IGNORE} & {*wrong.values()}):
+        return
+    for value, other in wrong.items():
+        raise ValueError(
+            f"mask must hold class indices in the order of VOC's palette, got value {value} in the colour of "
+            f"{other} in {path}; save it without reordering its palette"
+        )
 
 
 def assemble(

@@ -5,6 +5,7 @@ Importing this module imports albumentations, which takes seconds: import it whe
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import warnings
@@ -54,6 +55,7 @@ class Views:
                 [albumentations.OneOf(list(appearances().values()), p=1)] if data.strong_appearance else []
             )
             self._strong = albumentations.Compose([_blur(data), *looks], is_check_shapes=False)
+        self._least = math.ceil(1 / data.scale_min)  # pixels a side, of which the smallest scale leaves one
 
     def __call__(
         self, image: UInt8[np.ndarray, "h w 3"], seed: int, mask: UInt8[np.ndarray, "h w"] | None = None
@@ -64,8 +66,12 @@ class Views:
         streams = np.random.default_rng(seed), random.Random(seed)  # noqa: S311 - no secret
         for pipeline in (self._geometry, self._weak, self._strong):
             pipeline.set_random_state(*streams)
-        layers = [np.ones(image.shape[:2], np.uint8), *([] if mask is None else [mask])]
-        placed = self._geometry(image=image, mask=np.dstack(layers))
+        layers = np.dstack([np.ones(image.shape[:2], np.uint8), *([] if mask is None else [mask])])
+        for axis in (0, 1):  # of the thinnest images, scaling down would leave nothing
+            times = math.ceil(self._least / image.shape[axis])
+            if times > 1:
+                image, layers = image.repeat(times, axis), layers.repeat(times, axis)
+        placed = self._geometry(image=image, mask=layers)
         valid = placed["mask"][:, :, 0].astype(bool)
         # Appearance sees the image's own pixels alone: padding would enter blur, histograms and mean grey.
         inside = _rectangle(valid)

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float32, Integer, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from cosa.data.dataset import SegmentationDataset
+from cosa.data.dataset import SegmentationDataset, palette
 from cosa.structures import IGNORE
 
 GAP = 6
@@ -22,15 +22,6 @@ _SHEET_COLUMNS, _SHEET_TILE = 4, 300
 _INK, _PAPER, _MARGIN = (32, 32, 32), (255, 255, 255), (236, 236, 236)
 _COLOUR_SHARE, _HEAT_SHARE = 0.5, 0.65  # of a class's colour in an overlay, of heat in a heat map
 _TITLE = 22  # height of a line of titles
-
-
-def palette(k: int) -> UInt8[np.ndarray, "k 3"]:
-    """Colours of PASCAL VOC for classes 0 ... k - 1, black first: a class's bits, spread over RGB."""
-    levels = np.arange(8)
-    bits = np.arange(k)[:, None, None] >> (3 * levels + np.arange(3)[:, None]) & 1
-    colours: UInt8[np.ndarray, "k 3"] = (bits << (7 - levels)).sum(2, dtype=np.uint8)
-    return colours
-
 
 _COLOURS = palette(256)
 _COLOURS[IGNORE] = 255

@@ -11,6 +11,7 @@ import glob
 import gzip
 import io
 import itertools
+import os
 import tarfile
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -77,13 +78,13 @@ def find_images(sources: Sequence[str]) -> list[Path]:
                 f"images must be files, folders or patterns that match some, got {source!r}; "
                 f"taken for images are {', '.join(sorted(SUFFIXES))}"
             )
-        found.update({p.resolve(): p for p in paths})
+        found.update({_place(p): p for p in paths})
     return list(found.values())
 
 
 def output_names(paths: Sequence[Path]) -> list[str]:
     """A name for each file, its own where no other has it, else with as many folders as tell them apart."""
-    parts = [path.resolve().with_suffix("").parts[1:] for path in paths]
+    parts = [_place(path).with_suffix("").parts[1:] for path in paths]
     ends = [[own[-depth:] for depth in range(1, len(own) + 1)] for own in parts]
     shared = Counter(end for own in {of[-1]: of for of in ends}.values() for end in own)
     taken: set[str] = set()
@@ -96,6 +97,11 @@ def output_names(paths: Sequence[Path]) -> list[str]:
         taken |= {free, f"{free}_overlay"}
         names.append(free)
     return names
+
+
+def _place(path: Path) -> Path:
+    """Where a file was said to be, links not followed: data versioning and hub caches link to hashes."""
+    return Path(os.path.abspath(path))  # noqa: PTH100 (resolve follows links, absolute keeps `..`)
 
 
 def predict_files(

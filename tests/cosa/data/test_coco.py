@@ -445,6 +445,77 @@ def test_run_lengths_of_another_size_are_named(coco: CocoFolder) -> None:
     assert "got size [8, 6] (rows, columns) in annotation 42" in text
 
 
+FILLING = [0, 12, 36]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"counts": [0, 12, 35]},
+        {"counts": [0, 12, 37]},
+        {"counts": [60, -12]},
+        {"counts": [0.0, 12.0, 36.0]},
+        {"counts": [True, 47]},
+        {"counts": "0<S1"},
+        {"counts": "~"},
+        {"counts": None},
+        {"size": [6.0, 8.0]},
+        {"size": 48},
+    ],
+)
+def test_run_lengths_that_do_not_fill_their_image_are_named(coco: CocoFolder, wrong: dict[str, Any]) -> None:
+    coco.object(coco.image(), "cat", {"size": [6, 8], "counts": FILLING} | wrong, id=42)
+    coco.write()
+
+    text = complaint(coco)
+
+    assert text.startswith("run lengths must")
+    assert "in annotation 42" in text
+
+
+def test_compressed_run_lengths_are_those_that_are_listed(coco: CocoFolder) -> None:
+    from pycocotools import mask as library
+
+    inside = np.random.default_rng(3).random((60, 80)) < 0.5
+    inside[:, 20:60] = True  # a run that takes several characters
+    compressed = library.encode(np.asfortranarray(inside.astype(np.uint8)))["counts"].decode()
+    coco.object(coco.image(size=(80, 60)), "cat", {"size": [60, 80], "counts": compressed})
+
+    assert np.array_equal(opened(coco).mask(0) == CAT, inside)
+
+
+@pytest.mark.parametrize("polygon", [[1, 1, 5, 1, 5], [1, 1, 5, 1, 5, 5, 2], [1, 1, 5, 1, float("nan"), 5]])
+def test_a_polygon_that_is_no_list_of_points_is_named(coco: CocoFolder, polygon: list[float]) -> None:
+    coco.object(coco.image(), "cat", [box(0, 0, 2, 2)[0], polygon], id=42)
+    coco.write()
+
+    assert "polygon must be finite numbers x, y, x, y" in complaint(coco)
+
+
+@pytest.mark.parametrize("segmentation", [None, "text", 3])
+def test_a_segmentation_that_is_none_is_named(coco: CocoFolder, segmentation: object) -> None:
+    coco.object(coco.image(), "cat", segmentation, id=42)
+    coco.write()
+
+    assert "segmentation must be polygons or run lengths, got" in complaint(coco)
+
+
+@pytest.mark.parametrize(
+    ("part", "field"),
+    [("annotations", key) for key in ("id", "image_id", "category_id", "iscrowd")]
+    + [("images", key) for key in ("id", "file_name", "height", "width")]
+    + [("categories", key) for key in ("id", "name")],
+)
+@pytest.mark.parametrize("value", [None, 1.5, [1], {"a": 1}])
+def test_a_field_of_a_wrong_type_is_named(coco: CocoFolder, part: str, field: str, value: object) -> None:
+    coco.object(coco.image(), "cat", box(0, 0, 4, 4))
+    content = json.loads(coco.write().path.read_text())
+    content[part][0][field] = value
+    coco.path.write_text(json.dumps(content))
+
+    assert f"with {part}.0.{field} " in complaint(coco)
+
+
 def test_an_image_named_twice_is_refused(coco: CocoFolder) -> None:
     coco.image()
     coco.image()

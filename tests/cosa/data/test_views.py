@@ -374,3 +374,16 @@ def test_a_mask_sent_through_the_geometry_stays_a_mask() -> None:
     masks = [pipeline(image=noise(), mask=mask)["mask"] for _ in SEEDS]
 
     assert set(np.unique(masks)) == {0, 200}
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 400), (400, 1), (2, 3)])
+@pytest.mark.parametrize("scale", [0.05, 0.3, 2.0])
+def test_the_thinnest_image_has_views(shape: tuple[int, int], scale: float) -> None:
+    views = Views(plain(scale_min=scale, scale_max=scale))
+
+    pair = views(np.full((*shape, 3), 100, np.uint8), 0, np.full(shape, 7, np.uint8))
+
+    assert pair.valid.any()
+    assert pair.mask is not None
+    assert (pair.weak[pair.valid] == 100).all()
+    assert (pair.mask[pair.valid] == 7).all()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import shutil
+import struct
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from PIL import Image
 
 from cosa.config import DataConfig
 from cosa.data import VOC_CLASSES, open_dataset
+from cosa.data.dataset import palette, to_rgb
 from tests.cosa.data.voc_folder import VocFolder
 
 
@@ -153,6 +157,71 @@ def test_a_palette_mask_is_read_as_indices(voc: VocFolder) -> None:
     assert np.array_equal(open_dataset(voc.config(), "train").mask(0), indices)
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_a_grey_mask_of_any_depth_is_read_as_it_is_stored(voc: VocFolder, bits: int) -> None:
+    voc.fill({"a": [1]})
+    indices = np.zeros((6, 8), np.uint16)
+    indices[2:4, 1:7] = 1
+    indices[5] = min(2**bits - 1, 3)
+    (voc.root / "SegmentationClassAug/a.png").write_bytes(grey_png(indices, bits))
+
+    assert np.array_equal(open_dataset(voc.config(), "train").mask(0), indices)
+
+
+def test_a_mask_whose_palette_was_put_in_another_order_is_refused(voc: VocFolder) -> None:
+    voc.fill({"a": [15]})
+    squeezed = Image.new("P", (8, 6))
+    squeezed.putdata([0] * 24 + [1] * 24)
+    squeezed.putpalette([0, 0, 0, *palette(16)[15].tolist()])
+    squeezed.save(voc.root / "SegmentationClassAug/a.png")
+
+    with pytest.raises(ValueError, match=r"got value 1 in the colour of 15 in .*a\.png"):
+        open_dataset(voc.config(), "train").mask(0)
+
+
+def test_colours_of_other_classes_than_vocs_are_anybodys(voc: VocFolder) -> None:
+    (voc.root / "classes.txt").write_text("bolt\nscrew\n")
+    voc.fill({"a": [0, 1]})
+    green = Image.new("P", (8, 6))
+    green.putdata([0] * 24 + [1] * 24)
+    green.putpalette([0, 0, 0, *palette(3)[2].tolist()])
+    green.save(voc.root / "SegmentationClassAug/a.png")
+    assert int(open_dataset(voc.config(), "train").mask(0).max()) == 1
+
+    green.putpalette([*palette(3)[1].tolist(), 0, 0, 0])
+    green.save(voc.root / "SegmentationClassAug/a.png")
+    with pytest.raises(ValueError, match="got value 0 in the colour of 1 in"):
+        open_dataset(voc.config(), "train").mask(0)
+
+
+def test_a_mask_that_was_saved_as_jpeg_is_refused(voc: VocFolder) -> None:
+    voc.fill({"a": [1]})
+    Image.new("L", (8, 6), 1).save(voc.root / "SegmentationClassAug/a.png", "JPEG")
+
+    with pytest.raises(ValueError, match="got a JPEG, whose losses change indices"):
+        open_dataset(voc.config(), "train").mask(0)
+
+
+def grey_png(samples: np.ndarray, bits: int) -> bytes:
+    """A grey PNG with so many bits a sample, written by hand: Pillow writes 8 and 16."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
+
+    height, width = samples.shape
+    as_bits = (samples[:, :, None] >> np.arange(bits - 1, -1, -1)) & 1
+    rows = [b"\0" + np.packbits(row.astype(np.uint8).ravel()).tobytes() for row in as_bits]
+    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"".join(rows)))
+        + chunk(b"IEND", b"")
+    )
+
+
 # --- images -------------------------------------------------------------------------------------------------
 
 
@@ -182,6 +251,45 @@ def test_a_cmyk_image_becomes_rgb(voc: VocFolder) -> None:
     pixel = open_dataset(voc.config(), "train").image(0)[3, 3].astype(int)
 
     assert np.abs(pixel - (0, 255, 255)).max() <= 4  # cyan ink
+
+
+def test_a_grey_image_of_16_bits_is_scaled_and_not_clipped(voc: VocFolder) -> None:
+    voc.fill({"a": [1]})
+    samples = np.linspace(0, 65535, 48).astype(np.uint16).reshape(6, 8)
+    (voc.root / "JPEGImages/a.png").write_bytes(grey_png(samples, 16))
+
+    image = open_dataset(voc.config(), "train").image(0)
+
+    assert np.array_equal(image, np.stack([samples // 257] * 3, -1))
+
+
+@pytest.mark.parametrize("suffix", ["PNG", "TIFF"])
+def test_a_tiff_of_16_bits_is_scaled_as_a_png_is(suffix: str) -> None:
+    stored = io.BytesIO()
+    Image.fromarray(np.full((2, 3), 40_000, np.uint16)).save(stored, suffix)
+
+    assert to_rgb(Image.open(stored)).tolist() == [[[155] * 3] * 3] * 2
+
+
+@pytest.mark.parametrize(("kind", "word"), [(np.float32, "floats"), (np.int32, "integers")])
+def test_numbers_without_a_known_range_are_refused(voc: VocFolder, kind: type[np.generic], word: str) -> None:
+    voc.fill({"a": [1]})
+    Image.fromarray(np.full((6, 8), 0.5, kind)).save(voc.root / "JPEGImages/a.png", "TIFF")
+
+    with pytest.raises(ValueError, match=rf"got .*a\.png \(its numbers, 32-bit {word}, have no known range"):
+        open_dataset(voc.config(), "train").image(0)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB", "PA"])
+def test_every_other_mode_shows_what_it_shows_elsewhere(mode: str) -> None:
+    ramp = np.arange(0, 256, 17, dtype=np.uint8).reshape(4, 4)
+    if mode == "LAB":
+        image = Image.fromarray(np.dstack([ramp, np.full_like(ramp, 0), np.full_like(ramp, 0)]), "LAB")
+    else:
+        image = Image.fromarray(ramp).convert("RGB").convert(mode)
+
+    assert np.abs(to_rgb(image).astype(int) - np.array(image.convert("RGB")).astype(int)).max() == 0
+    assert len(np.unique(to_rgb(image))) >= 2
 
 
 def test_exif_orientation_is_ignored_as_masks_are_drawn_in_stored_orientation(voc: VocFolder) -> None:

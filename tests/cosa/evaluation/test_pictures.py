@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from cosa.config import EvaluationConfig
-from cosa.data.dataset import normalise
+from cosa.data.dataset import normalise, palette
 from cosa.evaluation.panels import (
     COLUMNS,
     PanelRow,
@@ -18,7 +18,7 @@ from cosa.evaluation.panels import (
     panel_rows,
     save_panels,
 )
-from cosa.evaluation.pictures import palette, sheet
+from cosa.evaluation.pictures import sheet
 from cosa.structures import IGNORE, EvaluationBatch
 from tests.oracles.network import ColourNetwork
 

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from cosa.config import Config, override
-from cosa.evaluation.pictures import heat_map, index_png, overlay, palette
+from cosa.data.dataset import palette
+from cosa.evaluation.pictures import heat_map, index_png, overlay
 from cosa.evaluation.predict import (
     Prediction,
     find_images,
@@ -81,6 +82,18 @@ def test_a_source_without_images_is_refused(
 )
 def test_no_two_images_share_a_name(paths: Sequence[str], names: Sequence[str]) -> None:
     assert output_names([Path(path) for path in paths]) == names
+
+
+def test_linked_files_are_named_as_they_are_called_and_not_as_what_they_link_to(tmp_path: Path) -> None:
+    store = tmp_path / "store/3f2a9c"
+    store.parent.mkdir()
+    Image.new("RGB", (4, 4)).save(store, "PNG")
+    for name in ("cat.png", "dog.png"):
+        (tmp_path / name).symlink_to(store)
+
+    found = find_images([str(tmp_path / "*.png"), str(tmp_path / "cat.png")])
+
+    assert output_names(found) == ["cat", "dog"]
 
 
 def test_predictions_come_in_order_in_each_images_own_size(model: Model, tmp_path: Path) -> None:
