@@ -12,6 +12,7 @@ import gzip
 import io
 import itertools
 import os
+import re
 import tarfile
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -38,6 +39,7 @@ SUBMISSION_FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"
 """Where the PASCAL VOC server looks for NAME.png of its test set (comp6: any training data)."""
 
 _BATCHES_AHEAD = 2
+_LONGEST = 60  # characters of a class's name in a file's
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,11 +189,17 @@ def write_prediction(
     }
     for index in cams:
         heat = heat_map(prediction.image, prediction.output.activation(index))
-        pictures[f"_cam_{classes[index]}"] = Image.fromarray(heat)
+        pictures[f"_cam_{_file_name(classes, index)}"] = Image.fromarray(heat)
     paths = [stem.with_name(f"{stem.name}{suffix}.png") for suffix in pictures]
     for path, picture in zip(paths, pictures.values(), strict=True):
         write_atomically(path, partial(picture.save, format="PNG"), sync=False)
     return paths
+
+
+def _file_name(classes: Sequence[str], index: int) -> str:
+    """A class's name as a part of a file's; its number tells apart those that have to be changed for it."""
+    name = re.sub(r"[^\w .()-]", "_", classes[index])[:_LONGEST]
+    return name if name == classes[index] else f"{name}_{index + 1}"
 
 
 def named_overlay(

@@ -167,3 +167,20 @@ def require_momenta(where: Path, saved: State, wanted: Sequence[float]) -> None:
             f"warm-up must carry an AN of momentum {missing[0]!r}, got only "
             f"{', '.join(saved['followers']) or 'its own'} in {str(where)!r}; train it in a new folder"
         )
+
+
+def require_classes(where: Path, saved: State, classes: Sequence[str]) -> None:
+    """Refuse a checkpoint of other classes, or of the same in another order: each of its outputs is one.
+
+    Raises:
+        ValueError: Names the first class that differs.
+    """
+    before = tuple(saved["classes"])
+    if before != tuple(classes):
+        pairs = itertools.zip_longest(before, classes, fillvalue="none")
+        place, (old, new) = next((n, pair) for n, pair in enumerate(pairs, 1) if pair[0] != pair[1])
+        raise ValueError(
+            f"classes must be those that {str(where)!r} was trained on, got {new!r} instead of {old!r} as "
+            f"class {place} ({len(classes)} classes, {len(before)} before); bring back the names and their "
+            "order, or train in a new folder"
+        )

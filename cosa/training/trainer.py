@@ -199,10 +199,12 @@ class _Run:
         state, fork_from = self.state, self.spec.fork_from
         saved = self.storage.agree(checkpoint.newest(self.checkpoints, log.warning), self.ranks)
         if saved is not None:
+            checkpoint.require_classes(self.out, saved, self.data.training.classes)
             checkpoint.require_momenta(self.out, saved, [*state.followers])
             state.resume(saved)
         elif fork_from is not None:
             saved, momentum = checkpoint.load_warmup(fork_from, self.config)
+            checkpoint.require_classes(fork_from, saved, self.data.training.classes)
             state.fork(saved, momentum)
         if state.step > self.target:
             raise ValueError(

@@ -224,6 +224,17 @@ def test_the_pictures_of_an_image_are_written_beside_each_other(model: Model, tm
     assert sorted((tmp_path / "out" / "d").iterdir()) == sorted(written)
 
 
+def test_a_heat_map_has_a_file_whatever_its_class_is_called(model: Model, tmp_path: Path) -> None:
+    names = ("car/truck", "x" * 260, "x" * 261)
+    (prediction,) = predict_files(model, [image_file(tmp_path / "in.png")])
+
+    written = write_prediction(prediction, tmp_path / "a", names, cams=[0, 1, 2])
+
+    shown = ["a_cam_car_truck_1.png", f"a_cam_{'x' * 60}_2.png", f"a_cam_{'x' * 60}_3.png"]
+    assert written[2:] == [tmp_path / name for name in shown]
+    assert all(path.is_file() for path in written)
+
+
 def test_a_folder_that_cannot_be_written_is_named(model: Model, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     image = np.zeros((4, 6, 3), np.uint8)

@@ -425,6 +425,20 @@ def test_other_data_than_the_run_began_with_are_told(
     ]
 
 
+@pytest.mark.parametrize("change", [lambda names: [*names[1:], names[0]], lambda names: [*names, "extra"]])
+def test_a_run_is_not_gone_on_with_when_its_classes_are_others_or_in_another_order(
+    short: Config, tmp_path: Path, change: Callable[[list[str]], list[str]]
+) -> None:
+    write_shapes(tmp_path / "other", train_images=5, val_images=2)
+    with pytest.raises(StopError):
+        train(short, out=tmp_path / "run", report=stop_after(1))
+    names = (tmp_path / "other/classes.txt").read_text().split()
+    (tmp_path / "other/classes.txt").write_text("\n".join(change(names)))
+
+    with pytest.raises(ValueError, match=r"classes must be those that .*run' was trained on, got "):
+        train(override(short, {"data.root": str(tmp_path / "other")}), out=tmp_path / "run")
+
+
 # Forking
 
 
