@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +22,15 @@ from cosa.config import Config, DataConfig, override
 from cosa.data.coco import coco_splits
 from cosa.data.dataset import Needs, SegmentationDataset, read_image, read_mask
 from cosa.data.files import OnProblem, contents, in_processes, refuse
-from cosa.data.folder import folder_splits
+from cosa.data.folder import folder_splits, stray_masks
 from cosa.data.loader import train_batches
 from cosa.data.open import open_dataset
 from cosa.data.voc import voc_splits
 from cosa.structures import IGNORE
 
 _BATCH = 32  # files between two reports of progress
+_SEVERAL = 3  # images, of which one and another may hide its object under smaller ones
+_MOST_IGNORED = 1 / 5  # of the pixels: VOC's borders are 5 %
 
 Advance = Callable[[str, int, int], None]
 """Is told the split, how many of its images are read, and how many there are: 0 of 0 while it is opened."""
@@ -52,6 +54,28 @@ class SplitSummary:
     """Pixels of background, of each class, and not counted (the last); empty where there are no masks."""
     unlabelled_masks: int
     """Images whose mask shows a class that its labels do not name."""
+
+    def doubts(self) -> Iterator[str]:
+        """What no single file shows to be wrong: labels and masks that do not say the same."""
+        if self.unlabelled_masks:
+            yield (
+                f"labels must name what masks show, got {self.unlabelled_masks} of {self.images} images of "
+                f"{self.name} whose mask shows more; correct the labels, or the order of the classes"
+            )
+        if not any(self.pixels):
+            return
+        for name, images, pixels in zip(self.classes, self.images_per_class, self.pixels[1:-1], strict=True):
+            if images >= _SEVERAL and not pixels:
+                yield (
+                    f"masks must show what labels name, got {images} images of {self.name} labelled {name!r} "
+                    "and no pixel of it; write the number of the class into the masks"
+                )
+        ignored = self.pixels[-1] / sum(self.pixels)
+        if ignored > _MOST_IGNORED:
+            yield (
+                f"{IGNORE} in a mask must mark borders that are not counted, got {ignored:.0%} of all pixels "
+                f"of {self.name}; write 1 for the first class, 2 for the second"
+            )
 
 
 @dataclass(frozen=True)
@@ -114,7 +138,12 @@ def check(data: DataConfig, splits: Sequence[str], advance: Advance) -> Summary:
             on_problem(error)
             continue
         labelled = needs_of(data, split) != "images"
-        summaries.append(_read_all(dataset, split, labelled, on_problem, advance))
+        summary = _read_all(dataset, split, labelled, on_problem, advance)
+        summaries.append(summary)
+        for doubt in summary.doubts():
+            on_problem(ValueError(doubt))
+    if data.layout == "folder" and summaries and (stray := stray_masks(Path(data.root))):
+        on_problem(ValueError(stray))
     return Summary(tuple(problems), tuple(summaries))
 
 

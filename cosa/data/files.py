@@ -110,7 +110,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
     """The names in a classes.txt: one foreground class per line, in the order of the masks' values.
 
     Raises:
-        ValueError: No names, too many for a mask, or one twice.
+        ValueError: No names, too many for a mask, one twice, or the background among them.
     """
     names = tuple(line.strip() for line in text_lines(path))
     if not 0 < len(names) < IGNORE:
@@ -119,7 +119,18 @@ def read_classes(path: Path) -> tuple[str, ...]:
             "write one foreground class per line"
         )
     require_distinct(names, path)
+    require_foreground(names, path)
     return names
+
+
+def require_foreground(names: Iterable[str], path: Path) -> None:
+    """Raise a ValueError where a foreground class is called background: all the others would be one off."""
+    for name in names:
+        if name.casefold() == "background":
+            raise ValueError(
+                f"classes must be those of the foreground, got {name!r} in {path}; take it out: background "
+                "is what no class names, and 0 in a mask"
+            )
 
 
 def text_lines(path: Path) -> list[str]:

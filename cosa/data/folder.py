@@ -10,13 +10,14 @@ they are the labels in use, sorted. masks/ holds index PNGs, named and foldered 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from cosa.config import nearest
 from cosa.data.dataset import Needs, SegmentationDataset, assemble
-from cosa.data.files import OnProblem, contents, found, read_classes, refuse
+from cosa.data.files import OnProblem, contents, found, read_classes, refuse, require_foreground
 from cosa.structures import IGNORE
 
 HEADER = ("image", "split", "labels")
@@ -51,8 +52,10 @@ def read_folder(
     files = found(rows, images, law, "add the files or take the rows out", on_problem)
     if needs == "images":
         return assemble(classes, files, images, {}, lambda _: [], on_problem).named_by_stem()
-    places = {file: (root / "masks" / file).with_suffix(".png") for file in files}
-    masks = {file: place for file, place in places.items() if place.is_file()}
+    every, strays = _masks(root, images)
+    masks = {file: every[file] for file in files if file in every}
+    if strays and not masks:
+        on_problem(ValueError(stray_masks(root)))
     if masks or needs == "masks":
         law = f"every image of split {split!r} must have a mask in {root / 'masks'}"
         files = found(files, masks, law, "add the masks, or take all of this split's away", on_problem)
@@ -69,6 +72,40 @@ def read_folder(
     verify = verify_masks or needs == "masks"
     dataset = assemble(classes, files, images, masks, labels_of, on_problem, verify_masks=verify)
     return dataset.named_by_stem()
+
+
+def stray_masks(root: Path) -> str:
+    """What is wrong with the names of the masks under `root`; empty where each belongs to an image."""
+    images = _images(root)
+    masks, strays = _masks(root, images)
+    if not strays:
+        return ""
+    return (
+        f"masks must be named and foldered as their images, got {len(strays)} in {strays[0].parent} that "
+        f"belong to none, first {strays[0].name!r}, and {len(images) - len(masks)} of {len(images)} images "
+        "without a mask; rename the masks, or take them away"
+    )
+
+
+def _masks(root: Path, images: Iterable[str]) -> tuple[dict[str, Path], list[Path]]:
+    """The mask of each image that has one, by the image's path, and the files that belong to none.
+
+    Names are found whatever their case, that of the folder and of the suffix, too.
+    """
+    folders = [path for path in sorted(root.iterdir()) if path.name.lower() == "masks" and path.is_dir()]
+    files = {
+        path.relative_to(folder).with_suffix("").as_posix(): path
+        for folder in folders
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() == ".png"
+    }
+    stems = {image: image.rpartition(".")[0] for image in images}
+    shared = Counter(map(str.casefold, stems.values()))
+    by_case = {stem.casefold(): path for stem, path in files.items() if shared[stem.casefold()] == 1}
+    matched = {image: files.get(stem) or by_case.get(stem.casefold()) for image, stem in stems.items()}
+    masks = {image: path for image, path in matched.items() if path}
+    used = set(masks.values())
+    return masks, [path for path in files.values() if path not in used]
 
 
 def folder_splits(root: Path) -> list[str]:
@@ -161,4 +198,5 @@ def _classes(root: Path, table: Sequence[_Row]) -> tuple[str, ...]:
             f"labels.csv must use 1 to {IGNORE - 1} labels, got {len(classes)} in {root / 'labels.csv'}; "
             "write each image's classes into its row"
         )
+    require_foreground(classes, root / "labels.csv")
     return classes

@@ -82,6 +82,38 @@ def test_masks_that_show_more_than_the_labels_say_are_counted(own: OwnFolder) ->
     assert split.unlabelled_masks == 1
 
 
+def test_masks_that_disagree_with_the_labels_are_a_finding(own: OwnFolder) -> None:
+    own.fill("a.jpg,val,dog", "b.jpg,val,cat")
+    for name in "ab":
+        own.mask(f"{name}.png", 1)  # cat
+
+    (problem,) = checked(own.config()).problems
+
+    assert "got 1 of 2 images of val whose mask shows more" in problem
+
+
+def test_objects_that_are_marked_as_not_counted_are_a_finding(own: OwnFolder) -> None:
+    own.fill("a.jpg,val,cat", "b.jpg,val,cat", "c.jpg,val,cat")
+    for name in "abc":
+        own.mask(f"{name}.png", 255)
+
+    unseen, ignored = checked(own.config()).problems
+
+    assert "got 3 images of val labelled 'cat' and no pixel of it" in unseen
+    assert "got 100% of all pixels of val" in ignored
+
+
+def test_masks_of_no_image_are_a_finding(own: OwnFolder) -> None:
+    own.fill("a.jpg,val,cat", "b.jpg,train,cat")
+    own.mask("a.png", 1)
+    own.mask("c.png", 1)
+
+    (problem,) = checked(own.config()).problems
+
+    assert "got 1 in" in problem
+    assert "first 'c.png', and 1 of 2 images without a mask" in problem
+
+
 def test_the_masks_of_every_split_of_coco_are_drawn(coco: CocoFolder) -> None:
     coco.object(coco.image(), "cat", box(0, 0, 4, 4))
     coco.write()
@@ -174,7 +206,7 @@ def test_everything_that_is_wrong_with_own_data_is_listed(own: OwnFolder) -> Non
         "e.jpg (",
     ):
         assert sum(said in problem for problem in problems) == 1, (said, problems)
-    assert len(problems) == 8
+    assert len(problems) == 9
 
 
 def test_everything_that_is_wrong_with_coco_is_listed(coco: CocoFolder) -> None:

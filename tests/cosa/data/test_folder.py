@@ -120,6 +120,36 @@ def test_a_bad_mask_of_the_evaluated_split_is_found_on_opening(own: OwnFolder) -
         open_dataset(own.config(), "val")
 
 
+def test_masks_are_found_whatever_the_case_of_their_names(own: OwnFolder) -> None:
+    own.fill("farm/000.jpg,val,cat", "Dog.JPG,val,dog")
+    own.mask("farm/000.PNG", 1)
+    own.mask("dog.png", 2)
+    (own.root / "masks").rename(own.root / "Masks")
+
+    dataset = open_dataset(own.config(), "val")
+
+    assert [int(dataset.mask(index).max()) for index in range(2)] == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["000_mask.png", "elsewhere/000.png"])
+def test_masks_that_all_belong_to_no_image_are_not_passed_over(own: OwnFolder, name: str) -> None:
+    own.fill("000.jpg,val,cat")
+    own.mask(name)
+
+    with pytest.raises(ValueError, match=r"got 1 in .* that belong to none, .* 1 of 1 images without a mask"):
+        open_dataset(own.config(), "val")
+
+
+@pytest.mark.parametrize("file", ["classes.txt", "labels.csv"])
+def test_the_background_is_no_class(own: OwnFolder, file: str) -> None:
+    own.fill("a.jpg,val,cat;Background" if file == "labels.csv" else "a.jpg,val,cat")
+    if file == "classes.txt":
+        (own.root / file).write_text("Background\ncat\n")
+
+    with pytest.raises(ValueError, match=f"got 'Background' in .*{file}; take it out"):
+        open_dataset(own.config(), "val")
+
+
 def test_images_alone_need_no_masks_and_have_no_labels(own: OwnFolder) -> None:
     own.fill("a.jpg,test,", "b.jpg,test,", "c.jpg,train,cat")
     own.mask("a.png")
