@@ -19,8 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
-from typing_extensions import TypedDict  # pydantic's law for Python 3.11
+from pydantic import BaseModel, Field, ValidationError
 
 from cosa.config import nearest
 from cosa.data.coco_masks import Region, Scene, draw_masks
@@ -124,7 +123,7 @@ def read_annotations(path: Path) -> dict[str, Scene]:
     except (TypeError, ValueError) as error:
         raise ValueError(f"polygons must be lists of numbers, got {path} ({error}); {_REMEDY}") from None
     try:
-        _CONTENT.validate_python(content, strict=True)
+        _Content.model_validate(content, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
@@ -139,19 +138,19 @@ def read_annotations(path: Path) -> dict[str, Scene]:
 _REMEDY = "take COCO's instances_*.json"
 
 
-class _Category(TypedDict):
+class _Category(BaseModel):
     id: int
     name: str
 
 
-class _Image(TypedDict):
+class _Image(BaseModel):
     id: int
     file_name: str
     height: Annotated[int, Field(gt=0)]
     width: Annotated[int, Field(gt=0)]
 
 
-class _Annotation(TypedDict):
+class _Annotation(BaseModel):
     id: int
     image_id: int
     category_id: int
@@ -159,13 +158,10 @@ class _Annotation(TypedDict):
     segmentation: Any  # looked at where it is drawn
 
 
-class _Content(TypedDict):
+class _Content(BaseModel):
     images: list[_Image]
     annotations: list[_Annotation]
     categories: list[_Category]
-
-
-_CONTENT = TypeAdapter(_Content)
 
 
 def _shrink(item: dict[str, Any]) -> dict[str, Any]:
