@@ -18,8 +18,6 @@ from cosa.training.stop import StoppedError
 
 if TYPE_CHECKING:
     from cosa.storage.model_files import NetworkName, StoredModel
-else:
-    NetworkName, StoredModel = str, Any  # they import torch; tests check annotations as the program runs
 
 MISTAKE, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 """Exit codes: what the user can put right, a run that broke, Ctrl-C, SIGTERM."""

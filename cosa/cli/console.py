@@ -12,12 +12,10 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from cosa.training.trainer import TrainProgress
-else:
-    TrainProgress = Any  # the trainer imports torch; tests check annotations as the program runs
 
 T = TypeVar("T")
 

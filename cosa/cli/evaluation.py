@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import cosa
 from cosa.cli.common import Parser, changed_settings, find_model
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from cosa.data.dataset import SegmentationDataset
     from cosa.evaluation.evaluate import Evaluation
     from cosa.storage.model_files import StoredModel
-else:  # these import torch; tests check annotations as the program runs
-    SegmentationDataset = Evaluation = StoredModel = Any
 
 
 def main(prog: str, arguments: Sequence[str]) -> int:

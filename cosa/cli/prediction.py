@@ -6,21 +6,14 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from cosa.cli.common import (
-    FAILED,
-    Parser,
-    changed_settings,
-    find_model,
-)
+from cosa.cli.common import FAILED, Parser, changed_settings, find_model
 from cosa.cli.console import Counter, print_error
 from cosa.config import Config, override
 
 if TYPE_CHECKING:
     from cosa.model import ImageOutput
-else:
-    ImageOutput = Any  # it imports torch; tests check annotations as the program runs
 
 
 def main(prog: str, arguments: Sequence[str]) -> int:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cosa.cli.common import Parser, changed_settings, first_line, whole_number
 from cosa.cli.console import NETWORKS, Display, duration, metrics_table
@@ -20,8 +20,6 @@ from cosa.training.stop import until_terminated
 
 if TYPE_CHECKING:
     from cosa.training.trainer import Result, RunSpec, TrainProgress
-else:
-    TrainProgress = Result = RunSpec = Any  # they import torch; tests check annotations as the program runs
 
 
 def main(prog: str, arguments: Sequence[str]) -> int:

@@ -45,8 +45,6 @@ from cosa.tracking.store import RunGoneError, TrackingError, explained, find_run
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param, Run
-else:
-    MlflowClient = Metric = Param = Run = Any  # their import takes seconds; tests check annotations
 
 KEY_TAG = "cosa.run_key"
 """Names the journal that a run was delivered from."""
