@@ -18,8 +18,8 @@ _beartype = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int where a 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     """beartype, but for methods that speak of `Self`.
 
-    jaxtyping decorates methods one by one, and beartype knows `Self` only where it decorates the class. What a
-    module imports for mypy alone, because its import takes long, may be anything.
+    jaxtyping decorates methods one by one, and beartype knows `Self` only where it decorates the class. What
+    a module imports for mypy alone, because its import takes long, may be anything.
     """
     for name in _imported_for_mypy(function.__module__):
         vars(sys.modules[function.__module__]).setdefault(name, Any)

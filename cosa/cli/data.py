@@ -21,8 +21,10 @@ def main(prog: str, arguments: Sequence[str]) -> int:
     parser = Parser(prog=prog, description="Look at a data set before it is used.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    def add(name: str, summary: str, description: str) -> Parser:
+    def add(name: str, run: Callable[[argparse.Namespace, DataConfig], int], description: str) -> Parser:
+        summary = description.partition(". ")[0].rstrip(".")
         command = commands.add_parser(name, help=summary, description=description)
+        command.set_defaults(run=run)
         command.flag("root", "ROOT", "folder of the data set", type=Path)
         layouts = ("voc", "coco", "folder", "shapes")
         command.add_argument("--layout", choices=layouts, help="its layout (default: told by its files)")
@@ -33,14 +35,14 @@ def main(prog: str, arguments: Sequence[str]) -> int:
 
     check = add(
         "check",
-        "read every file, list all that is wrong, count images and pixels per class",
-        "Read every file of a data set and list everything that is wrong with it. Exit code 1 when something "
-        "is. COCO's masks are drawn into the cache on the way, ready for training.",
+        _check,
+        "Read every file, list all that is wrong, count images and pixels per class. Exit code 1 when "
+        "something is wrong. COCO's masks are drawn into the cache on the way, ready for training.",
     )
     check.flag("--split", "NAME", "check this split alone; may be repeated", action="append")
     show = add(
         "show",
-        "draw a sample of images with their masks laid over them",
+        _show,
         "Draw a sample of images with their masks laid over them and the classes they are labelled with.",
     )
     show.flag("--split", "NAME", "which split (default one called val, else the first)")
@@ -49,21 +51,22 @@ def main(prog: str, arguments: Sequence[str]) -> int:
     show.flag("--seed", "N", "which ones (default 0)", type=whole_number, default=0)
     pack = add(
         "pack",
-        "write an archive that machines of a cluster unpack by themselves",
-        "Write a data set into one uncompressed tar, for --data.archive. The same files make the same bytes.",
+        _pack,
+        "Write an archive that machines of a cluster unpack by themselves. It is one uncompressed tar, for "
+        "--data.archive; the same files make the same bytes.",
     )
     pack.flag("--out", "FILE.tar", "archive to write, outside of ROOT", type=Path, required=True)
     speed = add(
         "speed",
-        "measure how fast images come from the disk and from the loader",
+        _speed,
         "Measure how fast images come from the disk and from the loader, and tell what training needs.",
     )
     speed.flag("--split", "NAME", "which split (default one called train, else the first)")
     speed.flag("--images", "N", "how many to read (default 256)", type=whole_number, default=256)
     speed.settings(Config(), only=("data.loader_workers", "data.crop_size"))
     given = parser.parse_known(arguments)
-    run = {"check": _check, "show": _show, "pack": _pack, "speed": _speed}[given.command]
-    return run(given, _data(given))
+    code: int = given.run(given, _data(given))
+    return code
 
 
 def _data(given: argparse.Namespace) -> DataConfig:

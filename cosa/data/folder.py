@@ -31,8 +31,7 @@ def read_folder(
 ) -> SegmentationDataset:
     """The images that labels.csv gives to a split, in its order, named by their paths without suffix.
 
-    Args and errors are those of `open_dataset`. `verify_masks` reads masks now, to find a bad one before
-    hours of training; where masks are needed, they always are.
+    Args and errors are those of `open_dataset`. `verify_masks` reads masks now.
     """
     images = _images(root)
     path = root / "labels.csv"
@@ -69,8 +68,7 @@ def read_folder(
                 )
         return [*map(classes.index, rows[file].labels)]
 
-    verify = verify_masks or needs == "masks"
-    dataset = assemble(classes, files, images, masks, labels_of, on_problem, verify_masks=verify)
+    dataset = assemble(classes, files, images, masks, labels_of, on_problem, verify_masks=verify_masks)
     return dataset.named_by_stem()
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +18,7 @@ from PIL import Image
 
 from cosa.config import Config, EvaluationConfig
 from cosa.data.dataset import SegmentationDataset, normalise
-from cosa.data.files import in_processes
+from cosa.data.files import in_processes, read_ahead
 from cosa.structures import Batch, EvaluationBatch
 
 if TYPE_CHECKING:
@@ -119,15 +118,8 @@ def evaluation_batches(
     settings = config.evaluation
     indices = (range(len(dataset))[: settings.max_images or None] if only is None else only)[rank::world]
     groups = [indices[i : i + settings.batch_size] for i in range(0, len(indices), settings.batch_size)]
-    # Threads, not processes: decoding and resizing free the GIL, and an evaluation starts at once.
-    with ThreadPoolExecutor(max(1, config.data.loader_workers)) as pool:
-        load = functools.partial(_evaluation_batch, dataset, settings)
-        ahead: list[Future[EvaluationBatch]] = []
-        for group in groups:
-            ahead.append(pool.submit(load, group))
-            if len(ahead) > 2:
-                yield ahead.pop(0).result()
-        yield from (future.result() for future in ahead)
+    load = functools.partial(_evaluation_batch, dataset, settings)
+    return read_ahead(load, groups, config.data.loader_workers)
 
 
 def _evaluation_batch(

@@ -51,6 +51,7 @@ def open_dataset(
         UnreachableArchiveError: The storage of `data.archive` failed on the way.
     """
     root, evaluated = Path(data.root).expanduser(), split == data.val_split
+    verify = evaluated or needs == "masks"  # to find a bad mask before hours of training
     if data.archive:
         stage(data.archive, data.archive_sha256, root)
     if data.layout == "coco":
@@ -64,7 +65,7 @@ def open_dataset(
                 raise
             # another worker was faster: it wrote the very same bytes
     read = read_folder if data.layout == "folder" else read_voc
-    return read(root, split, needs=needs, verify_masks=evaluated, on_problem=on_problem)
+    return read(root, split, needs=needs, verify_masks=verify, on_problem=on_problem)
 
 
 @dataclass(frozen=True, eq=False)

@@ -51,8 +51,7 @@ def read_voc(
     Image-level labels are those of Annotations/*.xml (every object, difficult ones, too) where the folder
     is there, else the classes of the masks. Ground truth is SegmentationClassAug's, else SegmentationClass's.
 
-    Args and errors are those of `open_dataset`. `verify_masks` reads masks that no label comes from, too, to
-    find a bad one before hours of training; where masks are needed, they always are.
+    Args and errors are those of `open_dataset`. `verify_masks` reads masks that no label comes from, too.
     """
     inner = [p for p in (root / "VOC2012", root / "VOCdevkit/VOC2012") if (p / _IMAGES).is_dir()]
     remedy = "set --data.root to the folder that holds JPEGImages and ImageSets"
@@ -86,9 +85,8 @@ def read_voc(
     def labels_of(name: str) -> list[int]:
         return _annotated_classes(annotations[name], classes)
 
-    verify = verify_masks or needs == "masks"
     labels = labels_of if annotated else None
-    return assemble(classes, names, images, masks, labels, on_problem, verify_masks=verify)
+    return assemble(classes, names, images, masks, labels, on_problem, verify_masks=verify_masks)
 
 
 def voc_splits(root: Path) -> list[str]:

@@ -14,9 +14,8 @@ import itertools
 import os
 import re
 import tarfile
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from cosa.data.dataset import read_image
+from cosa.data.files import read_ahead
 from cosa.evaluation.crf import refined_maps, require_crf
 from cosa.evaluation.pictures import heat_map, index_png, legend, overlay
 from cosa.model import ImageOutput, Model
@@ -38,7 +38,6 @@ SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 SUBMISSION_FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"
 """Where the PASCAL VOC server looks for NAME.png of its test set (comp6: any training data)."""
 
-_BATCHES_AHEAD = 2
 _LONGEST = 60  # characters of a class's name in a file's
 
 
@@ -128,13 +127,9 @@ def predict_files(
         require_crf()
     known = None if labels is None else model.label_vector(labels)
     size = model.config.evaluation.batch_size
-    with ThreadPoolExecutor(max(1, model.config.data.loader_workers)) as pool:
-        reading = (pool.submit(_read, paths[i : i + size]) for i in range(0, len(paths), size))
-        ahead = deque(itertools.islice(reading, _BATCHES_AHEAD))
-        while ahead:
-            batch = ahead.popleft()
-            ahead.extend(itertools.islice(reading, 1))
-            yield from _predict(model, batch.result(), known, crf)
+    batches = (paths[i : i + size] for i in range(0, len(paths), size))
+    for batch in read_ahead(_read, batches, model.config.data.loader_workers):
+        yield from _predict(model, batch, known, crf)
 
 
 def _read(paths: Iterable[Path]) -> list[Prediction]:
