@@ -22,7 +22,7 @@ from jaxtyping import Float, Float32, UInt8
 from PIL import Image
 from torch import Tensor
 
-from cosa.config import Config, nearest, override
+from cosa.config import Config, nearest
 from cosa.data.dataset import normalise, read_image, to_rgb
 from cosa.equations.cam import to_activation
 from cosa.equations.pseudo_labels import keep_labelled
@@ -104,8 +104,8 @@ def build_model(stored: StoredModel, *, device: torch.device | None = None) -> M
         ValueError: The weights are of other classes or of another architecture than the settings say.
     """
     device = device or Ranks.current().device
-    bare = override(stored.config, {"network.pretrained": False, "network.weights": ""})
-    network = build_network(bare.network, len(stored.classes), bare.data.crop_size)
+    config = stored.config
+    network = build_network(config.network, len(stored.classes), config.data.crop_size, state=stored.weights)
     own = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     got = {name: tuple(tensor.shape) for name, tensor in stored.weights.items()}
     classes = got.get("cam_head.weight", (0,))[0]
@@ -213,7 +213,7 @@ class Model:
         settings = self.config.evaluation
         size = (settings.size, settings.size)
         squares = np.stack([np.array(one.resize(size, Image.Resampling.BILINEAR)) for one in pictures])
-        inputs = normalise(squares).to(self.device)
+        inputs = normalise(squares, self.config.data).to(self.device)
         with self.autocast():
             fused = multiscale(self.network, inputs, scales=settings.scales, flip=settings.flip, size=size)
         each = zip(split(fused, len(pictures)), pictures, strict=True)

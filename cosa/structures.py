@@ -25,7 +25,7 @@ class Batch:
     """Weak and strong view of the same crops: a pixel of one is the same pixel of the other."""
 
     weak: Float[Tensor, "b 3 h w"]
-    """Input of AN, normalised by ImageNet's mean and deviation."""
+    """Input of AN, normalised by `data.mean` and `data.std`."""
     strong: Float[Tensor, "b 3 h w"]
     """Input of ON."""
     labels: Float[Tensor, "b c"]

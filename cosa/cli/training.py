@@ -14,6 +14,7 @@ from cosa.cli.common import Parser, changed_settings, first_line, whole_number
 from cosa.cli.console import NETWORKS, Display, duration, metrics_table
 from cosa.config import Config, identity, override
 from cosa.config.presets import PRESETS, get_preset, is_file, short_name
+from cosa.networks.published import pinned
 from cosa.storage.files import mask
 from cosa.tracking import TrackingSpec, initialise_store, resolve_uri, ui_hint
 from cosa.training.stop import until_terminated
@@ -29,7 +30,7 @@ def main(prog: str, arguments: Sequence[str]) -> int:
     if not arguments:
         parser.error("PRESET is missing")
     given = parser.parse_known(arguments)
-    config = override(get_preset(given.preset), changed_settings(given))
+    config = pinned(override(get_preset(given.preset), changed_settings(given)))
     name = f"{short_name(given.preset)}-{identity(config)[:8]}"
     from cosa.training.trainer import RunSpec  # imports torch
 

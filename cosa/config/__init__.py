@@ -35,6 +35,18 @@ Positive = Annotated[float, law("be finite and > 0", lambda x: 0 < x < math.inf)
 Weight = Annotated[float, law("be finite and >= 0", lambda x: 0 <= x < math.inf)]
 _SCALES = law("hold one or more scales in (0, 4]", lambda scales: scales and all(0 < s <= 4 for s in scales))
 Scales = Annotated[tuple[float, ...], _SCALES]
+Mean = Annotated[
+    tuple[float, ...],
+    law(
+        "be empty or hold three numbers in [0, 1]", lambda m: len(m) in {0, 3} and all(0 <= x <= 1 for x in m)
+    ),
+]
+Deviation = Annotated[
+    tuple[float, ...],
+    law(
+        "be empty or hold three numbers in (0, 1]", lambda d: len(d) in {0, 3} and all(0 < x <= 1 for x in d)
+    ),
+]
 
 T = TypeVar("T")
 _MACHINE = object()
@@ -43,6 +55,10 @@ OnMachine = Annotated[T, _MACHINE]
 
 
 _SHA256 = re.compile("([0-9a-fA-F]{64})?")
+Sha256 = Annotated[str, law("be 64 hex digits or empty", _SHA256.fullmatch)]
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""ImageNet's mean and deviation of each channel, of values in [0, 1]."""
 
 
 class DataConfig(Section):
@@ -56,7 +72,7 @@ class DataConfig(Section):
     archive: OnMachine[str] = ""
     """Archive (.tar, .tar.gz or .zip; a path, or a URL such as s3://...) that each machine unpacks once into
     `root`; empty where the data set lies there already."""
-    archive_sha256: OnMachine[Annotated[str, law("be 64 hex digits or empty", _SHA256.fullmatch)]] = ""
+    archive_sha256: OnMachine[Sha256] = ""
     """SHA-256 that the archive must have, as `cosa-data pack` prints it; empty takes what comes."""
     cache: OnMachine[str] = "data/cache"
     """Folder for what is derived from the data set once, such as COCO's masks; may be deleted."""
@@ -71,6 +87,11 @@ class DataConfig(Section):
     """Smallest factor of the random rescaling of both views, > 0."""
     scale_max: Annotated[float, law("be <= 8", lambda x: x <= 8)] = 2.0
     """Largest factor of the random rescaling of both views, >= scale_min."""
+    mean: Mean = ()
+    """Mean of each channel that images are normalised by, of values in [0, 1]; empty takes that of the
+    encoder's published weights, ImageNet's from scratch. A change of the encoder empties it again."""
+    std: Deviation = ()
+    """Deviation of each channel that images are normalised by, as `mean`."""
     flip_prob: Share = 0.5
     """Probability of the horizontal flip that both views share, in [0, 1]."""
     blur_prob: Share = 0.5
@@ -95,11 +116,15 @@ class NetworkConfig(Section):
     """The encoder (any ViT of timm) and the heads on it; ON and AN share it."""
 
     encoder: str = "vit_base_patch16_224"
-    """Name of a timm Vision Transformer."""
+    """Name of a timm Vision Transformer with the tag of its weights, as
+    vit_base_patch16_224.orig_in21k_ft_in1k; without a tag timm's default is taken, and written down."""
     pretrained: bool = True
-    """Start from timm's published ImageNet weights; asks the network the first time."""
+    """Start from timm's published weights; asks the network the first time."""
     weights: str = ""
-    """Local .safetensors or .pth file in timm's naming to start from instead of `pretrained`."""
+    """Local .safetensors or .pth file to start from instead of `pretrained`, of the architecture `encoder`
+    and, unless `data.mean` says otherwise, for images of its mean and deviation."""
+    weights_sha256: Sha256 = ""
+    """SHA-256 that the file `weights` must have; where it is empty that of the file is written down."""
     patch_size: OrOwn = 0
     """Side of a patch, pixels; 0 keeps the encoder's own."""
     width: OrOwn = 0
@@ -112,6 +137,12 @@ class NetworkConfig(Section):
     """Stochastic depth rate of the online network, in [0, 1)."""
     aux_block: Annotated[int, law("be <= -2, a block before the last", lambda n: n <= -2)] = -3
     """Block that M-dagger is read from, counted from the end (-1 is the last block)."""
+    aux_norm: bool = False
+    """Whether M-dagger is read behind the encoder's final norm, as M is; the authors read the block's raw
+    output."""
+    train_pos_embed: bool = False
+    """Whether published position embeddings are resampled to the crop once and then trained; else they stay
+    as they are and are resampled in each pass, as the authors do. From scratch they are always trained."""
     decoder_channels: Count = 512
     """Channels of the LargeFOV decoder's two dilated convolutions."""
     decoder_dilation: Count = 5
@@ -122,6 +153,11 @@ class NetworkConfig(Section):
         if self.pretrained and self.weights:
             law = "be false where network.weights names a file"
             raise ValueError(must("network.pretrained", law, self.pretrained))
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether the encoder starts from random numbers."""
+        return not (self.pretrained or self.weights)
 
 
 class CamConfig(Section):
@@ -318,6 +354,16 @@ class Config(Section):
         return self.guided and self.s2c.source == "gt"
 
 
+EARLIER: Mapping[str, Any] = {
+    "data.mean": IMAGENET_MEAN,
+    "data.std": IMAGENET_STD,
+    "network.weights_sha256": "",
+    "network.aux_norm": True,
+    "network.train_pos_embed": True,
+}
+"""What every run did before these settings were: a whole file of settings without them means that, and where
+they say it they leave no trace in an identity, so that earlier results are found again."""
+
 # Sections that act only once co-training has begun: runs that differ only here share their warm-up.
 COTRAINING_SECTIONS = frozenset({"cam", "threshold", "raw", "c2s", "s2c", "csc"})
 
@@ -344,6 +390,9 @@ def flatten(config: Config) -> dict[str, Any]:
 def override(config: Config, changes: Mapping[str, Any]) -> Config:
     """A copy of `config` with some settings changed, all checks passed again.
 
+    Mean, deviation and SHA-256 belong to the weights that the encoder starts from: where `changes` names
+    others, they are emptied unless it gives them, too.
+
     Args:
         config: Where all other settings come from.
         changes: Values by dotted name; text is parsed by the setting's type ("0.1", "true", "1.0,0.5").
@@ -359,7 +408,17 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
             raise ValueError(must("setting", "be one that exists", name) + nearest(name, fields()))
         section, item = name.split(".")
         by_section.setdefault(section, {})[item] = _read(known.annotation, value)
+    network = by_section.get("network", {})
+    if _start(config.network) != _start(config.network.model_copy(update=network)):
+        for name in ("data.mean", "data.std", "network.weights_sha256"):
+            section, item = name.split(".")
+            by_section.setdefault(section, {}).setdefault(item, fields()[name].default)
     return config.replace(**{s: getattr(config, s).replace(**items) for s, items in by_section.items()})
+
+
+def _start(network: NetworkConfig) -> tuple[str, bool, str]:
+    """What says which weights the encoder starts from; a file by its name, wherever it lies."""
+    return network.encoder, network.pretrained, PurePath(str(network.weights)).name
 
 
 def _read(kind: Any, value: Any) -> Any:
@@ -399,7 +458,9 @@ def to_json(config: Config) -> str:
 
 
 def from_json(text: str) -> Config:
-    """The Config that `to_json` wrote.
+    """The Config that `to_json` wrote, also where its version did not have all of today's settings.
+
+    A file that leaves out others, too, is one that somebody wrote: what it does not name has the default.
 
     Raises:
         ValueError: The text is no JSON object of settings, or a setting breaks its law.
@@ -411,6 +472,8 @@ def from_json(text: str) -> Config:
         raise ValueError(f"config must be JSON, got an error at line {error.lineno}: {error.msg}") from None
     if not isinstance(values, dict):
         raise TypeError(f"config must be a JSON object of dotted settings, got {type(values).__name__}")
+    if fields().keys() - EARLIER.keys() <= values.keys():
+        values = {**EARLIER, **values}
     return override(Config(), values)
 
 
@@ -429,11 +492,24 @@ def warmup_identity(config: Config) -> str:
 
 
 def _digest(config: Config, ignored: Set[str]) -> str:
-    """Of all settings but those, and those sections, `ignored`; of a weights file the name counts."""
+    """Of all settings but those, and those sections, `ignored`.
+
+    Of a weights file its SHA-256 counts, its name where that is not known. Settings that do what all runs did
+    before there were such settings are left out.
+    """
     if not config.guided:  # however the term was switched off, its other settings say nothing
         config = config.replace(s2c=S2cConfig(weight=0.0))
-    values = flatten(config) | {"network.weights": PurePath(config.network.weights).name}
-    kept = {name: v for name, v in values.items() if not ignored & {name, name.partition(".")[0]}}
+    values, network = flatten(config), config.network
+    values["network.weights"] = "" if network.weights_sha256 else PurePath(network.weights).name
+    if network.from_scratch:
+        values["network.train_pos_embed"] = True
+        values["data.mean"] = values["data.mean"] or IMAGENET_MEAN
+        values["data.std"] = values["data.std"] or IMAGENET_STD
+    kept = {
+        name: value
+        for name, value in values.items()
+        if not ignored & {name, name.partition(".")[0]} and (name not in EARLIER or value != EARLIER[name])
+    }
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -119,6 +119,8 @@ def shapes() -> Config:
             depth=8,
             heads=2,
             aux_block=-8,
+            aux_norm=True,
+            train_pos_embed=True,
             decoder_channels=64,
             decoder_dilation=2,
         ),

@@ -20,12 +20,9 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from cosa.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig
 from cosa.data.files import OnProblem, read_each
 from cosa.structures import IGNORE
-
-# ImageNet's mean and deviation per channel, in pixel values.
-_MEAN = 255 * torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
-_STD = 255 * torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
 # What Pillow raises on files that are cut off or no image at all, beside OSError.
 _BROKEN_IMAGE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
@@ -254,10 +251,14 @@ def assemble(
     return SegmentationDataset(classes, names, labels, image_paths, mask_paths)
 
 
-def normalise(images: UInt8[np.ndarray, "b h w 3"]) -> Float[Tensor, "b 3 h w"]:
-    """The images in the mean and deviation of ImageNet, channels first."""
+def normalise(images: UInt8[np.ndarray, "b h w 3"], data: DataConfig) -> Float[Tensor, "b 3 h w"]:
+    """The images in the mean and deviation of `data`, in ImageNet's where it has none; channels first."""
+    mean, std = (
+        255 * torch.tensor(own or imagenet).view(3, 1, 1)
+        for own, imagenet in ((data.mean, IMAGENET_MEAN), (data.std, IMAGENET_STD))
+    )
     stacked = torch.from_numpy(images).permute(0, 3, 1, 2).float()
-    return stacked.sub_(_MEAN).div_(_STD).contiguous()
+    return stacked.sub_(mean).div_(std).contiguous()
 
 
 @contextlib.contextmanager

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
-from cosa.config import Config, EvaluationConfig
+from cosa.config import Config
 from cosa.data.dataset import SegmentationDataset, normalise
 from cosa.data.files import in_processes, read_ahead
 from cosa.structures import Batch, EvaluationBatch
@@ -84,12 +85,15 @@ class _Share:
         valid = torch.from_numpy(np.stack([pair.valid for pair in pairs]))
         masks = [pair.mask for pair in pairs if pair.mask is not None]
         return Batch(
-            weak=normalise(np.stack([pair.weak for pair in pairs])).masked_fill_(~valid[:, None], 0),
-            strong=normalise(np.stack([pair.strong for pair in pairs])).masked_fill_(~valid[:, None], 0),
+            weak=self._normalise([pair.weak for pair in pairs]).masked_fill_(~valid[:, None], 0),
+            strong=self._normalise([pair.strong for pair in pairs]).masked_fill_(~valid[:, None], 0),
             labels=self.dataset.labels[[index for _, index in places]],
             valid=valid,
             masks=torch.from_numpy(np.stack(masks).astype(np.int64)) if masks else None,
         )
+
+    def _normalise(self, views: Sequence[NDArray[np.uint8]]) -> Tensor:
+        return normalise(np.stack(views), self.config.data)
 
     def _view(self, epoch: int, index: int) -> ViewPair:
         (seed,) = np.random.SeedSequence((self.config.train.seed, epoch, index)).generate_state(1)
@@ -118,22 +122,22 @@ def evaluation_batches(
     settings = config.evaluation
     indices = (range(len(dataset))[: settings.max_images or None] if only is None else only)[rank::world]
     groups = [indices[i : i + settings.batch_size] for i in range(0, len(indices), settings.batch_size)]
-    load = functools.partial(_evaluation_batch, dataset, settings)
+    load = functools.partial(_evaluation_batch, dataset, config)
     return read_ahead(load, groups, config.data.loader_workers)
 
 
 def _evaluation_batch(
-    dataset: SegmentationDataset, config: EvaluationConfig, indices: Iterable[int]
+    dataset: SegmentationDataset, config: Config, indices: Iterable[int]
 ) -> EvaluationBatch:
-    indices, square = list(indices), (config.size, config.size)
+    indices, square = list(indices), (config.evaluation.size, config.evaluation.size)
     images = [dataset.image(i) for i in indices]
     resized = [np.array(Image.fromarray(image).resize(square, Image.Resampling.BILINEAR)) for image in images]
     masks = [dataset.mask(i) for i in indices] if dataset.mask_paths else []
     return EvaluationBatch(
         names=tuple(dataset.names[i] for i in indices),
-        images=normalise(np.stack(resized)),
+        images=normalise(np.stack(resized), config.data),
         sizes=tuple((image.shape[0], image.shape[1]) for image in images),
         masks=tuple(torch.from_numpy(mask.astype(np.int64)) for mask in masks),
         labels=dataset.labels[indices],
-        originals=tuple(images) if config.crf else (),
+        originals=tuple(images) if config.evaluation.crf else (),
     )

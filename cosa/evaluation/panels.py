@@ -22,7 +22,7 @@ from jaxtyping import Float, Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cosa.config import EvaluationConfig
+from cosa.config import Config, DataConfig, EvaluationConfig
 from cosa.data.dataset import normalise
 from cosa.equations.cam import to_activation
 from cosa.equations.pseudo_labels import cam_pseudo_labels, keep_labelled
@@ -77,7 +77,7 @@ def panel_rows(
     network: CosaNetwork,
     batches: Iterable[EvaluationBatch],
     *,
-    config: EvaluationConfig,
+    config: Config,
     xi: float,
     device: torch.device,
 ) -> list[PanelRow]:
@@ -86,20 +86,21 @@ def panel_rows(
     Args:
         network: In evaluation mode, on `device`.
         batches: The images to show.
-        config: Scales and flips.
+        config: Scales, flips and how images were normalised.
         xi: The training's threshold of M, for the CPL.
         device: Where to compute.
     """
     rows: list[PanelRow] = []
+    settings = config.evaluation
     for batch in batches:
         size = (batch.images.shape[2], batch.images.shape[3])
         images = batch.images.to(device)
-        fused = multiscale(network, images, scales=config.scales, flip=config.flip, size=size)
-        rows += [_row(batch, i, one, xi) for i, one in enumerate(split(fused, len(images)))]
+        fused = multiscale(network, images, scales=settings.scales, flip=settings.flip, size=size)
+        rows += [_row(batch, i, one, xi, config.data) for i, one in enumerate(split(fused, len(images)))]
     return rows
 
 
-def _row(batch: EvaluationBatch, index: int, fused: FusedOutput, xi: float) -> PanelRow:
+def _row(batch: EvaluationBatch, index: int, fused: FusedOutput, xi: float, data: DataConfig) -> PanelRow:
     size, labels = batch.sizes[index], batch.labels[index : index + 1]
     everywhere = torch.ones(1, *size, dtype=torch.bool)
     seg_logits = resize(fused.seg_logits, size).cpu()
@@ -115,15 +116,16 @@ def _row(batch: EvaluationBatch, index: int, fused: FusedOutput, xi: float) -> P
     return PanelRow(
         name=batch.names[index],
         labels=labels[0],
-        image=_rgb(resize(batch.images[index : index + 1], size)[0]),
+        image=_rgb(resize(batch.images[index : index + 1], size)[0], data),
         activations=torch.cat(activations)[:, labels[0] > 0],
         class_maps=torch.stack(class_maps),
     )
 
 
-def _rgb(normalised: Float[Tensor, "3 h w"]) -> UInt8[np.ndarray, "h w 3"]:
+def _rgb(normalised: Float[Tensor, "3 h w"], data: DataConfig) -> UInt8[np.ndarray, "h w 3"]:
     """The picture a normalised image was made from."""
-    black, white = normalise(np.array([0, 255], dtype=np.uint8)[:, None, None, None].repeat(3, axis=3))
+    extremes = np.array([0, 255], dtype=np.uint8)[:, None, None, None].repeat(3, axis=3)
+    black, white = normalise(extremes, data)
     picture = ((normalised - black) / (white - black)).clamp(0, 1) * 255
     rgb: NDArray[np.uint8] = picture.round().byte().permute(1, 2, 0).numpy()
     return rgb

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from jaxtyping import Float
@@ -56,14 +57,28 @@ class CosaNetwork(nn.Module):
         )
 
 
-def build_network(config: NetworkConfig, classes: int, image_size: int) -> CosaNetwork:
+def build_network(
+    config: NetworkConfig, classes: int, image_size: int, *, state: Mapping[str, Tensor] | None = None
+) -> CosaNetwork:
     """The network a config describes, for `classes` foreground classes and crops of `image_size` pixels.
+
+    Args:
+        config: What it is.
+        classes: Foreground classes.
+        image_size: Side of the crop, pixels.
+        state: The network's own tensors, which the caller will load: no published ones are read then.
 
     Raises:
         ValueError: As `build_encoder`, or the crop is no multiple of the patch.
         FileNotFoundError: `network.weights` names no file.
     """
-    encoder = build_encoder(config, image_size)
+    prefix = "encoder.vit."
+    tensors = (
+        None
+        if state is None
+        else {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    )
+    encoder = build_encoder(config, image_size, state=tensors)
     if image_size % encoder.patch_size:
         raise ValueError(
             f"data.crop_size must be a multiple of the patch size {encoder.patch_size}, got {image_size}"

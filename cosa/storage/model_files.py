@@ -169,7 +169,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             f"weights file must hold nothing but tensors, got {str(path)!r} ({one_line(error, kind=False)}); "
             "convert it to .safetensors"
         ) from None
-    for key in ("state_dict", "model"):
+    for key in ("state_dict", "model", "teacher"):  # the last is DINO's name
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
     if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):

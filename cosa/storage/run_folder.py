@@ -3,6 +3,7 @@
 A trial of a sweep has a lock, a log and the reason of a failure beside these, see `sweeps.planning.folder`.
 
     config.json              the settings
+    encoder.json             the published weights that it began from: their source, their SHA-256
     checkpoints/             whole states, the newest few, each with its SHA-256; see checkpoint.py
     journal.jsonl            every metric with its step, and what else a tracker was told, an entry a line
     panels/                  a picture panel per evaluation

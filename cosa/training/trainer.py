@@ -10,7 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from cosa.config import Config, identity, to_json, warmup_identity
 from cosa.data.loader import step_names, train_batches
 from cosa.data.open import TRAINING_TAG, VALIDATION_TAG, RunData, open_run_data
 from cosa.evaluation.evaluate import coexistence_indices
+from cosa.networks.published import pinned, starting_point
 from cosa.storage import checkpoint
 from cosa.storage.files import write_atomically
 from cosa.storage.mirror import Storage, open_storage
@@ -139,12 +140,15 @@ def train(spec: RunSpec, *, report: Report = ignore, should_stop: StopCheck = ne
         StorageError: The URL of `out` does not answer at the start, or took not everything by the end.
         OSError: The output could not be written; what was written before is whole.
     """
+    spec = replace(spec, config=pinned(spec.config))
     config, ranks, storage = spec.config, Ranks.current(), spec.storage
     storage.pull()
     _check_call(spec, storage.folder, ranks)
     data = open_run_data(config, ranks, spec.data_tags)
     coexistence_indices(config.evaluation, data.training.classes)  # or the first evaluation would end it all
     momenta = [momentum for momentum in spec.momenta if momentum != config.ema.momentum]
+    state = build_state(config, len(data.training.classes), ranks.device, momenta)
+    begun_from = {} if config.network.from_scratch else starting_point(config, state.online.encoder.digest())
     run = _Run(
         spec=spec,
         storage=storage,
@@ -153,7 +157,8 @@ def train(spec: RunSpec, *, report: Report = ignore, should_stop: StopCheck = ne
         report=report,
         should_stop=should_stop,
         data=data,
-        state=build_state(config, len(data.training.classes), ranks.device, momenta),
+        state=state,
+        begun_from=begun_from,
     )
     run.begin()
     try:
@@ -189,6 +194,8 @@ class _Run:
     should_stop: StopCheck
     data: RunData
     state: TrainingState
+    begun_from: Mapping[str, str]
+    """What is known of the encoder's published weights; empty from scratch."""
 
     def __post_init__(self) -> None:
         self.config, self.target, self.out = self.spec.config, self.spec.last_step, self.storage.folder
@@ -221,11 +228,27 @@ class _Run:
             if not is_finished(self.out, self.target):  # a run that goes on is not finished
                 (self.out / "result.json").unlink(missing_ok=True)
             oracle = {"cosa.oracle": self.config.s2c.source} if self.config.oracle else {}
-            tags = {**self.data.tags, **oracle}
+            begun_from = {f"cosa.encoder.{name}": text for name, text in self.begun_from.items()}
+            tags = {**self.data.tags, **oracle, **begun_from}
+            self._record_encoder()
             self.tracker.start(self.config, out=self.out, tags=tags, resume_step=state.step)
             self.storage.push(keep=self.config.train.keep_checkpoints)
         self.first_step, self.seconds_before = state.step, state.seconds
         self.begun, self.evaluating = time.perf_counter(), 0.0
+
+    def _record_encoder(self) -> None:
+        """Leave in the folder what the run begins from; a run that goes on keeps what it began from."""
+        path = self.out / "encoder.json"
+        if not self.begun_from:
+            return
+        if not path.is_file():
+            write_atomically(path, json.dumps(self.begun_from, indent=2) + "\n")
+        elif json.loads(path.read_text()) != self.begun_from:
+            log.warning(
+                "the weights of %s are no longer what this run began from: see %s",
+                self.config.network.encoder,
+                path,
+            )
 
     def loop(self) -> None:
         """Train from the state's step to the target; log, evaluate and save on the way."""

@@ -106,7 +106,7 @@ def _write_files(
         rows = panel_rows(
             state.assignment,
             evaluation_batches(validation, config, only=chosen),
-            config=config.evaluation,
+            config=config,
             xi=xi,
             device=ranks.device,
         )

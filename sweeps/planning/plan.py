@@ -15,6 +15,7 @@ from typing import Literal
 
 from cosa import config as configs
 from cosa.config import COTRAINING_SECTIONS, Config, identity, override, warmup_identity
+from cosa.networks.published import pinned
 from sweeps.runs import RUN_KEY
 from sweeps.tables import Table
 
@@ -117,6 +118,7 @@ def make_plan(base: Config, tables: Sequence[Table], seeds: Sequence[int]) -> Pl
     Raises:
         ValueError, TypeError: An arm gives a setting a value against its law.
     """
+    base = pinned(base)
     tables = tuple(table.resolved(base) for table in tables)
     trials: list[Trial] = []
     for seed in seeds:
@@ -126,7 +128,7 @@ def make_plan(base: Config, tables: Sequence[Table], seeds: Sequence[int]) -> Pl
             for arm in table.arms:
                 row = f"{table.name}/{arm.name}"
                 try:
-                    config = override(seeded, arm.changes)
+                    config = pinned(override(seeded, arm.changes))
                 except (ValueError, TypeError) as error:
                     raise type(error)(f"arm {row}: {error}") from None
                 rows.setdefault(identity(config), (config, []))[1].append(row)

@@ -11,6 +11,7 @@ from cosa.cli.common import Parser
 from cosa.config import Config, absolute_paths, override
 from cosa.config.presets import PRESETS, get_preset, short_name
 from cosa.distributed.session import TrialResources
+from cosa.networks.published import pinned
 from cosa.storage.files import mask
 from cosa.tracking import require_name, resolve_uri
 from sweeps.tables import Table, get_tables
@@ -76,7 +77,7 @@ def read_args(name: str, description: str, tables: Sequence[str], arguments: Seq
             "mount the storage, or keep single runs there: cosa-train --out URL"
         )
     home = _home()
-    base = absolute_paths(override(get_preset(found.preset), _settings(found.set)), home)
+    base = pinned(absolute_paths(override(get_preset(found.preset), _settings(found.set)), home))
     uri = (
         found.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'runs/mlflow.db'}"
     )

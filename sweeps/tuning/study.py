@@ -28,6 +28,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from cosa.config import MACHINE_FIELDS, Config, difference, from_json, override, to_json
+from cosa.networks.published import pinned
 from cosa.storage.run_folder import read_metrics
 from sweeps.planning.plan import Trial, shared_warmup, trial_of
 from sweeps.tables.metrics import SEG_MIOU
@@ -249,7 +250,7 @@ class SearchStudy:
 
     def config(self, trial: FrozenTrial) -> Config:
         """What a trial trains."""
-        return override(self._base, self.changes(trial))
+        return pinned(override(self._base, self.changes(trial)))
 
     def runs(self, trial: FrozenTrial) -> tuple[Trial, ...]:
         """What trains a trial, after the warm-up that it forks from, if it has one.

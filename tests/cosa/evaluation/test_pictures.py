@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cosa.config import EvaluationConfig
+from cosa.config import Config, DataConfig, EvaluationConfig
 from cosa.data.dataset import normalise, palette
 from cosa.evaluation.panels import (
     COLUMNS,
@@ -32,7 +32,7 @@ def batches(count: int = 4) -> list[EvaluationBatch]:
     return [
         EvaluationBatch(
             names=(f"first_{i}", f"second_{i}"),
-            images=normalise(rng.integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)),
+            images=normalise(rng.integers(0, 256, (2, 16, 16, 3), dtype=np.uint8), DataConfig()),
             sizes=((16, 16), (8, 12)),
             masks=(torch.zeros(16, 16, dtype=torch.int64), torch.ones(8, 12, dtype=torch.int64)),
             labels=torch.tensor([[1.0, 0.0], [0.0, 1.0]]),
@@ -89,7 +89,7 @@ def test_the_palette_tells_256_classes_apart() -> None:
 
 
 def test_there_is_a_row_for_each_image() -> None:
-    rows = panel_rows(ColourNetwork(), batches(2), config=SETTINGS, xi=0.5, device=CPU)
+    rows = panel_rows(ColourNetwork(), batches(2), config=Config(evaluation=SETTINGS), xi=0.5, device=CPU)
 
     assert [r.name for r in rows] == ["first_0", "second_0", "first_1", "second_1"]
 
@@ -97,7 +97,7 @@ def test_there_is_a_row_for_each_image() -> None:
 def test_an_image_without_a_mask_is_shown_with_nothing_to_compare_it_to() -> None:
     batch = dataclasses.replace(batches()[0], masks=())
 
-    shown = panel_rows(ColourNetwork(), [batch], config=SETTINGS, xi=0.5, device=CPU)
+    shown = panel_rows(ColourNetwork(), [batch], config=Config(evaluation=SETTINGS), xi=0.5, device=CPU)
 
     assert [r.class_maps[0].shape for r in shown] == [(16, 16), (8, 12)]
     assert all(r.class_maps[0].eq(IGNORE).all() for r in shown)
@@ -138,9 +138,11 @@ def test_a_split_without_coexistence_shows_other_images() -> None:
 
 def test_a_row_shows_the_picture_that_was_read() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (1, 16, 16, 3), dtype=np.uint8)
-    batch = dataclasses.replace(batches()[0], images=normalise(picture.repeat(2, axis=0)))
+    batch = dataclasses.replace(batches()[0], images=normalise(picture.repeat(2, axis=0), DataConfig()))
 
-    shown = panel_rows(ColourNetwork(), [batch], config=SETTINGS, xi=0.5, device=CPU)[0].image
+    shown = panel_rows(ColourNetwork(), [batch], config=Config(evaluation=SETTINGS), xi=0.5, device=CPU)[
+        0
+    ].image
 
     np.testing.assert_array_equal(shown, picture[0])
 
@@ -149,10 +151,10 @@ def test_assignments_of_a_row_know_the_labels_and_the_prediction_does_not() -> N
     network = ColourNetwork()
     network.weights["seg_logits"] = torch.zeros(3, 3)
     network.weights["seg_logits"][1] = torch.tensor([9.0, 9.0, 9.0])
-    bright = normalise(np.full((2, 16, 16, 3), 255, dtype=np.uint8))
+    bright = normalise(np.full((2, 16, 16, 3), 255, dtype=np.uint8), DataConfig())
     batch = dataclasses.replace(batches()[0], images=bright)
 
-    shown = panel_rows(network, [batch], config=SETTINGS, xi=0.5, device=CPU)[1]
+    shown = panel_rows(network, [batch], config=Config(evaluation=SETTINGS), xi=0.5, device=CPU)[1]
 
     _, cpl, spl, prediction = shown.class_maps
     assert prediction.eq(1).all()

@@ -1,0 +1,115 @@
+"""Which published weights an encoder's name stands for, told by timm's registry without loading any.
+
+Nothing heavy is imported before it is needed: a sweep's plan asks here, too.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cosa.config import IMAGENET_MEAN, IMAGENET_STD, Config, nearest, override
+from cosa.storage.files import digest
+
+if TYPE_CHECKING:
+    from timm.models import PretrainedCfg
+else:
+    PretrainedCfg = Any  # timm imports torch; tests check annotations as the program runs
+
+ORIGINAL = "vit_base_patch16_224.orig_in21k_ft_in1k"
+"""The weights of the paper's encoder, as the authors load them."""
+
+
+def pinned(config: Config) -> Config:
+    """`config` with all written down that it leaves to its encoder, so that no default of timm decides later.
+
+    That is the tag of the published weights, or the SHA-256 of a local file where it is there, and mean and
+    deviation. Pinning what is pinned changes nothing, and needs no timm.
+
+    Paper silent on mean and deviation: `ORIGINAL` was trained with 0.5 and 0.5, but the authors' code feeds it
+    images in ImageNet's, and so do we.
+
+    Raises:
+        ValueError: `network.encoder` is no Vision Transformer of timm, or has no such weights.
+    """
+    network, data = config.network, config.data
+    encoder, mean, std = network.encoder, data.mean, data.std
+    untagged = network.pretrained and "." not in encoder
+    if network.from_scratch or encoder == ORIGINAL:
+        mean, std = mean or IMAGENET_MEAN, std or IMAGENET_STD
+    elif untagged or not (mean and std):
+        cfg = published(encoder)
+        encoder = f"{encoder}.{cfg.tag}" if untagged else encoder
+        mean, std = mean or tuple(cfg.mean), std or tuple(cfg.std)
+        if network.pretrained and not cfg.has_weights:
+            raise ValueError(
+                f"network.encoder must have published weights, got {encoder!r}, which has none; "
+                "choose another, or set --network.pretrained false"
+            )
+    sha256 = network.weights_sha256
+    if network.weights and not sha256 and (path := Path(network.weights).expanduser()).is_file():
+        sha256 = _digest(path, path.stat().st_mtime_ns)
+    return override(
+        config,
+        {
+            "network.encoder": encoder,
+            "network.weights_sha256": sha256,
+            "data.mean": mean,
+            "data.std": std,
+        },
+    )
+
+
+@functools.lru_cache(maxsize=8)  # every arm of a sweep starts from the same file
+def _digest(path: Path, changed: int) -> str:  # noqa: ARG001 (a file that has changed is another)
+    return digest(path)
+
+
+def published(encoder: str) -> PretrainedCfg:
+    """What timm's registry knows of the weights called `encoder`, of its default ones where that has no tag.
+
+    Raises:
+        ValueError: timm knows no such Vision Transformer, or no such tag of it.
+    """
+    importlib.import_module("cosa.networks._torchvision")  # before timm: see its docstring
+    import timm
+
+    names = [*timm.list_models(module="vision_transformer"), *timm.list_models(module="deit")]
+    name = encoder.partition(".")[0]
+    if name not in names:
+        raise ValueError(
+            f"network.encoder must be a Vision Transformer of timm, got {encoder!r}{nearest(encoder, names)}"
+        )
+    tagged = timm.list_pretrained(f"{name}.*")
+    if "." in encoder and encoder not in tagged:
+        raise ValueError(
+            f"network.encoder must name weights that timm has, got {encoder!r}"
+            + (nearest(encoder, tagged) or f"; it has {', '.join(tagged) or 'none'}")
+        )
+    cfg = timm.get_pretrained_cfg(encoder, allow_unregistered=False)
+    assert cfg is not None, "timm describes the weights of every model that it lists"
+    return cfg
+
+
+def starting_point(config: Config, sha256: str) -> dict[str, str]:
+    """Where the weights of an encoder came from, in plain text: what a run records of them.
+
+    Args:
+        config: Pinned, and not from scratch.
+        sha256: Of the encoder's tensors as they were loaded, see `Encoder.digest`.
+    """
+    network, data = config.network, config.data
+    if network.weights:
+        source = f"{Path(network.weights).name} of SHA-256 {network.weights_sha256}"
+    else:
+        cfg = published(network.encoder)
+        source = str(cfg.hf_hub_id or cfg.url)
+    return {
+        "encoder": network.encoder,
+        "source": source,
+        "sha256": sha256,
+        "mean": ", ".join(map(str, data.mean)),
+        "std": ", ".join(map(str, data.std)),
+    }
