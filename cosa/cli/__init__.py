@@ -1,4 +1,4 @@
-"""The commands: `cosa-train`, `cosa-evaluate`, `cosa-predict`, `cosa-export`, `cosa-data`, `cosa-track`.
+"""The commands: `cosa-train`, `-evaluate`, `-predict`, `-export`, `-import`, `-data` and `-track`.
 
 Every setting of a Config is a flag, described by the string under its field. Nothing heavy is imported
 before the command line is understood, so that `--help` and a mistyped flag answer at once. Each command
@@ -10,11 +10,22 @@ from __future__ import annotations
 from functools import partial
 
 from cosa.cli import data as data_sets
-from cosa.cli import evaluation, prediction, tracking, training
+from cosa.cli import evaluation, importing, prediction, tracking, training
 from cosa.cli import export as exporting
 from cosa.cli.common import FAILED, INTERRUPTED, MISTAKE, run_command
 
-__all__ = ["FAILED", "INTERRUPTED", "MISTAKE", "data", "evaluate", "export", "predict", "track", "train"]
+__all__ = [
+    "FAILED",
+    "INTERRUPTED",
+    "MISTAKE",
+    "data",
+    "evaluate",
+    "export",
+    "import_",
+    "predict",
+    "track",
+    "train",
+]
 
 _ONWARD = "the same command goes on from the last checkpoint"
 
@@ -26,6 +37,8 @@ predict = partial(run_command, "cosa-predict", prediction.main)
 """`cosa-predict`: class maps, overlays and heat maps of any images."""
 export = partial(run_command, "cosa-export", exporting.main)
 """`cosa-export`: a trained network as a folder of its own, also for MLflow."""
+import_ = partial(run_command, "cosa-import", importing.main)
+"""`cosa-import`: the authors' released weights as a model's folder."""
 data = partial(run_command, "cosa-data", data_sets.main)
 """`cosa-data`: check a whole data set, or draw some of it."""
 track = partial(run_command, "cosa-track", tracking.main)

@@ -115,7 +115,7 @@ class DataConfig(Section):
 class NetworkConfig(Section):
     """The encoder (any ViT of timm) and the heads on it; ON and AN share it."""
 
-    encoder: str = "vit_base_patch16_224"
+    encoder: str = "vit_base_patch16_224.orig_in21k_ft_in1k"
     """Name of a timm Vision Transformer with the tag of its weights, as
     vit_base_patch16_224.orig_in21k_ft_in1k; without a tag timm's default is taken, and written down."""
     pretrained: bool = True

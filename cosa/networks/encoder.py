@@ -88,7 +88,8 @@ class Encoder(nn.Module):
         count = 0 if vit.no_embed_class else vit.num_prefix_tokens
         assert vit.pos_embed is not None, "there are positions to train where there are none to place"
         own, grid = vit.pos_embed[:, :count], vit.pos_embed[:, count:].transpose(1, 2)
-        square = grid.unflatten(2, (math.isqrt(grid.shape[2]), -1))
+        side = math.isqrt(grid.shape[2])
+        square = grid.reshape(1, -1, side, side)
         positions = F.interpolate(square, patches.shape[1:3], mode="bicubic", align_corners=False)
         positions = positions.flatten(2).transpose(1, 2)
         if vit.no_embed_class:
@@ -171,9 +172,10 @@ def _create(config: NetworkConfig, image_size: int | None, **more: Any) -> Visio
             config.encoder, dynamic_img_size=True, drop_path_rate=config.drop_path, **own, **more
         )
     except (AssertionError, RuntimeError) as error:  # timm's own checks: heads that do not divide the width
+        reason = " ".join(str(error).split())[:300]  # of tensors that do not fit the first line says nothing
         raise ValueError(
-            f"network must be one that timm can build, got {config.encoder!r} with {own} "
-            f"({one_line(error, kind=False)}); change these settings"
+            f"network must be one that timm can build, got {config.encoder!r} with {own} ({reason}); "
+            "change these settings"
         ) from error
     if not isinstance(vit, VisionTransformer):
         raise ValueError(f"network.encoder must be a plain Vision Transformer, got {config.encoder!r}")
@@ -251,9 +253,10 @@ def _from_file(config: NetworkConfig, image_size: int | None) -> VisionTransform
             pretrained_cfg_overlay={"state_dict": state, "num_classes": 0},
         )
     except Exception as error:  # (timm's filters for a dozen namings meet what they do not expect)
+        difference = _difference(like, state, error)
         raise ValueError(
-            f"network.weights must fit the encoder, got {str(path)!r}, which "
-            f"{_difference(like, state, error)}; set network.encoder to the architecture the file was made for"
+            f"network.weights must fit the encoder, got {str(path)!r}, which {difference}; "
+            "set network.encoder to the architecture the file was made for"
         ) from error
     cfg: Any = vit.pretrained_cfg
     del cfg["state_dict"]  # or every copy of the network would hold it, too

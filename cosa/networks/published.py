@@ -28,8 +28,8 @@ def pinned(config: Config) -> Config:
     That is the tag of the published weights, or the SHA-256 of a local file where it is there, and mean and
     deviation. Pinning what is pinned changes nothing, and needs no timm.
 
-    Paper silent on mean and deviation: `ORIGINAL` was trained with 0.5 and 0.5, but the authors' code feeds it
-    images in ImageNet's, and so do we.
+    Paper silent on mean and deviation: `ORIGINAL` was trained with 0.5 and 0.5, but the authors' code feeds
+    it images in ImageNet's, and so do we.
 
     Raises:
         ValueError: `network.encoder` is no Vision Transformer of timm, or has no such weights.

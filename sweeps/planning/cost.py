@@ -29,7 +29,7 @@ _TRAINING = {"data.crop_size", "cam.scales", "cam.flip", "cam.stride"} | {
     f"train.{name}" for name in ("batch_size", "accumulate", "precision", "compile")
 }
 """Settings that a step's time rests on, with those of the network."""
-_UNTIMED = {"network.weights", "network.pretrained", "network.drop_path"}
+_UNTIMED = {f"network.{name}" for name in ("weights", "weights_sha256", "pretrained", "drop_path")}
 """What a network starts from costs no time."""
 _EVALUATING = {"data.layout", "data.val_split"} | {
     f"evaluation.{name}"

@@ -46,6 +46,8 @@ OTHER: Mapping[str, Any] = {
     "data.crop_size": 224,
     "data.scale_min": 0.75,
     "data.scale_max": 1.5,
+    "data.mean": (0.5, 0.5, 0.5),
+    "data.std": (0.5, 0.5, 0.5),
     "data.flip_prob": 0.0,
     "data.blur_prob": 0.25,
     "data.strong_appearance": False,
@@ -53,12 +55,15 @@ OTHER: Mapping[str, Any] = {
     "network.encoder": "vit_tiny_patch16_224",
     "network.pretrained": False,
     "network.weights": "",  # needs `pretrained` off: see its own tests
+    "network.weights_sha256": "0" * 64,
     "network.patch_size": 8,
     "network.width": 64,
     "network.depth": 6,
     "network.heads": 4,
     "network.drop_path": 0.1,
     "network.aux_block": -4,
+    "network.aux_norm": True,
+    "network.train_pos_embed": True,
     "network.decoder_channels": 64,
     "network.decoder_dilation": 2,
     "cam.scales": (1.0,),
@@ -125,6 +130,8 @@ OUTSIDE: Mapping[str, tuple[Any, ...]] = {
     "data.crop_size": (0,),
     "data.scale_min": (0.0, 8.5),
     "data.scale_max": (0.4, 8.5),
+    "data.mean": ((0.5, 0.5), (0.5, 0.5, 1.1)),
+    "data.std": ((0.5,), (0.0, 0.5, 0.5)),
     "data.flip_prob": (-0.1, 1.1),
     "data.blur_prob": (-0.1, 1.1),
     "data.loader_workers": (-1,),
@@ -385,6 +392,52 @@ def test_a_weights_file_is_the_same_experiment_in_any_folder() -> None:
 
     assert starting_from("a/deit.safetensors") == starting_from("b/deit.safetensors")
     assert starting_from("a/deit.safetensors") != starting_from("a/vit.safetensors")
+
+
+def test_a_file_with_a_known_hash_is_the_same_experiment_under_any_name() -> None:
+    def starting_from(path: str, sha256: str) -> str:
+        start = {"network.pretrained": False, "network.weights": path, "network.weights_sha256": sha256}
+        return identity(override(Config(), start))
+
+    assert starting_from("deit.safetensors", "0" * 64) == starting_from("vit.safetensors", "0" * 64)
+    assert starting_from("deit.safetensors", "0" * 64) != starting_from("deit.safetensors", "1" * 64)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"network.encoder": "vit_tiny_patch16_224"},
+        {"network.pretrained": False},
+        {"network.pretrained": False, "network.weights": "other.pth"},
+    ],
+)
+def test_mean_deviation_and_hash_go_with_the_weights_that_they_belong_to(change: dict[str, Any]) -> None:
+    own = {"data.mean": (0.1, 0.2, 0.3), "data.std": (0.4, 0.5, 0.6), "network.weights_sha256": "0" * 64}
+    base = override(Config(), own)
+
+    changed, given = override(base, change), override(base, {**change, **own})
+
+    assert (changed.data.mean, changed.data.std, changed.network.weights_sha256) == ((), (), "")
+    assert (given.data.mean, given.network.weights_sha256) == ((0.1, 0.2, 0.3), "0" * 64)
+
+
+def test_a_weights_file_that_is_named_by_another_path_keeps_its_hash(tmp_path: Path) -> None:
+    start = {"network.pretrained": False, "network.weights": "w.pth", "network.weights_sha256": "0" * 64}
+    config = override(Config(), start)
+
+    found = configs.absolute_paths(config, tmp_path)
+
+    assert (found.network.weights, found.network.weights_sha256) == (str(tmp_path / "w.pth"), "0" * 64)
+
+
+def test_a_run_of_before_a_setting_was_is_read_as_it_was_trained() -> None:
+    whole = json.loads(to_json(Config()))
+    old = {name: value for name, value in whole.items() if name not in configs.EARLIER}
+
+    found = from_json(json.dumps(old))
+
+    assert {name: configs.flatten(found)[name] for name in configs.EARLIER} == configs.EARLIER
+    assert from_json(json.dumps({"csc.weight": 0.2})) == override(Config(), {"csc.weight": 0.2})
 
 
 def test_identities_are_the_same_in_every_process() -> None:

@@ -192,6 +192,20 @@ def test_views_are_normalised_by_the_mean_and_deviation_of_imagenet(
     torch.testing.assert_close(batch.weak, expected[:, :, None, None].expand(-1, -1, 8, 8))
 
 
+def test_views_and_judged_images_are_normalised_by_the_mean_and_deviation_of_the_settings(
+    dataset: SegmentationDataset, config: Config
+) -> None:
+    ours = override(config, {"data.mean": (0.5, 0.25, 0.0), "data.std": (0.5, 0.25, 1.0)})
+    scale, shift = (torch.tensor(v).view(3, 1, 1) for v in ((0.5, 0.25, 1.0), (0.5, 0.25, 0.0)))
+
+    imagenet, own = (next(train_batches(dataset, c, start=0)) for c in (config, ours))
+    judged_imagenet, judged_own = (next(evaluation_batches(dataset, c)) for c in (config, ours))
+
+    for one, other in ((imagenet.weak, own.weak), (judged_imagenet.images, judged_own.images)):
+        inside = one != 0  # padding stays 0
+        torch.testing.assert_close((other * scale + shift)[inside], (one * STD + MEAN)[inside])
+
+
 def test_padding_is_zero_after_normalisation_and_marked(batches: list[Batch]) -> None:
     padding = [~batch.valid[:, None].expand_as(batch.weak) for batch in batches]
 

@@ -123,28 +123,30 @@ def test_the_decoder_says_nothing_of_nothing_having_no_biases() -> None:
 # Network
 
 
-def slow_maps(vit: Any, images: torch.Tensor) -> list[torch.Tensor]:
-    """The normed patch tokens after every block, one block after the other, as maps."""
+def slow_maps(vit: Any, images: torch.Tensor, *, norm: bool) -> list[torch.Tensor]:
+    """The patch tokens after every block, one block after the other, as maps."""
     tokens = vit.norm_pre(vit._pos_embed(vit.patch_embed(images)))
     maps = []
     for block in vit.blocks:
         tokens = block(tokens)
-        patches = vit.norm(tokens)[:, vit.num_prefix_tokens :]
+        patches = (vit.norm(tokens) if norm else tokens)[:, vit.num_prefix_tokens :]
         maps.append(patches.transpose(1, 2).reshape(len(images), -1, PATCHES, PATCHES))
     return maps
 
 
 @pytest.mark.parametrize("aux_block", [-2, -3, -4])
-def test_the_encoder_reads_the_named_block_and_the_last_through_the_final_norm(
-    aux_block: int, images: torch.Tensor
+@pytest.mark.parametrize("aux_norm", [False, True])
+def test_the_encoder_reads_the_named_block_and_the_last_which_alone_need_be_normed(
+    aux_block: int, aux_norm: bool, images: torch.Tensor
 ) -> None:
-    read = encoder(aux_block=aux_block).eval()
+    read = encoder(aux_block=aux_block, aux_norm=aux_norm).eval()
+    with torch.no_grad():
+        read.vit.norm.weight.uniform_(0.5, 2)
 
     aux, last = read(images)
 
-    maps = slow_maps(read.vit, images)
-    torch.testing.assert_close(last, maps[-1])
-    torch.testing.assert_close(aux, maps[aux_block])
+    torch.testing.assert_close(last, slow_maps(read.vit, images, norm=True)[-1])
+    torch.testing.assert_close(aux, slow_maps(read.vit, images, norm=aux_norm)[aux_block])
 
 
 def test_both_cams_have_heads_of_their_own_on_maps_of_their_own(
@@ -249,8 +251,9 @@ def test_heads_that_do_not_share_the_width_equally_are_refused() -> None:
 
 
 def test_an_unknown_pretrained_tag_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"network must be .+Invalid pretrained tag \(of_my_own\)"):
-        encoder(encoder="vit_tiny_patch16_224.of_my_own")
+    law = r"network.encoder must name weights that timm has, got 'vit_tiny_patch16_224.augreg_in21'; did you "
+    with pytest.raises(ValueError, match=law + "mean 'vit_tiny_patch16_224.augreg_in21k'"):
+        encoder(encoder="vit_tiny_patch16_224.augreg_in21")
 
 
 def test_the_crop_must_hold_whole_patches() -> None:
@@ -322,11 +325,14 @@ def test_a_pth_file_is_read_bare_or_as_the_part_of_a_checkpoint(
     assert all(torch.equal(loaded[name], state[name]) for name in loaded)
 
 
-def test_position_embeddings_are_resampled_to_another_image_size(weights_file: Path) -> None:
+def test_trained_position_embeddings_are_resampled_to_another_image_size(weights_file: Path) -> None:
     published = load_file(weights_file)
     own = published["pos_embed"]  # a class token and 4 x 4 patches
 
-    found = build_encoder(tiny(weights=str(weights_file)), 2 * IMAGE).vit.state_dict()
+    trained = build_encoder(tiny(weights=str(weights_file), train_pos_embed=True), 2 * IMAGE).vit
+
+    assert trained.pos_embed.requires_grad
+    found = trained.state_dict()
 
     resampled = found.pop("pos_embed")
     assert resampled.shape == (1, 1 + 8 * 8, 16)
@@ -412,5 +418,4 @@ def test_real_deit_weights_load_at_any_image_size(real_data: Path) -> None:
     )
 
     found = loaded.vit.state_dict()
-    assert found.pop("pos_embed").shape == (1, 1 + 6 * 6, 192)
     assert all(torch.equal(found[name], published[name]) for name in found)
