@@ -112,10 +112,14 @@ class DataConfig(Section):
             raise ValueError(must("data.scale_max", law, self.scale_max))
 
 
+PAPER_ENCODER = "vit_base_patch16_224.orig_in21k_ft_in1k"
+"""The paper's encoder, with the weights that the authors load."""
+
+
 class NetworkConfig(Section):
     """The encoder (any ViT of timm) and the heads on it; ON and AN share it."""
 
-    encoder: str = "vit_base_patch16_224.orig_in21k_ft_in1k"
+    encoder: str = PAPER_ENCODER
     """Name of a timm Vision Transformer with the tag of its weights, as
     vit_base_patch16_224.orig_in21k_ft_in1k; without a tag timm's default is taken, and written down."""
     pretrained: bool = True
@@ -158,6 +162,15 @@ class NetworkConfig(Section):
     def from_scratch(self) -> bool:
         """Whether the encoder starts from random numbers."""
         return not (self.pretrained or self.weights)
+
+    @property
+    def sees_imagenet(self) -> bool:
+        """Whether its own mean and deviation are ImageNet's, whatever timm says of it.
+
+        Paper silent: the weights of its encoder were trained with 0.5 and 0.5, but the authors' code feeds
+        it images in ImageNet's, and so do we.
+        """
+        return self.from_scratch or self.encoder == PAPER_ENCODER
 
 
 class CamConfig(Section):
@@ -503,6 +516,7 @@ def _digest(config: Config, ignored: Set[str]) -> str:
     values["network.weights"] = "" if network.weights_sha256 else PurePath(network.weights).name
     if network.from_scratch:
         values["network.train_pos_embed"] = True
+    if network.sees_imagenet:
         values["data.mean"] = values["data.mean"] or IMAGENET_MEAN
         values["data.std"] = values["data.std"] or IMAGENET_STD
     kept = {

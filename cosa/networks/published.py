@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 else:
     PretrainedCfg = Any  # timm imports torch; tests check annotations as the program runs
 
-ORIGINAL = "vit_base_patch16_224.orig_in21k_ft_in1k"
-"""The weights of the paper's encoder, as the authors load them."""
-
 
 def pinned(config: Config) -> Config:
     """`config` with all written down that it leaves to its encoder, so that no default of timm decides later.
@@ -28,16 +25,13 @@ def pinned(config: Config) -> Config:
     That is the tag of the published weights, or the SHA-256 of a local file where it is there, and mean and
     deviation. Pinning what is pinned changes nothing, and needs no timm.
 
-    Paper silent on mean and deviation: `ORIGINAL` was trained with 0.5 and 0.5, but the authors' code feeds
-    it images in ImageNet's, and so do we.
-
     Raises:
         ValueError: `network.encoder` is no Vision Transformer of timm, or has no such weights.
     """
     network, data = config.network, config.data
     encoder, mean, std = network.encoder, data.mean, data.std
     untagged = network.pretrained and "." not in encoder
-    if network.from_scratch or encoder == ORIGINAL:
+    if network.sees_imagenet:
         mean, std = mean or IMAGENET_MEAN, std or IMAGENET_STD
     elif untagged or not (mean and std):
         cfg = published(encoder)

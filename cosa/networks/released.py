@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cosa.config import Config, override
+from cosa.config import PAPER_ENCODER, Config, override
 from cosa.config.presets import get_preset
-from cosa.networks.published import ORIGINAL
 from cosa.storage.files import one_line
 
 _NAMES = {
@@ -110,7 +109,7 @@ def _config(path: Path, arguments: dict[str, Any]) -> Config:
                 f"got {arguments.get(name)!r} in {str(path)!r}"
             )
     own = {ours: arguments[theirs] for theirs, ours in _SETTINGS.items() if theirs in arguments}
-    network = {"encoder": ORIGINAL, "aux_norm": False, "train_pos_embed": False}
+    network = {"encoder": PAPER_ENCODER, "aux_norm": False, "train_pos_embed": False}
     changes = own | {f"network.{name}": value for name, value in network.items()}
     return override(get_preset(_PRESETS[arguments["dataset"]]), changes)
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 
 from cosa import cli
+from cosa.config import PAPER_ENCODER
 from cosa.data import COCO_CLASSES, VOC_CLASSES
 from cosa.model import load_model
-from cosa.networks.published import ORIGINAL
 
 WIDTH, DEPTH, HEADS, PATCH, GRID = 768, 12, 12, 16, 14
 
@@ -175,7 +175,7 @@ def test_an_import_is_a_model_like_any_other(place: Path, capsys: pytest.Capture
     assert (model.classes, model.facts.step) == (VOC_CLASSES, 24_000)
     settings = model.config
     assert (settings.data.layout, settings.evaluation.size) == ("voc", 448)
-    assert (settings.network.encoder, settings.network.aux_block) == (ORIGINAL, -3)
+    assert (settings.network.encoder, settings.network.aux_block) == (PAPER_ENCODER, -3)
     assert settings.data.mean == (0.485, 0.456, 0.406)
 
 
