@@ -10,6 +10,7 @@ import pytest
 
 from cosa.config import Config, override
 from cosa.config.presets import get_preset
+from cosa.networks.published import pinned
 from sweeps.tuning.space import SPACE, Choice, Range, Space
 from sweeps.tuning.study import (
     JOURNAL,
@@ -51,7 +52,7 @@ def test_rows_come_first_and_none_of_them_twice():
     study.enqueue(rows)
     run(study, 3)
     assert [origin(trial) for trial in study.trials] == ["full", "5b/c2s-x2", ""]
-    assert study.config(study.trial(0)) == BASE
+    assert study.config(study.trial(0)) == pinned(BASE)
     assert study.config(study.trial(1)).c2s.weight == 0.2
 
 
@@ -215,7 +216,7 @@ def test_of_too_few_trials_nothing_is_said_about_importance():
 
 
 def test_a_study_that_commit_25ac2bd_wrote_goes_on(tmp_path):
-    base = get_preset("shapes")
+    base = pinned(get_preset("shapes"))
     (tmp_path / JOURNAL).write_bytes(EARLIER.read_bytes())
     study = open_study(tmp_path, SPACE.resolved(base), base)
     assert [state(trial) for trial in study.trials] == [
