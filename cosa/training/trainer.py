@@ -43,7 +43,7 @@ class RunSpec:
     """One run, all that any process must know of it; plain data that travels."""
 
     config: Config
-    """What to train."""
+    """What to train; `train` first pins what it leaves to its encoder, see `cosa.networks.published`."""
     out: Path | str
     """The run's folder, made if needed, on storage that all ranks reach; or a URL, see
     `cosa.storage.mirror`."""
@@ -148,7 +148,9 @@ def train(spec: RunSpec, *, report: Report = ignore, should_stop: StopCheck = ne
     coexistence_indices(config.evaluation, data.training.classes)  # or the first evaluation would end it all
     momenta = [momentum for momentum in spec.momenta if momentum != config.ema.momentum]
     state = build_state(config, len(data.training.classes), ranks.device, momenta)
-    begun_from = {} if config.network.from_scratch else starting_point(config, state.online.encoder.digest())
+    begun_from: Mapping[str, str] = {}
+    if ranks.first and not config.network.from_scratch:
+        begun_from = starting_point(config, state.online.encoder.digest())
     run = _Run(
         spec=spec,
         storage=storage,
@@ -195,7 +197,7 @@ class _Run:
     data: RunData
     state: TrainingState
     begun_from: Mapping[str, str]
-    """What is known of the encoder's published weights; empty from scratch."""
+    """What is known of the encoder's published weights, on the first rank; empty from scratch."""
 
     def __post_init__(self) -> None:
         self.config, self.target, self.out = self.spec.config, self.spec.last_step, self.storage.folder

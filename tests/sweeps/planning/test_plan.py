@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from cosa.config import Config, TrainConfig, identity, override, warmup_identity
+from cosa.config import IMAGENET_MEAN, Config, TrainConfig, identity, override, warmup_identity
 from sweeps.planning import plan as planning
 from sweeps.planning.plan import make_plan
 from sweeps.tables import Arm, Table, get_table
@@ -162,3 +162,17 @@ def test_the_plan_as_json_names_rows_and_identities():
 def test_an_arm_with_an_unknown_setting_names_the_nearest_one():
     with pytest.raises(ValueError, match=r"got 'csc\.weigth'; did you mean 'csc\.weight'"):
         make_plan(BASE, [table_of({"csc.weigth": 0.0})], [0])
+
+
+def test_a_plan_names_the_weights_that_each_arm_starts_from():
+    arms = table_of({}, {"network.encoder": "vit_tiny_patch16_224"}, {"network.encoder": "test_vit"})
+
+    plan = make_plan(override(BASE, {"network.encoder": "deit_tiny_patch16_224"}), [arms], [0])
+
+    starts = [(t.config.network.encoder, t.config.data.mean) for t in plan.trials]
+    assert starts == [
+        ("deit_tiny_patch16_224.fb_in1k", IMAGENET_MEAN),
+        ("vit_tiny_patch16_224.augreg_in21k_ft_in1k", (0.5, 0.5, 0.5)),
+        ("test_vit.r160_in1k", (0.5, 0.5, 0.5)),
+    ]
+    assert plan.base == plan.trials[0].config
