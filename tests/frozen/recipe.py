@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 
+from cosa.config import EARLIER
 from tests.reading import ROOT
 
 DATA = Path(__file__).with_name("data")
@@ -334,6 +335,14 @@ def names_in_store(folder: Path) -> dict[str, dict[str, list[str]]]:
             "tags": sorted(run.data.tags.keys() - never_finite),
         }
     return dict(sorted(found.items()))
+
+
+def without_newer(names: Mapping[str, Mapping[str, list[str]]]) -> dict[str, dict[str, list[str]]]:
+    """Names in a store but for the settings that the kept version did not have."""
+    return {
+        run: {kind: [name for name in some if name not in EARLIER] for kind, some in kinds.items()}
+        for run, kinds in names.items()
+    }
 
 
 def steps_in_store(folder: Path) -> dict[str, list[int]]:
