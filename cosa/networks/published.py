@@ -101,7 +101,7 @@ def starting_point(config: Config, sha256: str) -> dict[str, str]:
         cfg = published(network.encoder)
         source = str(cfg.hf_hub_id or cfg.url)
     return {
-        "encoder": network.encoder,
+        "name": network.encoder,
         "source": source,
         "sha256": sha256,
         "mean": ", ".join(map(str, data.mean)),

@@ -45,6 +45,15 @@ _SETTINGS = {
 """Their arguments that say just what one of our settings says; the weights of their terms do not."""
 
 
+_FORGOTTEN = (
+    "pathlib.PosixPath",
+    "numpy.dtype",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+)
+"""What their code puts into a checkpoint beside: the folder of the run, and the mIoU that it was kept for."""
+
+
 @dataclass(frozen=True)
 class Released:
     """A checkpoint of the authors, as ours would be."""
@@ -62,13 +71,15 @@ class Released:
 def read_released(path: Path) -> Released:
     """What a checkpoint of the authors' release holds; of its objects the Namespace alone is rebuilt.
 
+    Folders and numbers of numpy are read as nothing, and all else is refused.
+
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: It is no such checkpoint, or of another network than the released ones.
     """
     if not path.is_file():
         raise FileNotFoundError(f"released checkpoint must exist, got {str(path)!r}")
-    allowed: list[Any] = [argparse.Namespace, (_as_text, "pathlib.PosixPath")]
+    allowed: list[Any] = [argparse.Namespace, *((_Forgotten, name) for name in _FORGOTTEN)]
     try:
         with torch.serialization.safe_globals(allowed):
             found: Any = torch.load(path, map_location="cpu", weights_only=True)
@@ -95,9 +106,14 @@ def read_released(path: Path) -> Released:
     )
 
 
-def _as_text(*parts: str) -> str:
-    """Stands for pathlib.PosixPath: their arguments name folders, which nobody needs to be more than text."""
-    return "/".join(parts)
+class _Forgotten:
+    """Stands for an object of theirs that nobody needs; keeps nothing of what it is given."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
 
 
 def _config(path: Path, arguments: dict[str, Any]) -> Config:

@@ -53,7 +53,7 @@ def released_state(classes: int = 20) -> dict[str, Tensor]:
 
 
 def arguments(**changes: Any) -> argparse.Namespace:
-    """Their arguments, as far as they matter here; the folder is a Path in their files, too."""
+    """Their arguments, as far as they matter here, with a folder as their code leaves it in them."""
     given = {
         "dataset": "VOC12",
         "backbone": "vit_base_patch16_224",
@@ -72,7 +72,8 @@ def arguments(**changes: Any) -> argparse.Namespace:
 
 
 def write(path: Path, state: dict[str, Tensor], **changes: Any) -> Path:
-    torch.save({"s_or_t": "t", "model": state, "epoch": 24_000, "args": arguments(**changes)}, path)
+    kept = {"s_or_t": "t", "model": state, "epoch": 24_000, "result": np.float64(75.72)}
+    torch.save({**kept, "args": arguments(**changes)}, path)
     return path
 
 

@@ -64,7 +64,7 @@ def test_the_folder_and_the_tracker_are_told_what_the_run_began_from(
     known = json.loads((run / "encoder.json").read_text())
 
     assert known == {
-        "encoder": config.network.encoder,
+        "name": config.network.encoder,
         "source": f"tiny.safetensors of SHA-256 {sha256}",
         "sha256": build_encoder(config.network, 32).digest(),
         "mean": "0.5, 0.5, 0.5",
