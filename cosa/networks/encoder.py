@@ -124,8 +124,10 @@ def build_encoder(
         FileNotFoundError: `network.weights` names no file.
         OSError: The published weights are not on this machine and the hub does not answer.
     """
+    if state is not None:  # the tag says where it began; timm may no longer have it
+        config = config.replace(encoder=config.encoder.partition(".")[0])
     published(config.encoder)
-    if config.pretrained:
+    if config.pretrained and state is None:
         for name in ("width", "depth", "heads"):
             if getattr(config, name):
                 raise ValueError(

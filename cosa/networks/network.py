@@ -72,13 +72,11 @@ def build_network(
         ValueError: As `build_encoder`, or the crop is no multiple of the patch.
         FileNotFoundError: `network.weights` names no file.
     """
-    prefix = "encoder.vit."
-    tensors = (
-        None
-        if state is None
-        else {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    )
-    encoder = build_encoder(config, image_size, state=tensors)
+    inside = None
+    if state is not None:
+        prefix = "encoder.vit."
+        inside = {name.removeprefix(prefix): v for name, v in state.items() if name.startswith(prefix)}
+    encoder = build_encoder(config, image_size, state=inside)
     if image_size % encoder.patch_size:
         raise ValueError(
             f"data.crop_size must be a multiple of the patch size {encoder.patch_size}, got {image_size}"

@@ -341,3 +341,11 @@ def test_only_published_positions_are_frozen() -> None:
     assert scratch.vit.pos_embed is not None
     assert scratch.vit.pos_embed.requires_grad
     assert scratch.vit.pos_embed.shape[1] == 1 + 4 * 4
+
+
+def test_a_trained_encoder_is_built_also_where_timm_has_lost_its_tag() -> None:
+    state = {k: v for k, v in random_state(timm.create_model("test_vit")).items() if not k.startswith(HEADS)}
+
+    own = build_encoder(NetworkConfig(encoder="test_vit.of_then"), 64, state=state).vit
+
+    assert {k: v.shape for k, v in own.state_dict().items()} == {k: v.shape for k, v in state.items()}
