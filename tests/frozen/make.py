@@ -1,10 +1,10 @@
-"""Made every file in `data/`, on commit 25ac2bd: `python -m tests.frozen.make [PART ...]`, from the root.
+"""Made the files in `data/`, on commit 25ac2bd: `python -m tests.frozen.make [PART ...]`, from the root.
 
 The files are what that commit does. Made again on later code they would freeze nothing, so this script
 refuses where `cosa/` or `sweeps/` differ from 25ac2bd: `git log --follow` leads to the commit on which it
 ran. Parts, each some seconds to some minutes on two cores:
 
-    identities   identities.json, presets.json
+    identities   earlier_presets.json; identities.json and presets.json are of today, see identities.py
     training     training.json, names_run.json, stopped_run.tar.gz
     report       report.tar.gz (a store), tables.csv, tables.md, tables.tex, tables.txt, report_cells.json
     sweep        interrupted_sweep.tar.gz, sweep_tables.csv, sweep_weights.json, names_sweep.json
@@ -22,10 +22,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cosa.config import to_json
+from cosa.config import identity, to_json, warmup_identity
 from cosa.config.presets import PRESETS, get_preset
 from tests.frozen import recipe
-from tests.frozen.identities import identities
 from tests.frozen.recipe import DATA, ROOT
 
 COMMIT = "25ac2bd"
@@ -46,9 +45,15 @@ def main() -> None:
 
 
 def make_identities(folder: Path) -> None:
-    """Identities of presets and of all arms, and each preset's settings as text."""
-    _write("identities.json", identities())
-    _write("presets.json", {name: to_json(get_preset(name)) for name in PRESETS})
+    """Each preset's identities, and its settings as text."""
+    presets = {name: get_preset(name) for name in PRESETS}
+    _write(
+        "earlier_presets.json",
+        {
+            name: {"identities": [identity(preset), warmup_identity(preset)], "settings": to_json(preset)}
+            for name, preset in presets.items()
+        },
+    )
 
 
 def make_training(folder: Path) -> None:
