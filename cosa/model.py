@@ -157,12 +157,18 @@ class ImageOutput:
             best = torch.maximum(best, highest)
         return np.asarray(classes[0].cpu())
 
-    def seg_probs(self, labels: Float[Tensor, "1 c"] | None = None) -> Float32[np.ndarray, "k h w"]:
-        """Probabilities of each pixel; 0 for classes that the labels rule out."""
+    def seg_probs(
+        self, labels: Float[Tensor, "1 c"] | None = None, *, views: int = 1
+    ) -> Float32[np.ndarray, "k h w"]:
+        """Probabilities of each pixel; 0 for classes that the labels rule out.
+
+        They are the softmax of the views' mean logits; of the sum of so many `views`, where a CRF is to see
+        them, as in evaluation.
+        """
         logits = resize(self.fused.seg_logits, self.size)
         if labels is not None:
             logits = keep_labelled(logits, labels.to(logits.device))
-        return np.asarray(logits.softmax(1)[0].cpu())
+        return np.asarray((views * logits).softmax(1)[0].cpu())
 
     def activation(self, index: int) -> Float32[np.ndarray, "h w"]:
         """The CAM of class `index` in [0, c), scaled to [0, 1]."""

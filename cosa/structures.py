@@ -108,11 +108,12 @@ class CamTargets:
     activation: Float[Tensor, "b h w"]
     """nu: the maximum activation over the image's classes, in [0, 1]."""
     cpl: Int[Tensor, "b h w"]
-    """CAM pseudo-labels in [0, k), IGNORE on padding."""
+    """CAM pseudo-labels in [0, k), IGNORE on padding and within `threshold.band`."""
     perplexity: Float[Tensor, "b h w"]
     """Perplexity of the CPL, >= 0 and finite."""
     raw: Float[Tensor, "b h w"]
-    """Weight of each pixel in c2s, mean 1 over the batch's pixels; 0 on padding."""
+    """Weight of each pixel in c2s, mean 1 over the batch's pixels unless `c2s.average` is balanced; 0 where
+    there is no label."""
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,14 @@ Positive = Annotated[float, law("be finite and > 0", lambda x: 0 < x < math.inf)
 Weight = Annotated[float, law("be finite and >= 0", lambda x: 0 <= x < math.inf)]
 _SCALES = law("hold one or more scales in (0, 4]", lambda scales: scales and all(0 < s <= 4 for s in scales))
 Scales = Annotated[tuple[float, ...], _SCALES]
+_BAND = law("be empty or hold low, high with 0 < low < high < 1", lambda b: not b or _is_band(b))
+Band = Annotated[tuple[float, ...], _BAND]
+
+
+def _is_band(band: tuple[float, ...]) -> bool:
+    return len(band) == 2 and 0 < band[0] < band[1] < 1
+
+
 Mean = Annotated[
     tuple[float, ...],
     law(
@@ -81,6 +89,9 @@ class DataConfig(Section):
     val_split: str = "val"
     """List of images that evaluation reads; empty evaluates nothing, one without masks classification
     alone."""
+    keep_empty: bool = False
+    """Whether COCO's images without a single object stay in their split; the lists that the authors use leave
+    them out, which makes 82,081 images to train on and 40,137 of val."""
     crop_size: Pixels = 448
     """Side of the square training crop, pixels; a multiple of the patch size."""
     scale_min: Annotated[float, law("lie in (0, 8]", lambda x: 0 < x <= 8)] = 0.5
@@ -141,6 +152,9 @@ class NetworkConfig(Section):
     """Stochastic depth rate of the online network, in [0, 1)."""
     aux_block: Annotated[int, law("be <= -2, a block before the last", lambda n: n <= -2)] = -3
     """Block that M-dagger is read from, counted from the end (-1 is the last block)."""
+    aux_head: bool = True
+    """Whether M-dagger is learned at all; without it neither cls-dagger nor c2s-dagger is trained, and what
+    is reported of M-dagger is that of random numbers. CSC needs it."""
     aux_norm: bool = False
     """Whether M-dagger is read behind the encoder's final norm, as M is; the authors read the block's raw
     output."""
@@ -180,6 +194,11 @@ class CamConfig(Section):
     """Scales of the weak view that AN sees, each in (0, 4]."""
     flip: bool = True
     """Whether AN sees each scale flipped, too."""
+    fusion: Literal["max", "sum"] = "max"
+    """How AN's M of several scales become one: `max` as Alg. 1 says, or the `sum` of ReLU(M) as the authors'
+    code does; the two flips of a scale always by maximum, and evaluation always by maximum."""
+    aux_fusion: Literal["max", "sum", "last"] = "max"
+    """The same of M-dagger; `last` takes the last of `scales` alone, as the authors' code does."""
     stride: Count = 1
     """Pixels of the crop per pixel of the pseudo-labels; 1 is the crop's own resolution."""
     source: Literal["assignment", "online"] = "assignment"
@@ -193,12 +212,27 @@ class ThresholdConfig(Section):
     """`dynamic` searches xi by Eq. 6 (DT), `fixed` keeps `xi`."""
     xi: Inner = 0.45
     """The fixed threshold, and where the dynamic one starts while its queue fills, in (0, 1)."""
+    band: Band = ()
+    """Two fixed thresholds low,high around `xi`, as in the authors' logs: pixels from low up to high have no
+    pseudo-label; empty has `xi` part foreground from background everywhere, as in Eq. 3."""
+    aux_band: Band = ()
+    """The same for M-dagger; empty takes `band`."""
     queue: Count = 100
     """Batches whose activations the two Gaussians are fitted to, >= 1."""
     min_activation: Annotated[float, law("be < 1", lambda x: x < 1)] = 0.05
     """Activations up to this value are left out of the fit, in [0, 1); negative lets all pixels in."""
     min_std: Annotated[float, law("lie in (0, 0.5]", lambda x: 0 < x <= 0.5)] = 0.1
     """Least standard deviation of the two Gaussians, in (0, 0.5]; keeps them off the CAMs' spikes."""
+
+    def model_post_init(self, _: object) -> None:
+        """Called by pydantic: laws of two settings."""
+        for name, band in (("band", self.band), ("aux_band", self.aux_band)):
+            if band and self.mode != "fixed":
+                raise ValueError(
+                    must("threshold.mode", f"be fixed where threshold.{name} is given", self.mode)
+                )
+            if band and not band[0] <= self.xi <= band[1]:
+                raise ValueError(must("threshold.xi", f"lie in threshold.{name} = {list(band)}", self.xi))
 
 
 class RawConfig(Section):
@@ -216,9 +250,13 @@ class C2sConfig(Section):
     """CAM pseudo-labels supervise the segmentation (Eq. 5)."""
 
     weight: Weight = 0.1
-    """lambda_c2s of Eq. 11, for both CAM heads, >= 0; 0 leaves the term out."""
+    """lambda_c2s of Eq. 11, for each of both CAM heads, >= 0; 0 leaves the term out. The authors' code takes
+    0.1 of half their sum: that is a weight of 0.05."""
     aux: bool = True
     """Whether M-dagger's CPL supervise the segmentation, too (the second c2s term of Eq. 11)."""
+    average: Literal["pixels", "balanced"] = "pixels"
+    """The mean over all pixels (Eq. 5), or `balanced`: half of that over the background's pixels and half of
+    that over the foreground's, as in the authors' code."""
 
 
 class S2cConfig(Section):
@@ -228,6 +266,9 @@ class S2cConfig(Section):
     """lambda_s2c of Eq. 11, >= 0; 0 leaves the term out (no guided CAMs)."""
     tau: Positive = 0.01
     """Softmax temperature that sharpens the SPL (Eq. 7), > 0."""
+    cam: Literal["raw", "relu"] = "raw"
+    """What is guided: `raw` M in the resolution of the pseudo-labels (Eq. 8), or `relu`: ReLU(M) on the patch
+    grid, as in the authors' code, where a negative activation learns nothing."""
     source: Literal["spl", "gt", "noise", "none"] = "spl"
     """What guides the CAMs (Fig. 1): the SPL, the oracle's ground-truth masks, random masks, or nothing."""
     detach: Literal["none", "features", "classifier"] = "none"
@@ -262,7 +303,9 @@ class OptimConfig(Section):
     head_lr_scale: Positive = 10.0
     """Factor on the learning rate of the CAM heads and the decoder, > 0."""
     weight_decay: Weight = 0.01
-    """Decoupled weight decay, >= 0; not applied to biases and norms."""
+    """Decoupled weight decay, >= 0."""
+    decay_vectors: bool = True
+    """Whether biases and norms decay, too, as in the authors' code (paper silent)."""
     beta1: Decay = 0.9
     """Decay of AdamW's first moment, in [0, 1)."""
     beta2: Decay = 0.999
@@ -356,6 +399,12 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
+    def model_post_init(self, _: object) -> None:
+        """Called by pydantic: laws of two sections."""
+        if self.csc.weight and not self.network.aux_head:
+            law = "be true where csc.weight is not 0: M-dagger says what is contrasted"
+            raise ValueError(must("network.aux_head", law, self.network.aux_head))
+
     @property
     def guided(self) -> bool:
         """Whether s2c is trained at all: it has a weight and a source."""
@@ -373,6 +422,15 @@ EARLIER: Mapping[str, Any] = {
     "network.weights_sha256": "",
     "network.aux_norm": True,
     "network.train_pos_embed": True,
+    "data.keep_empty": True,
+    "network.aux_head": True,
+    "cam.fusion": "max",
+    "cam.aux_fusion": "max",
+    "threshold.band": (),
+    "threshold.aux_band": (),
+    "c2s.average": "pixels",
+    "s2c.cam": "raw",
+    "optim.decay_vectors": False,
 }
 """What every run did before these settings were: a whole file of settings without them means that, and where
 they say it they leave no trace in an identity, so that earlier results are found again."""
@@ -516,6 +574,8 @@ def _digest(config: Config, ignored: Set[str]) -> str:
     values["network.weights"] = "" if network.weights_sha256 else PurePath(network.weights).name
     if network.from_scratch:
         values["network.train_pos_embed"] = True
+    if config.data.layout != "coco":  # the only one that knows images without an object
+        values["data.keep_empty"] = True
     if network.sees_imagenet:
         values["data.mean"] = values["data.mean"] or IMAGENET_MEAN
         values["data.std"] = values["data.std"] or IMAGENET_STD

@@ -2,7 +2,8 @@
 
 A split is called as its folder is. Its classes are COCO's 80 in the order of their category ids: ids run from
 1 to 90 with gaps, classes from 1 to 80 without. Image-level labels are the classes of all annotations of an
-image, crowds among them; an image without annotations stays, with no label and a mask of background.
+image, crowds among them; an image without annotations is left out, as in the lists that the authors use, or
+stays with no label and a mask of background (`data.keep_empty`).
 
 The annotation file, 450 MB for train2014, is parsed once: names and labels go into the cache, under the
 file's digest, so that another file never meets them. Masks go there, too, but only where they are needed:
@@ -56,12 +57,20 @@ _KEPT = frozenset(
 
 
 def read_coco(
-    root: Path, split: str, cache: Path, *, needs: Needs, draw: bool, on_problem: OnProblem = refuse
+    root: Path,
+    split: str,
+    cache: Path,
+    *,
+    needs: Needs,
+    draw: bool,
+    keep_empty: bool,
+    on_problem: OnProblem = refuse,
 ) -> SegmentationDataset:
     """The images of a split in the order of their file names, with their labels.
 
     Args and errors are those of `open_dataset`. A split is called as its folder. Names, labels and masks are
-    kept in `cache`; with `draw`, or where masks are needed, those that it lacks are drawn.
+    kept in `cache`; with `draw`, or where masks are needed, those that it lacks are drawn. Where images alone
+    are needed, nothing is known of their objects and all stay, as with `keep_empty`.
     """
     remedy = "set --data.root to the folder that holds annotations, train2014 and val2014"
     require_root(root, "COCO", (), remedy)
@@ -91,13 +100,20 @@ def read_coco(
         write_atomically(store / "index.json", json.dumps({name: sorted(labels[name]) for name in labels}))
 
     once((store / "index.json").is_file, write_index, store)
-    index: dict[str, list[int]] = json.loads((store / "index.json").read_bytes())
+    whole: dict[str, list[int]] = json.loads((store / "index.json").read_bytes())
+    index = {name: labels for name, labels in whole.items() if labels or keep_empty}
+    if whole and not index:
+        raise ValueError(
+            f"split must hold an image with an object, got none in {path}; set data.keep_empty to keep all"
+        )
     law = f"annotations of {split} must name images of {root / split}"
     remedy = "add the files, or take the annotation file that belongs to them"
     files = found(index, images, law, remedy, on_problem)
     masks: Mapping[str, Path] = {}
     if draw or needs == "masks":
-        masks = draw_masks(store, {name: images[name] for name in files}, len(index), parsed, on_problem)
+        named = {name: images[name] for name in files}
+        marker = "complete" if keep_empty else "complete_labelled"
+        masks = draw_masks(store, named, len(index), parsed, on_problem, marker=marker)
         files = tuple(name for name in files if name in masks)
     dataset = assemble(COCO_CLASSES, files, images, masks, index.__getitem__, on_problem)
     return replace(dataset.named_by_stem(), mask_source=version)

@@ -60,15 +60,18 @@ def draw_masks(
     total: int,
     parsed: Callable[[], Mapping[str, Scene]],
     on_problem: OnProblem,
+    *,
+    marker: str,
 ) -> dict[str, Path]:
     """Paths of the masks of `images`, by file name, all drawn; without those that could not be drawn.
 
     Args:
         store: Folder of the cache for one annotation file.
         images: Image files by file name.
-        total: Images in the annotation file: with fewer in `images`, nothing is complete.
+        total: Images that are to have masks: with fewer in `images`, nothing is complete.
         parsed: Reads the annotations; called only where something is to be drawn.
         on_problem: Is told of images in another size than annotated, and of regions that cannot be drawn.
+        marker: File of `store` that says that those are drawn; `complete` says that all of them are.
 
     Raises:
         OSError: The cache cannot be written.
@@ -88,9 +91,9 @@ def draw_masks(
                     on_problem(ValueError(problem))
                     del masks[name]
         if len(masks) == total:
-            write_atomically(store / "complete", "")
+            write_atomically(store / marker, "")
 
-    once((store / "complete").is_file, draw_missing, store)
+    once(lambda: any((store / name).is_file() for name in {marker, "complete"}), draw_missing, store)
     return masks
 
 

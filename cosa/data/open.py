@@ -56,7 +56,15 @@ def open_dataset(
         stage(data.archive, data.archive_sha256, root)
     if data.layout == "coco":
         cache = Path(data.cache).expanduser()
-        return read_coco(root, split, cache, needs=needs, draw=evaluated, on_problem=on_problem)
+        return read_coco(
+            root,
+            split,
+            cache,
+            needs=needs,
+            draw=evaluated,
+            keep_empty=data.keep_empty,
+            on_problem=on_problem,
+        )
     if data.layout == "shapes" and not (root / "ImageSets").exists():
         try:
             write_shapes(root)

@@ -6,7 +6,9 @@ ImageSets/Segmentation/*.txt. A classes.txt in the root, one name per line, repl
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -22,6 +24,8 @@ from cosa.data.files import (
     require_root,
     text_lines,
 )
+
+_log = logging.getLogger(__name__)
 
 # fmt: off
 VOC_CLASSES = (
@@ -85,8 +89,29 @@ def read_voc(
     def labels_of(name: str) -> list[int]:
         return _annotated_classes(annotations[name], classes)
 
+    if not annotated and classes == VOC_CLASSES:
+        _warn_of_missing_classes(root, split, names)
     labels = labels_of if annotated else None
     return assemble(classes, names, images, masks, labels, on_problem, verify_masks=verify_masks)
+
+
+def _warn_of_missing_classes(root: Path, split: str, names: Sequence[str]) -> None:
+    """Say how many images may lack a label where labels come from SBD's masks; VOC's own masks lack none.
+
+    Measured against the authors' list of labels: 30 of 493 of SBD's masks lack a class that VOC annotates,
+    none of 480 of VOC's own.
+    """
+    own = files_by_stem(root / _MASKS[1], (".png",))
+    drawn = sum(name not in own for name in names)
+    if drawn:
+        _log.warning(
+            "labels of %r come from masks, since %s is missing: of the %d images whose masks are SBD's "
+            "about %d lack a class; add VOC's Annotations",
+            split,
+            root / _ANNOTATIONS,
+            drawn,
+            round(drawn * 30 / 493),
+        )
 
 
 def voc_splits(root: Path) -> list[str]:

@@ -51,6 +51,39 @@ def c2s_loss(
     return _mean(losses, cpl != IGNORE, pixels)
 
 
+def label_counts(cpl: Int[Tensor, "b h w"], valid: Bool[Tensor, "b h w"]) -> Float[Tensor, "3"]:
+    """Numbers of valid pixels, of those labelled background and of those labelled foreground, as float64.
+
+    `averaging_weights` needs those of the whole batch: workers add theirs up first.
+    """
+    background = valid & (cpl == 0)
+    foreground = valid & (cpl != 0) & (cpl != IGNORE)
+    return torch.stack([pixels.sum(dtype=torch.float64) for pixels in (valid, background, foreground)])
+
+
+def averaging_weights(
+    cpl: Int[Tensor, "b h w"], counts: Float[Tensor, "3"], *, balanced: bool
+) -> Float[Tensor, "b h w"]:
+    """What turns a mean over all valid pixels into the mean over the labelled ones, or into a balanced one.
+
+    Paper: Eq. (5) is the mean over all pixels; the authors' code takes half of the background's mean and half
+    of the foreground's.
+
+    Args:
+        cpl: IGNORE where a pixel has no label.
+        counts: Sum of `label_counts` over all pixels of the batch.
+        balanced: Background and foreground count half each, however large; a side without a pixel counts 0.
+
+    Returns:
+        Factors of each pixel's loss, 0 where it has no label.
+    """
+    valid, background, foreground = counts.unbind()
+    labelled = background + foreground
+    sides = (2 * background, 2 * foreground) if balanced else (labelled, labelled)
+    of_background, of_foreground = ((valid / side.clamp_min(1)).float() for side in sides)
+    return torch.where(cpl == IGNORE, 0.0, torch.where(cpl == 0, of_background, of_foreground))
+
+
 def s2c_loss(
     cam: Float[Tensor, "b c h w"],
     spl: Float[Tensor, "b k h w"],
@@ -62,7 +95,8 @@ def s2c_loss(
     Paper: Eq. (8).
 
     Args:
-        cam: Raw M of the online network, neither normalised nor cut at 0, in the size of the SPL.
+        cam: Raw M of the online network, neither normalised nor cut at 0, in the size of the SPL; in the
+            authors' code it is ReLU(M), and both are on the patch grid.
         spl: Probabilities; the background's channel guides no map.
         valid: False on padding; R is the valid pixels.
         pixels: Divisor in place of the number of valid pixels here.

@@ -21,21 +21,26 @@ def cam_pseudo_labels(
     activation_map: Float[Tensor, "b c h w"],
     xi: Float[Tensor, ""] | float,
     valid: Bool[Tensor, "b h w"],
+    band: tuple[float, ...] = (),
 ) -> Int[Tensor, "b h w"]:
     """CPL: the most activated class where its activation reaches xi, the background elsewhere.
 
     Paper: Eq. (3).
+    Paper: knows no band; the authors' logs have one of two fixed thresholds.
 
     Args:
         activation_map: Filtered and normalised CAMs in [0, 1].
         xi: Confidence threshold in (0, 1); above 0, so that no filtered class is ever chosen.
         valid: False on padding.
+        band: Two thresholds in place of xi: the class from the upper one on, the background below the lower
+            one, no label between; empty where there is none.
 
     Returns:
-        Classes in [0, k), IGNORE on padding.
+        Classes in [0, k), IGNORE on padding and within the band.
     """
     nu, strongest = activation_map.max(1)
-    cpl = torch.where(nu >= xi, strongest + 1, 0)
+    low, high = band or (xi, xi)
+    cpl = torch.where(nu >= high, strongest + 1, torch.where(nu < low, 0, IGNORE))
     return torch.where(valid, cpl, IGNORE)
 
 

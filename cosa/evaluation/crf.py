@@ -41,7 +41,7 @@ def refine(
 
     Args:
         image: RGB in the size of the maps.
-        probs: Over the classes of each pixel.
+        probs: Over the classes of each pixel; in evaluation the softmax of the sum of the views' logits.
     """
     from pydensecrf.densecrf import DenseCRF2D
 

@@ -56,7 +56,7 @@ from cosa.evaluation.metrics import (
     precision_recall,
     score_counts,
 )
-from cosa.networks.multiscale import multiscale, resize
+from cosa.networks.multiscale import multiscale, resize, view_count
 from cosa.networks.network import CosaNetwork
 from cosa.structures import EvaluationBatch, FusedOutput, split
 
@@ -130,7 +130,7 @@ def evaluate(
         images = split(fused, len(batch.names))
         labels, masks = batch.labels.to(device), [mask.to(device) for mask in batch.masks]
         if crf and masks:
-            _count_refined(counts, images, batch, masks, config.data.loader_workers, begun)
+            _count_refined(counts, images, batch, masks, config, begun)
         counts["images"] += torch.tensor([len(labels), len(masks)], device=device)
         counts["cls"] += score_counts(fused.cls_logits, labels)
         counts["aux_cls"] += score_counts(fused.aux_cls_logits, labels)
@@ -198,18 +198,23 @@ def _count_refined(
     images: Sequence[FusedOutput],
     batch: EvaluationBatch,
     masks: Sequence[Int[Tensor, "_h _w"]],
-    workers: int,
+    config: Config,
     begun: int,
 ) -> None:
-    """Count what the CRF makes of a batch; at `begun` the network was first asked about it."""
+    """Count what the CRF makes of a batch; at `begun` the network was first asked about it.
+
+    Paper: does not say what the CRF is given; as the authors' code we give it the softmax of the sum of the
+    views' logits, not of their mean.
+    """
+    views = view_count(config.evaluation.scales, flip=config.evaluation.flip)
     free = [resize(one.seg_logits, size) for one, size in zip(images, batch.sizes, strict=True)]
     for logits in free:
         logits.argmax(1).cpu()  # what the network's own prediction takes
     spent = [time.perf_counter_ns() - begun]
     labels = batch.labels.to(free[0].device)[:, None]
     for name, scores in zip(_REFINED, (free, map(keep_labelled, free, labels)), strict=True):
-        probs = [logits.softmax(1)[0].cpu().numpy() for logits in scores]
-        refined = refined_maps(batch.originals, probs, workers=workers)
+        probs = [(views * logits).softmax(1)[0].cpu().numpy() for logits in scores]
+        refined = refined_maps(batch.originals, probs, workers=config.data.loader_workers)
         spent.append(time.perf_counter_ns() - begun)
         for prediction, mask in zip(refined, masks, strict=True):
             found = torch.from_numpy(prediction).long().to(mask.device)

@@ -30,6 +30,7 @@ from cosa.data.files import read_ahead
 from cosa.evaluation.crf import refined_maps, require_crf
 from cosa.evaluation.pictures import heat_map, index_png, legend, overlay
 from cosa.model import ImageOutput, Model
+from cosa.networks.multiscale import view_count
 from cosa.storage.files import write_atomically
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -148,7 +149,9 @@ def _predict(
     images = [item.image for item in batch if item.image is not None]
     outputs = model.outputs(images) if images else []
     if crf:
-        probs = [output.seg_probs(labels) for output in outputs]
+        settings = model.config.evaluation
+        views = view_count(settings.scales, flip=settings.flip)
+        probs = [output.seg_probs(labels, views=views) for output in outputs]
         maps = refined_maps(images, probs, workers=model.config.data.loader_workers)
     else:
         maps = [output.classes(labels) for output in outputs]

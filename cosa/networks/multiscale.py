@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 
+from cosa.equations.cam import fuse_scales
 from cosa.networks.network import CosaNetwork
 from cosa.structures import FusedOutput
 
@@ -20,11 +22,13 @@ def multiscale(
     scales: Sequence[float],
     flip: bool,
     size: tuple[int, int],
+    fusion: Literal["max", "sum"] = "max",
+    aux_fusion: Literal["max", "sum", "last"] = "max",
 ) -> FusedOutput:
     """Fuse what the network says at each scale, as it is and mirrored: CAMs by maximum, the rest by mean.
 
-    Paper: Alg. 1, l. 6-8. Maps are mirrored back and resized before they are fused; no more than one view
-    and the running result are held at a time.
+    Paper: Alg. 1, l. 6-8. Maps are mirrored back and resized before they are fused; no more than one view,
+    the maps of its scale and the running result are held at a time.
 
     Args:
         network: In evaluation mode.
@@ -32,25 +36,37 @@ def multiscale(
         scales: One or more factors on the sides of `images`; a scaled side is rounded to whole patches.
         flip: Whether each scale is also seen mirrored.
         size: Height and width of the fused maps.
+        fusion: How the M of the scales become one, as `fuse_scales`; the flips of a scale by maximum.
+        aux_fusion: The same of M-dagger.
     """
-    views = _views(network, images, scales, flip, size)
-    total, count = next(views), 1
-    for view in views:
-        total = FusedOutput(
-            cam=torch.maximum(total.cam, view.cam),
-            aux_cam=torch.maximum(total.aux_cam, view.aux_cam),
-            seg_logits=total.seg_logits + view.seg_logits,
-            cls_logits=total.cls_logits + view.cls_logits,
-            aux_cls_logits=total.aux_cls_logits + view.aux_cls_logits,
-        )
-        count += 1
+    cam = aux_cam = None
+    sums: tuple[Tensor, ...] = ()
+    for scale in scales:
+        seen = None
+        for view in _views(network, images, scale, flip, size):
+            maps, logits = (view.cam, view.aux_cam), (view.seg_logits, view.cls_logits, view.aux_cls_logits)
+            seen = (
+                maps if seen is None else (torch.maximum(seen[0], maps[0]), torch.maximum(seen[1], maps[1]))
+            )
+            sums = tuple(map(torch.add, sums, logits)) if sums else logits
+        assert seen is not None
+        cam = seen[0] if cam is None else fuse_scales(cam, seen[0], fusion)
+        aux_cam = seen[1] if aux_cam is None else fuse_scales(aux_cam, seen[1], aux_fusion)
+    assert cam is not None
+    assert aux_cam is not None
+    seg_logits, cls_logits, aux_cls_logits = (total / view_count(scales, flip=flip) for total in sums)
     return FusedOutput(
-        cam=total.cam,
-        aux_cam=total.aux_cam,
-        seg_logits=total.seg_logits / count,
-        cls_logits=total.cls_logits / count,
-        aux_cls_logits=total.aux_cls_logits / count,
+        cam=cam,
+        aux_cam=aux_cam,
+        seg_logits=seg_logits,
+        cls_logits=cls_logits,
+        aux_cls_logits=aux_cls_logits,
     )
+
+
+def view_count(scales: Sequence[float], *, flip: bool) -> int:
+    """Views that `multiscale` fuses: each scale, and each mirrored where `flip`."""
+    return len(scales) * (2 if flip else 1)
 
 
 def resize(maps: Float[Tensor, "b n _h _w"], size: tuple[int, int]) -> Float[Tensor, "b n h w"]:
@@ -59,22 +75,21 @@ def resize(maps: Float[Tensor, "b n _h _w"], size: tuple[int, int]) -> Float[Ten
 
 
 def _views(
-    network: CosaNetwork, images: Tensor, scales: Sequence[float], flip: bool, size: tuple[int, int]
+    network: CosaNetwork, images: Tensor, scale: float, flip: bool, size: tuple[int, int]
 ) -> Iterator[FusedOutput]:
-    """What the network says of each scale and flip, one after the other, mirrored back and resized."""
+    """What the network says of a scale, as it is and, where `flip`, mirrored; mirrored back and resized."""
     patch = network.patch_size
-    for scale in scales:
-        height, width = (max(1, round(side * scale / patch)) * patch for side in images.shape[2:])
-        scaled = resize(images, (height, width))
-        for mirrored in (False, True) if flip else (False,):
-            output = network(scaled.flip(-1) if mirrored else scaled)
-            yield FusedOutput(
-                cam=_upright(output.cam, mirrored, size),
-                aux_cam=_upright(output.aux_cam, mirrored, size),
-                seg_logits=_upright(output.seg_logits, mirrored, size),
-                cls_logits=output.cls_logits,
-                aux_cls_logits=output.aux_cls_logits,
-            )
+    height, width = (max(1, round(side * scale / patch)) * patch for side in images.shape[2:])
+    scaled = resize(images, (height, width))
+    for mirrored in (False, True) if flip else (False,):
+        output = network(scaled.flip(-1) if mirrored else scaled)
+        yield FusedOutput(
+            cam=_upright(output.cam, mirrored, size),
+            aux_cam=_upright(output.aux_cam, mirrored, size),
+            seg_logits=_upright(output.seg_logits, mirrored, size),
+            cls_logits=output.cls_logits,
+            aux_cls_logits=output.aux_cls_logits,
+        )
 
 
 def _upright(maps: Tensor, mirrored: bool, size: tuple[int, int]) -> Tensor:

@@ -81,4 +81,6 @@ def build_network(
         raise ValueError(
             f"data.crop_size must be a multiple of the patch size {encoder.patch_size}, got {image_size}"
         )
-    return CosaNetwork(encoder, classes, config.decoder_channels, config.decoder_dilation)
+    network = CosaNetwork(encoder, classes, config.decoder_channels, config.decoder_dilation)
+    network.aux_cam_head.requires_grad_(config.aux_head)
+    return network

@@ -10,19 +10,19 @@ from cosa.networks.network import CosaNetwork
 
 
 def build_optimizer(online: CosaNetwork, config: OptimConfig) -> AdamW:
-    """AdamW with the heads at `head_lr_scale` and no weight decay on vectors (biases, norms).
+    """AdamW with the heads at `head_lr_scale`, and vectors (biases, norms) decayed or not.
 
     Each group keeps its peak learning rate as `peak_lr`; `set_learning_rate` scales from there.
     """
     encoder = set(online.encoder.parameters())
     groups = []
     for heads in (False, True):
-        for decayed in (False, True):
+        for matrices in (False, True):
             members = [
-                p for p in online.parameters() if (p not in encoder) == heads and (p.ndim > 1) == decayed
+                p for p in online.parameters() if (p not in encoder) == heads and (p.ndim > 1) == matrices
             ]
             peak = config.lr * (config.head_lr_scale if heads else 1)
-            decay = config.weight_decay if decayed else 0.0
+            decay = config.weight_decay if matrices or config.decay_vectors else 0.0
             groups.append({"params": members, "lr": peak, "peak_lr": peak, "weight_decay": decay})
     groups = [group for group in groups if group["params"]]
     return AdamW(groups, betas=(config.beta1, config.beta2), fused=True)

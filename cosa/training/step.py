@@ -177,11 +177,15 @@ def training_step(
     assigned: Sequence[Assignment | None] = [None] * count
     keys: Sequence[Tensor | None] = [None] * count
     noise: Sequence[Tensor | None] = [None] * count
-    pixels = None
+    pixels = patches = None
     if cotrains:
         with autocast():
             assigned = split(_assign(state, batch, config, ranks), count)
-        pixels = ranks.total(middles(batch.valid, config.cam.stride).sum()) / (ranks.world * count)
+        valid = middles(batch.valid, config.cam.stride)
+        pixels = ranks.total(valid.sum()) / (ranks.world * count)
+        if config.s2c.cam == "relu":
+            on_patches = middles(valid, state.online.patch_size // config.cam.stride)
+            patches = ranks.total(on_patches.sum()) / (ranks.world * count)
         keys = _draw(state, batch, config, ranks).chunk(count)
         if config.s2c.source == "noise":
             noise = _draw(state, batch, config, ranks, stream=1).chunk(count)
@@ -197,7 +201,16 @@ def training_step(
         with exchange:
             with autocast():  # the network alone: CSC's similarities would be bfloat16, too
                 output = learner(part.strong, segment=segment, detach=detach)
-            part_terms = learn(output, part, assigned[i], config, pixels=pixels, keys=keys[i], noise=noise[i])
+            part_terms = learn(
+                output,
+                part,
+                assigned[i],
+                config,
+                pixels=pixels,
+                patches=patches,
+                keys=keys[i],
+                noise=noise[i],
+            )
             torch.autograd.backward(objective(part_terms, config) / count)
         for name, term in part_terms.items():
             terms[name] = terms.get(name, 0) + term.detach() / count

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cosa.config import Config
 from cosa.equations.cam import to_activation
-from cosa.equations.losses import c2s_loss, cls_loss, csc_loss, s2c_loss
+from cosa.equations.losses import averaging_weights, c2s_loss, cls_loss, csc_loss, label_counts, s2c_loss
 from cosa.equations.pseudo_labels import cam_pseudo_labels, max_activation, seg_pseudo_labels
 from cosa.equations.reliability import perplexity, reliability_sum, reliability_weights
 from cosa.equations.threshold import Threshold, activation_histogram
@@ -67,17 +67,20 @@ def assign(
             scales=config.cam.scales,
             flip=config.cam.flip,
             size=(valid.shape[1], valid.shape[2]),
+            fusion=config.cam.fusion,
+            aux_fusion=config.cam.aux_fusion,
         )
         for part in split(batch, config.train.accumulate)
     ]
     seg_logits = torch.cat([chunk.seg_logits for chunk in chunks])
 
-    def targets(cam: Tensor, threshold: Threshold) -> CamTargets:
-        return _targets(to_activation(cam, batch.labels, valid), valid, threshold, config, total)
+    def targets(cam: Tensor, threshold: Threshold, band: tuple[float, ...]) -> CamTargets:
+        return _targets(to_activation(cam, batch.labels, valid), valid, threshold, band, config, total)
 
+    band, aux_band = config.threshold.band, config.threshold.aux_band or config.threshold.band
     return Assignment(
-        cam=targets(torch.cat([chunk.cam for chunk in chunks]), thresholds.cam),
-        aux_cam=targets(torch.cat([chunk.aux_cam for chunk in chunks]), thresholds.aux_cam),
+        cam=targets(torch.cat([chunk.cam for chunk in chunks]), thresholds.cam, band),
+        aux_cam=targets(torch.cat([chunk.aux_cam for chunk in chunks]), thresholds.aux_cam, aux_band),
         spl=seg_pseudo_labels(seg_logits, batch.labels, config.s2c.tau),
     )
 
@@ -86,23 +89,27 @@ def _targets(
     activation: Float[Tensor, "b c h w"],
     valid: Bool[Tensor, "b h w"],
     threshold: Threshold,
+    band: tuple[float, ...],
     config: Config,
     total: Total,
 ) -> CamTargets:
-    """Threshold, CPL, perplexity and RAW of one normalised CAM."""
+    """Threshold, CPL, perplexity and RAW of one normalised CAM; RAW knows the labelled pixels alone."""
     confidence = max_activation(activation)
     threshold.update(total(activation_histogram(confidence, valid)))
     xi = threshold.value
     perplexities = perplexity(confidence, xi, config.raw.alpha, config.raw.beta)
+    cpl = cam_pseudo_labels(activation, xi, valid, band)
+    labelled = cpl != IGNORE
     if config.raw.enabled:
-        reliability, count = total(reliability_sum(perplexities, valid)).unbind()
+        reliability, count = total(reliability_sum(perplexities, labelled)).unbind()
         mean = (reliability / count.clamp(min=1)).to(perplexities.dtype)
-        raw = reliability_weights(perplexities, valid, mean)
+        raw = reliability_weights(perplexities, labelled, mean)
     else:
-        raw = valid.to(perplexities.dtype)
-    return CamTargets(
-        activation=confidence, cpl=cam_pseudo_labels(activation, xi, valid), perplexity=perplexities, raw=raw
-    )
+        raw = labelled.to(perplexities.dtype)
+    balanced = config.c2s.average == "balanced"
+    if band or balanced:
+        raw = raw * averaging_weights(cpl, total(label_counts(cpl, valid)), balanced=balanced)
+    return CamTargets(activation=confidence, cpl=cpl, perplexity=perplexities, raw=raw)
 
 
 def learn(
@@ -112,6 +119,7 @@ def learn(
     config: Config,
     *,
     pixels: Tensor | None = None,
+    patches: Tensor | None = None,
     keys: Tensor | None = None,
     noise: Tensor | None = None,
 ) -> dict[str, Tensor]:
@@ -126,26 +134,32 @@ def learn(
         config: Weights decide which terms are there.
         pixels: Denominator of the means over pixels; the batch's valid pixels by default. A caller with
             several shares of a batch passes the mean over shares, so that the mean over shares is exact.
+        patches: The same of valid patches, for s2c on the patch grid.
         keys: Random numbers in [0, 1) per patch that draw the contrasted positions; for csc.
         noise: Random numbers in [0, 1) per patch that draw its class; for guidance by noise.
     """
-    terms = {
-        "cls": cls_loss(output.cls_logits, batch.labels),
-        "aux_cls": cls_loss(output.aux_cls_logits, batch.labels),
-    }
+    terms = {"cls": cls_loss(output.cls_logits, batch.labels)}
+    if config.network.aux_head:
+        terms["aux_cls"] = cls_loss(output.aux_cls_logits, batch.labels)
     if assigned is None:
         return terms
     size = (assigned.spl.shape[2], assigned.spl.shape[3])
     if config.c2s.weight:
         assert output.seg_logits is not None
         seg_logits = resize(output.seg_logits, size)
-        terms["c2s"] = c2s_loss(seg_logits, assigned.cam.cpl, assigned.cam.raw, pixels)
-        if config.c2s.aux:
-            terms["aux_c2s"] = c2s_loss(seg_logits, assigned.aux_cam.cpl, assigned.aux_cam.raw, pixels)
+        valid = middles(batch.valid, config.cam.stride).sum().float() if pixels is None else pixels
+        terms["c2s"] = c2s_loss(seg_logits, assigned.cam.cpl, assigned.cam.raw, valid)
+        if config.c2s.aux and config.network.aux_head:
+            terms["aux_c2s"] = c2s_loss(seg_logits, assigned.aux_cam.cpl, assigned.aux_cam.raw, valid)
     if config.guided:
         cam = output.cam if output.guided_cam is None else output.guided_cam
         guide, counted = guidance(batch, assigned, config, noise)
-        terms["s2c"] = s2c_loss(resize(cam, size), guide, counted, pixels)
+        if config.s2c.cam == "raw":
+            terms["s2c"] = s2c_loss(resize(cam, size), guide, counted, pixels)
+        else:
+            grid = (cam.shape[2], cam.shape[3])
+            on_patches = middles(counted, size[0] // grid[0])
+            terms["s2c"] = s2c_loss(cam.relu(), resize(guide, grid), on_patches, patches)
     if config.csc.weight:
         assert keys is not None
         patch = size[0] // output.cam.shape[2]

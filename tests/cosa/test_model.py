@@ -177,6 +177,14 @@ def test_probabilities_sum_to_one_and_labels_set_the_others_to_zero(model: Model
     assert (labelled[[1, 3]] == 0).all()
 
 
+def test_probabilities_of_a_sum_of_views_are_those_of_the_mean_to_its_power(model: Model) -> None:
+    output = model.outputs([picture()])[0]
+
+    mean, total = output.seg_probs(), output.seg_probs(views=3)
+
+    np.testing.assert_allclose(total, mean**3 / (mean**3).sum(0), atol=1e-5)
+
+
 def test_an_activation_reaches_from_zero_to_one(model: Model) -> None:
     output = model.outputs([picture()])[0]
     output.fused.cam[:, 1] = torch.linspace(-1, 2, 32)

@@ -43,6 +43,7 @@ OTHER: Mapping[str, Any] = {
     "data.cache": "elsewhere",
     "data.train_split": "train",
     "data.val_split": "test",
+    "data.keep_empty": True,  # is COCO's alone: see its own test
     "data.crop_size": 224,
     "data.scale_min": 0.75,
     "data.scale_max": 1.5,
@@ -62,16 +63,21 @@ OTHER: Mapping[str, Any] = {
     "network.heads": 4,
     "network.drop_path": 0.1,
     "network.aux_block": -4,
+    "network.aux_head": True,  # False goes with no CSC alone: see its own test
     "network.aux_norm": True,
     "network.train_pos_embed": True,
     "network.decoder_channels": 64,
     "network.decoder_dilation": 2,
     "cam.scales": (1.0,),
     "cam.flip": False,
+    "cam.fusion": "sum",
+    "cam.aux_fusion": "last",
     "cam.stride": 4,
     "cam.source": "online",
     "threshold.mode": "fixed",
     "threshold.xi": 0.3,
+    "threshold.band": (),  # goes with a fixed threshold alone: see its own tests
+    "threshold.aux_band": (),
     "threshold.queue": 10,
     "threshold.min_activation": -1.0,
     "threshold.min_std": 0.2,
@@ -80,8 +86,10 @@ OTHER: Mapping[str, Any] = {
     "raw.beta": 2.0,
     "c2s.weight": 0.2,
     "c2s.aux": False,
+    "c2s.average": "balanced",
     "s2c.weight": 0.1,
     "s2c.tau": 0.1,
+    "s2c.cam": "relu",
     "s2c.source": "gt",
     "s2c.detach": "features",
     "csc.weight": 0.2,
@@ -92,6 +100,7 @@ OTHER: Mapping[str, Any] = {
     "optim.lr": 1e-4,
     "optim.head_lr_scale": 1.0,
     "optim.weight_decay": 0.05,
+    "optim.decay_vectors": False,
     "optim.beta1": 0.8,
     "optim.beta2": 0.99,
     "optim.lr_warmup": 10,
@@ -121,7 +130,8 @@ OTHER: Mapping[str, Any] = {
     "evaluation.panel_choice": "first",
     "evaluation.panel_seed": 1,
 }
-CHANGEABLE = [name for name in OTHER if name != "network.weights"]
+NOT_ALONE = {"data.keep_empty", "network.weights", "network.aux_head", "threshold.band", "threshold.aux_band"}
+CHANGEABLE = [name for name in OTHER if name not in NOT_ALONE]
 
 # Values just outside each setting's law.
 OUTSIDE: Mapping[str, tuple[Any, ...]] = {
@@ -438,6 +448,40 @@ def test_a_run_of_before_a_setting_was_is_read_as_it_was_trained() -> None:
 
     assert {name: configs.flatten(found)[name] for name in configs.EARLIER} == configs.EARLIER
     assert from_json(json.dumps({"csc.weight": 0.2})) == override(Config(), {"csc.weight": 0.2})
+
+
+def test_images_without_an_object_are_a_matter_of_coco_alone() -> None:
+    def both(layout: str) -> set[str]:
+        kept = ({"data.layout": layout, "data.keep_empty": keep} for keep in (False, True))
+        return {identity(override(Config(), changes)) for changes in kept}
+
+    assert len(both("coco")) == 2
+    assert len(both("voc")) == 1
+
+
+def test_a_band_needs_a_fixed_threshold_within_it() -> None:
+    fixed = {"threshold.mode": "fixed", "threshold.xi": 0.45, "threshold.band": "0.2,0.7"}
+
+    assert override(Config(), fixed).threshold.band == (0.2, 0.7)
+    for change, law in (
+        ({"threshold.mode": "dynamic"}, "threshold.mode must be fixed where threshold.band is given"),
+        ({"threshold.xi": 0.1}, r"threshold.xi must lie in threshold.band = \[0.2, 0.7\], got 0.1"),
+        ({"threshold.aux_band": "0.5,0.7"}, "threshold.xi must lie in threshold.aux_band"),
+        ({"threshold.band": "0.7,0.2"}, "threshold.band must be empty or hold low, high"),
+        ({"threshold.band": "0.2"}, "threshold.band must be empty or hold low, high"),
+    ):
+        with pytest.raises(ValueError, match=law):
+            override(Config(), {**fixed, **change})
+
+
+def test_csc_needs_m_dagger_and_a_base_does_not() -> None:
+    without = {"network.aux_head": False}
+
+    with pytest.raises(ValueError, match=r"network.aux_head must be true where csc.weight is not 0"):
+        override(Config(), without)
+
+    base = override(Config(), {**without, "csc.weight": 0.0})
+    assert warmup_identity(base) != warmup_identity(override(base, {"network.aux_head": True}))
 
 
 def test_identities_are_the_same_in_every_process() -> None:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageDraw
 from pycocotools.coco import COCO
 
-from cosa.data import SegmentationDataset, open_dataset
+from cosa.data import SegmentationDataset, coco_masks, open_dataset
 from cosa.data.coco import COCO_CATEGORIES, COCO_CLASSES
 from tests.cosa.data.coco_folder import CocoFolder, box, run_lengths
 
@@ -74,6 +74,45 @@ def test_an_image_without_annotations_has_no_label_and_a_mask_of_background(coco
 
     assert present(dataset) == [[]]
     assert np.array_equal(dataset.mask(0), np.zeros((6, 8), np.uint8))
+
+
+def test_an_image_without_an_object_is_left_out_unless_it_is_to_stay(coco: CocoFolder) -> None:
+    coco.object(coco.image("a.jpg"), "cat", box(0, 0, 2, 2))
+    coco.image("b.jpg")
+    coco.object(coco.image("c.jpg"), "dog", box(0, 0, 2, 2))
+    coco.write()
+
+    labelled = open_dataset(coco.config(keep_empty=False), "val2014")
+    everything = open_dataset(coco.config(), "val2014")
+
+    assert (labelled.names, everything.names) == (("a", "c"), ("a", "b", "c"))
+    assert np.array_equal(everything.mask(1), np.zeros((6, 8), np.uint8))
+    assert np.array_equal(labelled.mask(1), everything.mask(2))
+
+
+def test_masks_of_all_images_serve_those_with_an_object_where_nothing_can_be_written(
+    coco: CocoFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coco.object(coco.image("a.jpg"), "cat", box(0, 0, 2, 2))
+    coco.image("b.jpg")
+    opened(coco)
+    monkeypatch.setattr(coco_masks, "write_atomically", refused)
+
+    labelled = open_dataset(coco.config(keep_empty=False), "val2014")
+
+    assert labelled.names == ("a",)
+
+
+def refused(*_: object, **__: object) -> None:
+    """Stands for writing into a cache that is complete."""
+    raise AssertionError("a complete cache must not be written")
+
+
+def test_a_split_without_any_object_is_refused_with_the_setting_that_keeps_it(coco: CocoFolder) -> None:
+    coco.image()
+
+    with pytest.raises(ValueError, match=r"must hold an image with an object.+set data.keep_empty"):
+        open_dataset(coco.write().config(keep_empty=False), "val2014")
 
 
 def test_images_come_in_the_order_of_their_names(coco: CocoFolder) -> None:

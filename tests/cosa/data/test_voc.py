@@ -53,6 +53,36 @@ def test_annotations_decide_the_labels_where_they_are_there(voc: VocFolder) -> N
     assert present(open_dataset(voc.config(), "train").labels) == [["cat"]]
 
 
+def test_labels_from_masks_warn_of_those_that_sbd_does_not_draw(
+    voc: VocFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    voc.fill({f"n{i:02}": [1] for i in range(34)})
+    for own in ("n00", "n01"):
+        voc.mask(own, [1], folder="SegmentationClass")
+
+    open_dataset(voc.config(), "train")
+
+    (text,) = [record.getMessage() for record in caplog.records]
+    assert "Annotations is missing: of the 32 images whose masks are SBD's about 2 lack a class" in text
+
+
+@pytest.mark.parametrize("known", ["own masks", "own classes", "annotations"])
+def test_labels_that_lack_no_class_warn_of_nothing(
+    voc: VocFolder, caplog: pytest.LogCaptureFixture, known: str
+) -> None:
+    voc.fill({"a": [1]})
+    if known == "own masks":
+        voc.mask("a", [1], folder="SegmentationClass")
+    elif known == "own classes":
+        (voc.root / "classes.txt").write_text("cat\ndog\n")
+    else:
+        voc.annotation("a", ["cat"])
+
+    open_dataset(voc.config(), "train")
+
+    assert not caplog.records
+
+
 def test_a_difficult_object_counts(voc: VocFolder) -> None:
     voc.fill({"a": [1]})
     voc.annotation("a", ["cat"], difficult=["dog"])

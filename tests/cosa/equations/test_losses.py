@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from cosa.equations.losses import c2s_loss, cls_loss, contrast_regions, csc_loss, s2c_loss
+from cosa.equations.losses import (
+    averaging_weights,
+    c2s_loss,
+    cls_loss,
+    contrast_regions,
+    csc_loss,
+    label_counts,
+    s2c_loss,
+)
 from cosa.structures import IGNORE
 from tests.oracles.csc import slow_csc_loss
 
@@ -73,6 +81,44 @@ def test_c2s_is_linear_in_the_weights(seed: int, share: float) -> None:
 
     parts = share * c2s_loss(seg_logits, cpl, a) + (1 - share) * c2s_loss(seg_logits, cpl, b)
     torch.testing.assert_close(mixed, parts)
+
+
+def slow_c2s(seg_logits: Tensor, cpl: Tensor, raw: Tensor, *, balanced: bool) -> float:
+    """The mean of weighted cross-entropies over labelled pixels, or over each side and then over both."""
+    log_probs = seg_logits.log_softmax(1)
+    sides: dict[bool, list[float]] = {False: [], True: []}
+    for b, i, j in (cpl != IGNORE).nonzero().tolist():
+        label = int(cpl[b, i, j])
+        sides[label > 0].append(-raw[b, i, j].item() * log_probs[b, label, i, j].item())
+    if not balanced:
+        every = sides[False] + sides[True]
+        return sum(every) / len(every)
+    return sum(sum(side) / len(side) for side in sides.values() if side) / 2
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**16))
+def test_averages_of_c2s_agree_with_the_oracle(balanced: bool, seed: int) -> None:
+    """Whatever is padding, within a band, or all on one side."""
+    random = generator(seed)
+    seg_logits, raw = torch.randn(2, 3, 4, 4, generator=random), torch.rand(2, 4, 4, generator=random)
+    cpl = torch.tensor([0, 0, 1, 2, IGNORE])[torch.randint(0, 2 + seed % 4, (2, 4, 4), generator=random)]
+    valid = (cpl != IGNORE) | (torch.rand(2, 4, 4, generator=random) > 0.5)
+
+    weights = raw * averaging_weights(cpl, label_counts(cpl, valid), balanced=balanced)
+    found = c2s_loss(seg_logits, cpl, weights, valid.sum().float())
+
+    assert found.item() == pytest.approx(slow_c2s(seg_logits, cpl, raw, balanced=balanced), rel=1e-5)
+
+
+def test_a_balanced_mean_worked_out_by_hand() -> None:
+    cpl, valid = torch.tensor([[[0, 0, 0, 2, IGNORE]]]), torch.tensor([[[True] * 5]])
+
+    found = averaging_weights(cpl, label_counts(cpl, valid), balanced=True)
+
+    # 5 valid pixels: 5 / (2 * 3) for each of the background's, 5 / 2 for the one of the foreground
+    torch.testing.assert_close(found, torch.tensor([[[5 / 6, 5 / 6, 5 / 6, 5 / 2, 0]]]))
 
 
 def test_c2s_of_padding_alone_is_zero_and_teaches_nothing() -> None:

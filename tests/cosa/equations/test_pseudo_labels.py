@@ -25,6 +25,15 @@ def test_an_activation_at_the_threshold_is_foreground() -> None:
     assert cam_pseudo_labels(activation, torch.tensor(0.5), ALL).eq(1).all()
 
 
+def test_a_band_leaves_unlabelled_what_lies_between_its_thresholds() -> None:
+    activation = torch.tensor([[[[0.1, 0.2, 0.69, 0.7]], [[0.0, 0.1, 0.2, 0.9]]]])
+    valid = torch.ones(1, 1, 4, dtype=torch.bool)
+
+    cpl = cam_pseudo_labels(activation, 0.45, valid, (0.2, 0.7))
+
+    assert cpl.flatten().tolist() == [0, IGNORE, IGNORE, 2]
+
+
 def test_padding_gets_no_pseudo_label() -> None:
     valid = torch.tensor([[[True, False, True]]])
 

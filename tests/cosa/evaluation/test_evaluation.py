@@ -356,7 +356,13 @@ def test_training_images_are_judged_by_their_cams_and_scores_alone() -> None:
     assert found == {name: value for name, value in run(batches).metrics.items() if "seg" not in name}
 
 
-def test_the_crf_judges_both_protocols_beside_the_network_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("flip", [False, True])
+def test_the_crf_judges_both_protocols_beside_the_network_alone(
+    monkeypatch: pytest.MonkeyPatch, flip: bool
+) -> None:
+    """It is given the softmax of the sum of the views' logits: mirrored, these views are twice the same."""
+    settings = SETTINGS.replace(flip=flip)
+
     def refine(image: np.ndarray, probs: np.ndarray) -> np.ndarray:
         """Stands for the CRF, which is an extra: depends on both, keeps impossible classes at 0."""
         return np.roll(probs, 1, axis=2) * (0.5 + image.mean(-1) / 255)
@@ -375,7 +381,7 @@ def test_the_crf_judges_both_protocols_beside_the_network_alone(monkeypatch: pyt
         evaluate(
             ColourNetwork(),
             pictured,
-            config=Config(data=DataConfig(loader_workers=0), evaluation=SETTINGS.replace(crf=crf)),
+            config=Config(data=DataConfig(loader_workers=0), evaluation=settings.replace(crf=crf)),
             classes=CLASSES,
             xi=0.3,
             aux_xi=0.7,
@@ -391,7 +397,7 @@ def test_the_crf_judges_both_protocols_beside_the_network_alone(monkeypatch: pyt
             logits = ColourNetwork()(batch.images[i : i + 1]).seg_logits
             for size in (batch.images.shape[2:], mask.shape):
                 logits = interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
-            probs = refine(batch.originals[i], logits.softmax(1)[0].numpy())
+            probs = refine(batch.originals[i], ((1 + flip) * logits).softmax(1)[0].numpy())
             matrix += confusion_matrix(torch.from_numpy(probs.argmax(0)), mask, 3)
     assert refined["seg_miou_crf"] == pytest.approx(mean_iou(matrix))
     assert {name: refined[name] for name in plain} == plain

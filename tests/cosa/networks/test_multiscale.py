@@ -62,6 +62,26 @@ def test_cams_are_fused_by_maximum_after_resizing() -> None:
     torch.testing.assert_close(fused.aux_cam, torch.stack([p.aux_cam for p in parts]).amax(0))
 
 
+def test_the_authors_fusion_is_the_sum_of_positive_parts_and_the_last_scale_of_m_dagger() -> None:
+    """Both flips of a scale by maximum, first."""
+    network = ColourNetwork()
+    parts = [fuse(network, scale, flip=True) for scale in (1.0, 0.5, 1.5)]
+
+    found = multiscale(
+        network,
+        images(),
+        scales=(1.0, 0.5, 1.5),
+        flip=True,
+        size=(16, 24),
+        fusion="sum",
+        aux_fusion="last",
+    )
+
+    torch.testing.assert_close(found.cam.relu(), sum(part.cam.relu() for part in parts))
+    assert torch.equal(found.aux_cam, parts[2].aux_cam)
+    assert torch.equal(found.seg_logits, fuse(network, 1.0, 0.5, 1.5, flip=True).seg_logits)
+
+
 def test_logits_are_fused_by_mean() -> None:
     network = ColourNetwork()
     parts = [fuse(network, scale) for scale in (1.0, 0.5, 1.5)]

@@ -44,7 +44,12 @@ def test_heads_learn_faster_than_the_encoder_by_the_factor(online: CosaNetwork, 
     assert {group_of(optimizer, p)["peak_lr"] for p in online.encoder.parameters()} == {1e-3}
 
 
-def test_biases_and_norms_do_not_decay(online: CosaNetwork, optimizer: AdamW) -> None:
+def test_everything_decays(online: CosaNetwork, optimizer: AdamW) -> None:
+    assert {group_of(optimizer, p)["weight_decay"] for p in online.parameters()} == {0.02}
+
+
+def test_biases_and_norms_may_be_spared_the_decay(online: CosaNetwork) -> None:
+    optimizer = build_optimizer(online, SETTINGS.replace(decay_vectors=False))
     decay = {name: group_of(optimizer, p)["weight_decay"] for name, p in online.named_parameters()}
     free = {name for name in decay if name.endswith(".bias") or ".norm" in name}
 

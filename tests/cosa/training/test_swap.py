@@ -165,6 +165,41 @@ def test_without_raw_every_pixel_weighs_the_same(network: CosaNetwork, batch: Ba
     assert torch.equal(found.cam.raw, batch.valid[:, 1::2, 1::2].float())
 
 
+def test_each_cam_has_a_band_of_its_own_whose_pixels_weigh_nothing(
+    network: CosaNetwork, batch: Batch
+) -> None:
+    bands = {"threshold.band": (0.3, 0.5), "threshold.aux_band": (0.2, 0.9)}
+
+    found = assigned(network, batch, settings(bands))
+
+    plain, valid = assigned(network, batch), batch.valid[:, 1::2, 1::2]
+    for targets, before, (low, high) in (
+        (found.cam, plain.cam, (0.3, 0.5)),
+        (found.aux_cam, plain.aux_cam, (0.2, 0.9)),
+    ):
+        unsure = (targets.activation >= low) & (targets.activation < high)
+        assert (unsure & valid).any()
+        assert torch.equal(targets.cpl, torch.where(unsure, IGNORE, before.cpl))
+        assert torch.equal(targets.raw == 0, unsure | ~valid)
+        assert targets.raw[valid].mean().item() == pytest.approx(1, abs=1e-5)
+    only = assigned(network, batch, settings({"threshold.band": (0.3, 0.5)}))
+    assert torch.equal(
+        only.aux_cam.cpl == IGNORE,
+        (only.aux_cam.activation >= 0.3) & (only.aux_cam.activation < 0.5) | ~valid,
+    )
+
+
+def test_balanced_sides_weigh_the_same_however_large(network: CosaNetwork, batch: Batch) -> None:
+    found = assigned(network, batch, settings({"raw.enabled": False, "c2s.average": "balanced"})).cam
+
+    background, foreground = (
+        found.raw[side].sum().item() for side in (found.cpl == 0, (found.cpl > 0) & (found.cpl != IGNORE))
+    )
+    assert (found.cpl == 0).sum() != ((found.cpl > 0) & (found.cpl != IGNORE)).sum()
+    assert background == pytest.approx(foreground, rel=1e-5)
+    assert background + foreground == pytest.approx(batch.valid[:, 1::2, 1::2].sum().item(), rel=1e-5)
+
+
 def test_each_cam_has_a_threshold_of_its_own_that_takes_in_the_batch_once(
     network: CosaNetwork, batch: Batch
 ) -> None:
@@ -182,8 +217,15 @@ def test_each_cam_has_a_threshold_of_its_own_that_takes_in_the_batch_once(
     assert not torch.equal(both.cam.state_dict()["queue"], both.aux_cam.state_dict()["queue"])
 
 
-def test_two_workers_assign_what_one_with_the_whole_batch_assigns(network: CosaNetwork, batch: Batch) -> None:
-    config = settings({"threshold.mode": "dynamic"})
+@pytest.mark.parametrize(
+    "changes",
+    [{"threshold.mode": "dynamic"}, {"threshold.band": (0.3, 0.5), "c2s.average": "balanced"}],
+    ids=["paper", "authors"],
+)
+def test_two_workers_assign_what_one_with_the_whole_batch_assigns(
+    network: CosaNetwork, batch: Batch, changes: dict[str, Any]
+) -> None:
+    config = settings(changes)
     barrier, told = threading.Barrier(2, timeout=60), [torch.zeros(0)] * 2
 
     def worker(rank: int) -> Assignment:
@@ -262,6 +304,7 @@ def test_co_training_learns_every_term_of_the_objective(network: CosaNetwork, ba
     [
         ({"c2s.weight": 0}, {"c2s", "aux_c2s"}),
         ({"c2s.aux": False}, {"aux_c2s"}),
+        ({"network.aux_head": False, "csc.weight": 0}, {"aux_cls", "aux_c2s", "csc"}),
         ({"s2c.weight": 0}, {"s2c"}),
         ({"csc.weight": 0}, {"csc"}),
         ({"c2s.weight": 0, "s2c.weight": 0, "csc.weight": 0}, {"c2s", "aux_c2s", "s2c", "csc"}),
@@ -351,6 +394,30 @@ def test_assignments_are_swapped(
     assert {name for name in TERMS if not torch.equal(before[name], after[name])} == affected
 
 
+def test_guidance_of_the_positive_part_on_the_patch_grid_worked_out_slowly(
+    network: CosaNetwork, batch: Batch
+) -> None:
+    target, output = assigned(network, batch), output_of(batch)
+
+    found = learned(output, batch, target, settings({"s2c.cam": "relu"}))["s2c"]
+
+    # a patch is 2 x 2 of the pseudo-labels' pixels: bilinear interpolation is their mean
+    total, count = 0.0, 0
+    for b in range(len(batch.labels)):
+        for i in range(IMAGE // PATCH):
+            for j in range(IMAGE // PATCH):
+                if not batch.valid[b, 4 * i + 3, 4 * j + 3]:
+                    continue
+                count += 1
+                for c in range(CLASSES):
+                    guide = target.spl[b, c + 1, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean().item()
+                    x = max(0.0, output.cam[b, c, i, j].item())
+                    total += (math.log1p(math.exp(-x)) + (1 - guide) * x) / CLASSES
+    assert found.item() == pytest.approx(total / count, rel=1e-5)
+    found.backward()
+    assert not output.cam.grad[output.cam < 0].any()
+
+
 def test_padding_teaches_nothing(network: CosaNetwork, batch: Batch) -> None:
     """What ON says of patches that are padding through and through changes no term over pixels."""
     target, output = assigned(network, batch), output_of(batch)
@@ -363,13 +430,22 @@ def test_padding_teaches_nothing(network: CosaNetwork, batch: Batch) -> None:
     assert all(torch.equal(before[name], after[name]) for name in TERMS)
 
 
-def test_the_mean_over_shares_is_the_mean_over_the_batch(network: CosaNetwork, batch: Batch) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"s2c.cam": "relu", "c2s.average": "balanced", "threshold.band": (0.3, 0.5)}],
+    ids=["paper", "authors"],
+)
+def test_the_mean_over_shares_is_the_mean_over_the_batch(
+    network: CosaNetwork, batch: Batch, changes: dict[str, Any]
+) -> None:
     """Although the second share holds more padding than the first."""
+    config = settings(changes)
     order = torch.tensor([0, 3, 1, 2])
     batch = Batch(**{name: t[order] for name, t in vars(batch).items() if t is not None})
-    target, output, keys = assigned(network, batch), output_of(batch), keys_for(batch)
-    whole = learn(output, batch, target, SETTINGS, keys=keys)
+    target, output, keys = assigned(network, batch, config), output_of(batch), keys_for(batch)
+    whole = learn(output, batch, target, config, keys=keys)
     valid = batch.valid[:, 1::2, 1::2]
+    patches = middles(valid, 2).sum() / 2
     assert valid[:2].sum() != valid[2:].sum()
 
     shares = []
@@ -383,7 +459,9 @@ def test_the_mean_over_shares_is_the_mean_over_the_batch(network: CosaNetwork, b
             for head in ("cam", "aux_cam")
         }
         half = Assignment(spl=target.spl[share], **heads)
-        shares.append(learn(said, part, half, SETTINGS, pixels=valid.sum() / 2, keys=keys[share]))
+        shares.append(
+            learn(said, part, half, config, pixels=valid.sum() / 2, patches=patches, keys=keys[share])
+        )
 
     for name in TERMS:
         torch.testing.assert_close((shares[0][name] + shares[1][name]) / 2, whole[name])
