@@ -32,9 +32,13 @@ def main(prog: str, arguments: Sequence[str]) -> int:
     given = parser.parse_known(arguments)
     config = pinned(override(get_preset(given.preset), changed_settings(given)))
     name = f"{short_name(given.preset)}-{identity(config)[:8]}"
+    out = given.out or Path("runs") / name
+    if given.dry_run:
+        print(_plan(config, max(1, given.workers), str(out)))
+        return 0
     from cosa.training.trainer import RunSpec  # imports torch
 
-    spec = RunSpec(config=config, out=given.out or Path("runs") / name)
+    spec = RunSpec(config=config, out=out)
     storage = spec.storage
     spec = replace(spec, tracking=_tracking(given, storage.folder))
     display = Display()
@@ -56,6 +60,35 @@ def main(prog: str, arguments: Sequence[str]) -> int:
     if storage.url:
         print(f"kept in     {storage.url}")
     return 0
+
+
+_GPU_24_GB = 2
+"""Images of 448 pixels that the paper trains its ViT-B/16 on at a time, on a GPU of 24 GB (RTX 3090)."""
+
+
+def _plan(config: Config, workers: int, out: str) -> str:
+    """What a run would do, in lines for people, from its settings alone; `config` is pinned.
+
+    Raises:
+        ValueError: The batch does not divide among the workers and their micro-batches.
+    """
+    train, network, data = config.train, config.network, config.data
+    each, steps = train.at_a_time(workers), train.iterations
+    lines = {
+        "run": f"{mask(out)}, identity {identity(config)}",
+        "data": f"{data.train_split} of {data.layout} in {data.root}",
+        "weights": network.weights or f"{'none: ' * network.from_scratch}{network.encoder}",
+        "schedule": f"{steps:,} steps of {train.batch_size} images, {steps * train.batch_size:,} seen; "
+        f"warm-up {train.warmup:,}, co-training {steps - train.warmup:,}",
+        "at a time": f"{each} images of {data.crop_size} pixels, workers {workers}, "
+        f"train.accumulate {train.accumulate}",
+    }
+    if network.encoder.startswith("vit_base_patch16_224") and data.crop_size == 448:
+        fitting = max(n for n in range(1, _GPU_24_GB + 1) if train.batch_size % (workers * n) == 0)
+        needed = train.batch_size // (workers * fitting)
+        advice = "enough" if each <= fitting else f"needs --train.accumulate {needed}, for the same batches"
+        lines["GPU, 24 GB"] = f"{advice}; the paper has {_GPU_24_GB} images on each of its own"
+    return "\n".join(f"{what:12}{text}" for what, text in lines.items())
 
 
 def _run(spec: RunSpec, workers: int, display: Callable[[TrainProgress], None]) -> Result:
@@ -107,6 +140,7 @@ def _training_parser(prog: str, preset: str | None) -> Parser:
     )
     parser.flag("--experiment", "NAME", "MLflow experiment (default cosa)", default="cosa")
     parser.flag("--run-name", "NAME", "name of the MLflow run (default that of the folder)", default="")
+    parser.switch("--dry-run", "show schedule, weights and what a GPU of 24 GB needs; train nothing")
     parser.traceback()
     parser.settings(get_preset(preset) if preset else Config())
     return parser

@@ -89,9 +89,9 @@ class DataConfig(Section):
     val_split: str = "val"
     """List of images that evaluation reads; empty evaluates nothing, one without masks classification
     alone."""
-    keep_empty: bool = False
+    keep_empty: bool = True
     """Whether COCO's images without a single object stay in their split; the lists that the authors use leave
-    them out, which makes 82,081 images to train on and 40,137 of val."""
+    them out, and so do our presets: 82,081 images to train on and 40,137 of val."""
     crop_size: Pixels = 448
     """Side of the square training crop, pixels; a multiple of the patch size."""
     scale_min: Annotated[float, law("lie in (0, 8]", lambda x: 0 < x <= 8)] = 0.5
@@ -327,7 +327,7 @@ class TrainConfig(Section):
     """Optimiser steps in all, >= 1."""
     warmup: Natural = 6_000
     """Steps of classification alone before co-training starts, in [0, iterations]."""
-    batch_size: Count = 2
+    batch_size: Count = 4
     """Images per step over all workers together: the result does not depend on how many share it."""
     accumulate: Count = 1
     """Micro-batches each worker splits its share of a batch into, to save memory, >= 1."""
@@ -350,6 +350,18 @@ class TrainConfig(Section):
         if self.batch_size % self.accumulate:
             law = f"divide train.batch_size = {self.batch_size}"
             raise ValueError(must("train.accumulate", law, self.accumulate))
+
+    def at_a_time(self, workers: int) -> int:
+        """Images in a micro-batch of each of `workers`, which all have the same number.
+
+        Raises:
+            ValueError: The batch does not divide so.
+        """
+        shares = workers * self.accumulate
+        if self.batch_size % shares:
+            law = f"be a multiple of workers x train.accumulate = {shares}"
+            raise ValueError(must("train.batch_size", law, self.batch_size))
+        return self.batch_size // shares
 
 
 class EvaluationConfig(Section):
@@ -574,8 +586,6 @@ def _digest(config: Config, ignored: Set[str]) -> str:
     values["network.weights"] = "" if network.weights_sha256 else PurePath(network.weights).name
     if network.from_scratch:
         values["network.train_pos_embed"] = True
-    if config.data.layout != "coco":  # the only one that knows images without an object
-        values["data.keep_empty"] = True
     if network.sees_imagenet:
         values["data.mean"] = values["data.mean"] or IMAGENET_MEAN
         values["data.std"] = values["data.std"] or IMAGENET_STD

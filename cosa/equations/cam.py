@@ -6,8 +6,6 @@ image an exact 1.0, and the upper Gaussian of the threshold search collapses ont
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -23,19 +21,6 @@ def to_activation(
     the maps were resized and fused.
     """
     return normalise(filter_by_labels(cam, labels), valid)
-
-
-def fuse_scales(
-    before: Float[Tensor, "b c h w"], cam: Float[Tensor, "b c h w"], how: Literal["max", "sum", "last"]
-) -> Float[Tensor, "b c h w"]:
-    """The CAMs of the scales `before` with that of one more scale.
-
-    Paper: Alg. 1, l. 8, by maximum; the authors' code takes the sum of ReLU(M) over the scales, and of
-    M-dagger the last scale alone.
-    """
-    if how == "last":
-        return cam
-    return torch.maximum(before, cam) if how == "max" else before.relu() + cam.relu()
 
 
 def filter_by_labels(cam: Float[Tensor, "b c h w"], labels: Float[Tensor, "b c"]) -> Float[Tensor, "b c h w"]:

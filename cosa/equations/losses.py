@@ -66,8 +66,8 @@ def averaging_weights(
 ) -> Float[Tensor, "b h w"]:
     """What turns a mean over all valid pixels into the mean over the labelled ones, or into a balanced one.
 
-    Paper: Eq. (5) is the mean over all pixels; the authors' code takes half of the background's mean and half
-    of the foreground's.
+    Paper: takes the mean over all pixels in Eq. 5; the authors' code takes half of the background's mean and
+    half of the foreground's.
 
     Args:
         cpl: IGNORE where a pixel has no label.

@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 
-from cosa.equations.cam import fuse_scales
 from cosa.networks.network import CosaNetwork
 from cosa.structures import FusedOutput
 
@@ -36,8 +35,9 @@ def multiscale(
         scales: One or more factors on the sides of `images`; a scaled side is rounded to whole patches.
         flip: Whether each scale is also seen mirrored.
         size: Height and width of the fused maps.
-        fusion: How the M of the scales become one, as `fuse_scales`; the flips of a scale by maximum.
-        aux_fusion: The same of M-dagger.
+        fusion: How the M of the scales become one: by maximum, or as the sum of ReLU(M), as in the authors'
+            code; the flips of a scale always by maximum.
+        aux_fusion: The same of M-dagger; `last` takes that of the last scale alone, as in the authors' code.
     """
     cam = aux_cam = None
     sums: tuple[Tensor, ...] = ()
@@ -50,8 +50,8 @@ def multiscale(
             )
             sums = tuple(map(torch.add, sums, logits)) if sums else logits
         assert seen is not None
-        cam = seen[0] if cam is None else fuse_scales(cam, seen[0], fusion)
-        aux_cam = seen[1] if aux_cam is None else fuse_scales(aux_cam, seen[1], aux_fusion)
+        cam = seen[0] if cam is None else _fused(cam, seen[0], fusion)
+        aux_cam = seen[1] if aux_cam is None else _fused(aux_cam, seen[1], aux_fusion)
     assert cam is not None
     assert aux_cam is not None
     seg_logits, cls_logits, aux_cls_logits = (total / view_count(scales, flip=flip) for total in sums)
@@ -90,6 +90,15 @@ def _views(
             cls_logits=output.cls_logits,
             aux_cls_logits=output.aux_cls_logits,
         )
+
+
+def _fused(
+    before: Float[Tensor, "b c h w"], cam: Float[Tensor, "b c h w"], how: Literal["max", "sum", "last"]
+) -> Float[Tensor, "b c h w"]:
+    """The maps of the scales `before` with that of one more scale."""
+    if how == "last":
+        return cam
+    return torch.maximum(before, cam) if how == "max" else before.relu() + cam.relu()
 
 
 def _upright(maps: Tensor, mirrored: bool, size: tuple[int, int]) -> Tensor:

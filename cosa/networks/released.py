@@ -26,7 +26,7 @@ _NAMES = {
     "decoder.conv7.weight": "decoder.2.weight",
     "decoder.conv8.weight": "decoder.4.weight",
 }
-_PRESETS = {"VOC12": "voc", "COCO": "coco"}
+_PRESETS = {"VOC12": "voc_released", "COCO": "coco_released"}
 _RELEASED: dict[str, tuple[Any, ...]] = {
     "dataset": tuple(_PRESETS),
     "backbone": ("vit_base_patch16_224",),

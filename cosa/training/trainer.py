@@ -406,10 +406,5 @@ def _check_call(spec: RunSpec, out: Path, ranks: Ranks) -> None:
         raise ValueError(
             f"stop_at must end a warm-up of several momenta by {config.train.warmup}, got {target}"
         )
-    shares = ranks.world * config.train.accumulate
-    if config.train.batch_size % shares:
-        raise ValueError(
-            f"train.batch_size must be a multiple of workers x train.accumulate = {shares}, "
-            f"got {config.train.batch_size}"
-        )
+    config.train.at_a_time(ranks.world)  # or the shares of a batch would not be of one size
     require_same_run(out, config)

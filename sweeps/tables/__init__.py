@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from cosa.config import nearest
-from sweeps.tables.table import Arm, Table, memory_times, plus, times, without
+from sweeps.tables.table import Arm, Table, memory_times, opposite, plus, times, without
 
-__all__ = ["Arm", "Table", "memory_times", "plus", "times", "without"]
+__all__ = ["Arm", "Table", "memory_times", "opposite", "plus", "times", "without"]
 
 Kind = TypeVar("Kind")
 

@@ -50,7 +50,8 @@ class Relative:
 
     def of(self, value: float) -> float:
         """0.3 of 0.45 less 0.15, where their difference is 0.30000000000000004."""
-        return round(self.law(value), 9)  # what is infinite stays so
+        found = self.law(value)
+        return found if isinstance(found, bool) else round(found, 9)  # what is infinite stays so
 
 
 def times(factor: float) -> Relative:
@@ -61,6 +62,11 @@ def times(factor: float) -> Relative:
 def plus(amount: float) -> Relative:
     """The preset's own value plus `amount`."""
     return Relative(lambda value: value + amount)
+
+
+def opposite() -> Relative:
+    """True where the preset's own value is false, and the other way round."""
+    return Relative(lambda value: not value)
 
 
 def memory_times(factor: float) -> Relative:

@@ -166,6 +166,28 @@ def test_another_experiment_gets_another_folder(asked: Callable[..., RunSpec]) -
     assert all(re.fullmatch("shapes-[0-9a-f]{8}", name) for name in folders)
 
 
+def test_a_dry_run_tells_schedule_weights_and_what_a_gpu_needs_and_writes_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert cli.train(["voc", "--dry-run"]) == 0
+    one = capsys.readouterr().out
+    assert cli.train(["voc", "--dry-run", "--workers", "2", "--out", "s3://bucket/run"]) == 0
+    two = capsys.readouterr().out
+
+    assert "weights     vit_base_patch16_224.orig_in21k_ft_in1k\n" in one
+    assert "20,000 steps of 4 images, 80,000 seen; warm-up 6,000, co-training 14,000\n" in one
+    assert "GPU, 24 GB  needs --train.accumulate 2, for the same batches" in one
+    assert "s3://bucket/run" in two
+    assert "GPU, 24 GB  enough" in two
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_dry_run_refuses_a_batch_that_does_not_divide(capsys: pytest.CaptureFixture[str]) -> None:
+    law = "train.batch_size must be a multiple of workers x train.accumulate = 3, got 4"
+
+    assert law in _refused(capsys, "voc", "--dry-run", "--workers", "3")
+
+
 def test_the_same_experiment_keeps_its_folder(asked: Callable[..., RunSpec], tmp_path: Path) -> None:
     first, second = asked("shapes"), asked("shapes", "--train.log_every", "7")
 

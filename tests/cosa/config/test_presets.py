@@ -61,6 +61,48 @@ def test_the_voc_preset_is_the_paper_setting() -> None:
     assert get_preset("voc") == override(Config(), {"evaluation.train_split": "train"})
 
 
+def test_both_voc_presets_see_the_images_that_their_sources_say() -> None:
+    seen = {
+        name: (p.iterations * p.batch_size, p.warmup * p.batch_size, p.batch_size)
+        for name, p in ((name, get_preset(name).train) for name in ("voc", "voc_released"))
+    }
+
+    assert seen == {"voc": (80_000, 24_000, 4), "voc_released": (128_000, 24_000, 4)}
+
+
+@pytest.mark.parametrize(
+    ("name", "schedule", "bands"),
+    [
+        ("voc_released", (32_000, 6_000, 4), ((0.2, 0.7), (0.25, 0.7))),
+        ("coco_released", (60_000, 10_000, 8), ((0.25, 0.65), (0.25, 0.7))),
+    ],
+)
+def test_a_released_preset_has_the_schedule_and_the_options_of_the_authors_log(
+    name: str, schedule: tuple[int, int, int], bands: tuple[tuple[float, float], ...]
+) -> None:
+    config, paper = get_preset(name), get_preset(name.removesuffix("_released"))
+
+    assert (config.train.iterations, config.train.warmup, config.train.batch_size) == schedule
+    assert (config.threshold.mode, config.threshold.band, config.threshold.aux_band) == ("fixed", *bands)
+    assert (config.csc.weight, config.raw.enabled) == (0, False)
+    assert (config.c2s.weight, config.c2s.average) == (0.05, "balanced")
+    assert (config.s2c.weight, config.s2c.cam) == (0.05, "relu")
+    assert (config.cam.fusion, config.cam.aux_fusion) == ("sum", "last")
+    assert (config.network, config.optim, config.ema, config.data) == (
+        paper.network,
+        paper.optim,
+        paper.ema,
+        paper.data,
+    )
+
+
+def test_the_spl_of_the_released_presets_are_of_the_sum_of_six_logits() -> None:
+    config = get_preset("voc_released")
+    total = 2 * len(config.cam.scales) * torch.tensor([[0.3, 0.1, 0.2]])
+
+    torch.testing.assert_close((total / 6 / config.s2c.tau).softmax(1), (total / 0.01).softmax(1))
+
+
 def test_the_coco_preset_is_the_paper_setting_for_two_gpus_with_four_images_each() -> None:
     preset = get_preset("coco")
 

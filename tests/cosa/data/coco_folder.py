@@ -36,9 +36,8 @@ class CocoFolder:
         return self.root.parent / "cache"
 
     def config(self, **changes: Any) -> DataConfig:
-        """The data section that reads all of it: `val2014` is the split that is evaluated."""
-        own: dict[str, Any] = {"root": str(self.root), "cache": str(self.cache), "keep_empty": True}
-        values = own | {"val_split": "val2014"} | changes
+        """The data section that reads it: `val2014` is the split that is evaluated."""
+        values = {"root": str(self.root), "cache": str(self.cache), "val_split": "val2014"} | changes
         return DataConfig(layout="coco", train_split="train2014", **values)
 
     def image(self, name: str = "a.jpg", size: tuple[int, int] = (8, 6), mode: str = "RGB") -> int:

@@ -9,7 +9,7 @@ import pytest
 
 from cosa.config import Config, difference, flatten, identity, override
 from cosa.config.presets import PRESETS
-from sweeps.tables import Arm, Table, get_table, get_tables, memory_times, plus, tables, times
+from sweeps.tables import Arm, Table, get_table, get_tables, memory_times, opposite, plus, tables, times
 from sweeps.tables.table import from_dict
 
 ARMS = [(table, arm) for table in tables().values() for arm in table.arms]
@@ -130,6 +130,15 @@ def test_the_thresholds_of_figure_9_are_fixed_but_the_last():
 def test_a_momentums_memory_scales_with_the_presets_own():
     # Momentum 0.98 reaches back 50 steps: half of that is 25, twice 100, infinitely far is never.
     assert [memory_times(f).of(0.98) for f in (0.5, 1, 2, math.inf)] == [0.96, 0.98, 0.99, 1.0]
+
+
+def test_a_reading_that_is_a_switch_is_the_one_that_the_preset_does_not_have():
+    for preset in ("voc", "shapes"):
+        base = PRESETS[preset]()
+        for arm in get_table("readings").resolved(base).arms:
+            changed = {name: value for name, _, value in difference(base, override(base, arm.changes))}
+            assert changed == arm.changes, (preset, arm.name)
+    assert (opposite().of(True), opposite().of(False)) == (False, True)
 
 
 def test_relative_values_follow_the_preset_and_are_tidy():
