@@ -246,13 +246,42 @@ def test_stochastic_depth_drops_other_paths_at_every_step(config: Config, batche
     assert losses[0] != pytest.approx(losses[1], rel=1e-4)
 
 
+def test_a_head_of_m_dagger_that_is_not_learned_stays_as_it_was_drawn(
+    config: Config, batches: list[Batch]
+) -> None:
+    config = override(config, {"network.aux_head": False, "csc.weight": 0.0})
+    state = fresh(config)
+    before = weights(state.online)
+
+    terms = take(state, batches[0], config)
+
+    assert terms.keys() == {"cls", "c2s", "s2c"}
+    after = weights(state.online)
+    assert {name for name in before if torch.equal(before[name], after[name])} >= {"aux_cam_head.weight"}
+    assert not torch.equal(before["cam_head.weight"], after["cam_head.weight"])
+
+
 # What must not change a step
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_micro_batches_are_the_whole_batch(config: Config, batches: list[Batch], count: int) -> None:
-    """All terms and all weights, on padded images, over several steps."""
+RELEASED = {
+    "threshold.mode": "fixed",
+    "threshold.xi": 0.45,
+    "threshold.band": (0.2, 0.7),
+    "c2s.average": "balanced",
+    "s2c.cam": "relu",
+    "cam.fusion": "sum",
+    "cam.aux_fusion": "last",
+}
+
+
+@pytest.mark.parametrize(("count", "changes"), [(2, {}), (4, {}), (2, RELEASED)])
+def test_micro_batches_are_the_whole_batch(
+    config: Config, batches: list[Batch], count: int, changes: dict[str, Any]
+) -> None:
+    """All terms and all weights, on padded images, over several steps; also with the authors' options."""
     assert all((~batch.valid).sum() > 0 for batch in batches)
+    config = override(config, changes)
     split = override(config, {"train.accumulate": count})
     whole_state, split_state = fresh(config), fresh(split)
 
