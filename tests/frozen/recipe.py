@@ -177,7 +177,16 @@ def made_on() -> dict[str, str]:
         **{name: version(name) for name in packages},
         "machine": platform.machine(),
         "cpu capability": torch.backends.cpu.get_cpu_capability(),
+        "cpu": _processor(),
     }
+
+
+def _processor() -> str:
+    """The processor's maker, family and model, where Linux tells: kernels are chosen by them, too."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    found = dict(line.replace("\t", "").split(": ", 1) for line in lines if ": " in line)
+    return " ".join(found.get(name, "") for name in ("vendor_id", "cpu family", "model"))
 
 
 def journal(out: Path) -> list[dict[str, Any]]:
