@@ -7,51 +7,22 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 import pandas as pd
 
 from sweeps.published import COCO_NAMES, VOC_NAMES, Row, read_published
+from sweeps.reporting.grids import ABSENT, Column, Grid, Line
 from sweeps.reporting.results import FullModel
 
-ABSENT = "–"
-"""Stands where there is no number."""
 _VAL = "val/assignment/"
 _SEGMENTED = MappingProxyType({"ours, labelled": "seg_miou_labelled", "ours, label-free": "seg_miou"})
 _OURS = MappingProxyType({"ours, labelled": "seg_iou_labelled", "ours, label-free": "seg_iou"})
 """Our columns in the paper's tables of classes: which IoU they show, by title."""
 
 
-@dataclass(frozen=True)
-class Line:
-    """One row of a comparison."""
-
-    cells: tuple[str, ...]
-    ours: bool = False
-    heading: bool = False
-    """Whether it only names the group of rows below it; its cells but the first are empty."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One table of the paper with ours in it, as text."""
-
-    title: str
-    protocol: str
-    """What the numbers were measured on, and how; ours and the published ones."""
-    columns: tuple[str, ...]
-    """The first one names the rows."""
-    lines: Sequence[Line]
-    our_columns: frozenset[int] = frozenset()
-    """Columns that are ours, where a table has its methods side by side."""
-    notes: Sequence[str] = ()
-    per_class: bool = False
-    """Whether it has a row for each class, and so many."""
-
-
-def comparisons(full: FullModel | None) -> tuple[Comparison, ...]:
+def comparisons(full: FullModel | None) -> tuple[Grid, ...]:
     """All that the full model may stand beside: the paper's tables of its data, else its classes alone."""
     if full is None:
         return ()
@@ -96,58 +67,65 @@ def number(values: pd.Series | None, digits: int = 1) -> str:
     return text if math.isnan(values.std()) else f"{text} ± {values.std():.{digits}f}"
 
 
-def _printed(row: Row, *columns: str) -> tuple[str, ...]:
-    return tuple(row[column] or ABSENT for column in columns)
+def _columns(*titles: str) -> list[Column]:
+    name, *others = titles
+    return [Column(name, kind="name"), *map(Column, others)]
 
 
-def _method(row: Row) -> str:
-    return f"{row['method']}, {row['venue']}" if row.get("venue") else row["method"]
+def _printed(row: Row, *columns: str) -> Line:
+    """A published row: its method, with the venue where that is known, and some columns as printed."""
+    method = f"{row['method']}, {row['venue']}" if row.get("venue") else row["method"]
+    return Line((method, *(row[column] or ABSENT for column in columns)))
 
 
-def _table_1(full: FullModel) -> Comparison:
+def _ours(full: FullModel, *cells: str) -> Line:
+    return Line(cells, looks=("ours",), runs=full.runs)
+
+
+def _heading(group: str, columns: int) -> Line:
+    return Line((group, *[""] * (columns - 1)), looks=("heading",))
+
+
+def _table_1(full: FullModel) -> Grid:
     """CPL on train and val, alone and as the ensemble of M and M-dagger."""
-    lines = [Line((_method(row), *_printed(row, "backbone", "train", "val"))) for row in read_published("1")]
+    lines = [_printed(row, "backbone", "train", "val") for row in read_published("1")]
     for name, metric in (("ours", "cpl_miou"), ("ours•", "ensemble_cpl_miou")):
         values = (percent(full.values.get(f"{split}/assignment/{metric}")) for split in ("train", "val"))
-        lines.append(Line((name, "", *values), ours=True))
+        lines.append(_ours(full, name, "", *values))
     split = full.config.evaluation.train_split
     train = f"the list {split}" if split else "not measured, see --set evaluation.train_split"
-    return Comparison(
+    return Grid(
         title="Table 1: CAM pseudo-labels",
         protocol=f"Percent mIoU at ξ 0.5, image-level labels known, on PASCAL VOC; {whose(full)}",
-        columns=("method", "backbone", "train", "val"),
+        columns=_columns("method", "backbone", "train", "val"),
         lines=lines,
-        notes=[
+        remarks=[
             "With •: the ensemble of M and M†; ours averages their activations.",
             f"Ours on train: {train}.",
         ],
     )
 
 
-def _table_2(full: FullModel, column: str) -> Comparison:
+def _table_2(full: FullModel, column: str) -> Grid:
     """Segmentation among all competitors; ours stand in `column`."""
-    columns = ("VOC val", "VOC test", "COCO val")
+    columns = _columns("method", "sup.", "network", "VOC val", "VOC test", "COCO val")
     lines: list[Line] = []
     for group, rows in itertools.groupby(read_published("2"), key=lambda row: row["group"]):
-        lines.append(Line((group, *[""] * 5), heading=True))
+        lines.append(_heading(group, len(columns)))
         keys = ("supervision", "network", "voc_val", "voc_test", "coco_val")
-        lines += [Line((_method(row), *_printed(row, *keys))) for row in rows]
-    lines.append(Line(("Ours, single-stage", *[""] * 5), heading=True))
-    own = [
-        (name.replace("ours", f"ours{star}"), metric + crf)
-        for star, crf in (("", ""), ("*", "_crf"))
-        for name, metric in _SEGMENTED.items()
-    ]
-    for name, metric in own:
-        if (found := full.values.get(_VAL + metric)) is not None:
-            values = (percent(found) if title == column else ABSENT for title in columns)
-            lines.append(Line((name, "I", "", *values), ours=True))
-    return Comparison(
+        lines += [_printed(row, *keys) for row in rows]
+    lines.append(_heading("Ours, single-stage", len(columns)))
+    for star, crf in (("", ""), ("*", "_crf")):
+        for name, metric in _SEGMENTED.items():
+            if (found := full.values.get(f"{_VAL}{metric}{crf}")) is not None:
+                values = (percent(found) if own.title == column else ABSENT for own in columns[3:])
+                lines.append(_ours(full, name.replace("ours", f"ours{star}"), "I", "", *values))
+    return Grid(
         title="Table 2: weakly supervised semantic segmentation",
         protocol=f"Percent mIoU; {whose(full)}",
-        columns=("method", "sup.", "network", *columns),
+        columns=columns,
         lines=lines,
-        notes=[
+        remarks=[
             "Ours, labelled, knows the image-level labels of val, as CoSA does (the paper's footnote 1).",
             "Ours, label-free, follows the usual protocol of segmentation.",
             "F full supervision, I image-level labels, S saliency maps, L language models; * with CRF.",
@@ -155,14 +133,14 @@ def _table_2(full: FullModel, column: str) -> Comparison:
     )
 
 
-def _table_6(full: FullModel) -> Comparison:
+def _table_6(full: FullModel) -> Grid:
     """What a CRF adds, and what it costs."""
     speeds = {row["crf"]: row["images_per_second"] for row in read_published("6b")}
-    *others, cosa = (
-        (row["method"], *_printed(row, "without_crf", "with_crf"), f"+{row['gain']}")
-        for row in read_published("6a")
-    )
-    lines = [*(Line((*cells, "", "")) for cells in others), Line((*cosa, speeds["without"], speeds["with"]))]
+    lines = []
+    for row in read_published("6a"):
+        cost = [speeds["without"], speeds["with"]] if row["method"] == "CoSA" else ["", ""]
+        gains = (row["without_crf"], row["with_crf"], f"+{row['gain']}")
+        lines.append(Line((row["method"], *gains, *cost)))
     speed = [
         number(full.values.get(_VAL + key), digits=2)
         for key in ("images_per_second", "crf_images_per_second")
@@ -172,17 +150,17 @@ def _table_6(full: FullModel) -> Comparison:
         if plain is not None and refined is not None:
             gain = percent(refined - plain)
             gain = gain.replace("-", "−") if gain.startswith("-") else f"+{gain}"
-            lines.append(Line((name, percent(plain), percent(refined), gain, *speed), ours=True))
-    return Comparison(
+            lines.append(_ours(full, name, percent(plain), percent(refined), gain, *speed))
+    return Grid(
         title="Table 6: CRF",
         protocol=f"Percent mIoU on PASCAL VOC val; speed on one RTX 3090 in the paper; {whose(full)}",
-        columns=("method", "without", "with", "gain", "images/s without", "images/s with"),
+        columns=_columns("method", "without", "with", "gain", "images/s without", "images/s with"),
         lines=lines,
-        notes=["The gain of ToCo is as the paper prints it."],
+        remarks=["The gain of ToCo is as the paper prints it."],
     )
 
 
-def _table_7(full: FullModel) -> Comparison:
+def _table_7(full: FullModel) -> Grid:
     """Training time and parameters."""
     stages = ("cam_generation", "cam_refinement", "segmentation", "cooptimization", "total")
     lines = []
@@ -193,13 +171,13 @@ def _table_7(full: FullModel) -> Comparison:
     parameters = "" if full.parameters is None else f", {full.parameters / 1e6:.1f} M"
     hours = number(full.values.get("hours"))
     own = ABSENT if hours == ABSENT else f"{hours} h{parameters}"
-    lines.append(Line(("ours", ABSENT, ABSENT, ABSENT, own, own, ABSENT), ours=True))
-    columns = "method", "CAMs", "refinement", "segmentation", "CAMs and segmentation", "total", "test mIoU"
-    return Comparison(
+    lines.append(_ours(full, "ours", ABSENT, ABSENT, ABSENT, own, own, ABSENT))
+    titles = "method", "CAMs", "refinement", "segmentation", "CAMs and segmentation", "total", "test mIoU"
+    return Grid(
         title="Table 7: training time and parameters",
         protocol="Hours and million parameters, mIoU in percent on PASCAL VOC test; the paper's on one "
         f"RTX 3090, ours on the hardware named below, evaluations included; {whose(full)}",
-        columns=columns,
+        columns=_columns(*titles),
         lines=lines,
     )
 
@@ -211,7 +189,7 @@ def _by_class(
     title: str = "",
     names: Mapping[str, str] = MappingProxyType({}),
     note: str = "",
-) -> Comparison:
+) -> Grid:
     """The classes as rows, the methods side by side: the paper's table turned round.
 
     Args:
@@ -226,21 +204,23 @@ def _by_class(
     others = {"method", "reference", "venue", "mIoU"}
     printed = [column for column in rows[0] if column not in others] if rows else full.classes
 
-    def line(name: str, column: str, keys: Iterable[str]) -> Line:
+    def line(name: str, column: str, keys: Iterable[str], *looks: str) -> Line:
         own = (percent(full.values.get(key)) for key in keys)
-        return Line((name, *own, *(row[column] or ABSENT for row in rows)))
+        return Line((name, *own, *(row[column] or ABSENT for row in rows)), looks, full.runs)
 
     lines = [
         line(name := names.get(column, column), column, [f"{kind}/{name}" for kind in ours.values()])
         for column in printed
     ]
     means = [_VAL + kind.replace("iou", "miou", 1) for kind in ours.values()]
-    return Comparison(
+    return Grid(
         title=f"Table {table}: {title}" if table else "Classes of the full model",
         protocol=f"Percent IoU; {whose(full) if ours else 'published values alone'}",
-        columns=("class", *ours, *(row["method"] for row in rows)),
-        lines=[*lines, line("mean", "mIoU", means)],
-        our_columns=frozenset(range(1, 1 + len(ours))),
-        notes=[note] if note else [],
-        per_class=True,
+        columns=[
+            Column("class", kind="name"),
+            *(Column(name, kind="ours") for name in ours),
+            *(Column(row["method"]) for row in rows),
+        ],
+        lines=[*lines, line("mean", "mIoU", means, "mean")],
+        remarks=[note] if note else [],
     )

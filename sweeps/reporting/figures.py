@@ -254,7 +254,7 @@ def _threshold_sweep(histories: Histories, arms: Arms) -> Iterator[Part]:
         axes.axhline(middle, color=BLUE, label="dynamic")
         if len(dynamic) > 1:
             axes.axhspan(middle - away, middle + away, color=BLUE, alpha=0.16, linewidth=0)
-    plots.label_axes(axes, "fixed threshold ξ", "labelled mIoU, %")
+    axes.set(xlabel="fixed threshold ξ", ylabel="labelled mIoU, %")
     canvas.legend()
     yield canvas.part("fig9-right", "fixed thresholds and the dynamic one")
 

@@ -1,8 +1,6 @@
-"""A sweep's tables as text, cell by cell, and in four forms: for the terminal, Markdown, CSV, LaTeX.
+"""A sweep's tables in four forms: for the terminal, Markdown, CSV, LaTeX.
 
-All forms, the page among them, show one set of numbers. Ours are percent with the mean and the sample
-deviation over seeds; each leads to its runs where a server shows them. A row whose training saw ground-truth
-masks is called an oracle in each form, and never the best.
+All forms, the page among them, show one set of numbers; ours lead to their runs where a server shows them.
 """
 
 from __future__ import annotations
@@ -11,184 +9,20 @@ import itertools
 import json
 import math
 import urllib.parse
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 import pandas as pd
 
 from cosa.storage.files import mask
-from sweeps.reporting.comparison import ABSENT, comparisons
+from sweeps.reporting.comparison import comparisons
+from sweeps.reporting.grids import ABSENT, Column, Grid, Line, grids, setting
 from sweeps.reporting.results import LEAST_PAIRS, FilledTable, Results, Row, shown_and_online
 from sweeps.tables.metrics import METRICS, SEG_MIOU
-from sweeps.tables.table import Table
 
-DIFFERENCES = 2
-"""Metrics of a table, its first ones, whose difference to the reference arm has a column of its own."""
-_ORACLE = (
-    "oracle: its training saw ground-truth masks; it bounds the others and is no result of weak supervision"
-)
 _NOTE_LENGTH = 8000
 """Characters that MLflow keeps of a tag, such as the one that heads a run's page."""
-
-
-def number(key: str, value: float, *, signed: bool = False) -> str:
-    """A value in its metric's unit, percent with one decimal or two plain ones; a dash for NaN."""
-    if math.isnan(value):
-        return ABSENT
-    sign = "+" if signed else ""
-    if not METRICS[key].percent:
-        return f"{value:{sign}.2f}".replace("-", "−")
-    text = f"{100 * value:{sign}.1f}"
-    return "0.0" if float(text) == 0 else text.replace("-", "−")
-
-
-def spread(key: str, found: pd.Series) -> str:
-    """Mean and deviation of a line of `FilledTable.numbers`, `37.3 ± 1.2`; the mean alone of one seed."""
-    deviation = "" if math.isnan(found["std"]) else f" ± {number(key, found['std'])}"
-    return number(key, found["mean"]) + deviation
-
-
-def _tested(key: str, found: pd.Series, seeds: int) -> str:
-    """Its difference to the reference arm with the p-value of a paired test: `−1.2 (p 0.04)`.
-
-    Of fewer pairs than the sweep has `seeds` their number is told, and whether it is too small for a test.
-    """
-    text, pairs, p = number(key, found["difference"], signed=True), int(found["pairs"]), found["p"]
-    if seeds < LEAST_PAIRS or not pairs:
-        return text
-    if pairs < LEAST_PAIRS:
-        return f"{text} (n = {pairs}, too small)"
-    told = "p < 0.001" if p < 0.001 else f"p {p:.2g}" if p < 0.1 else f"p {p:.1f}"
-    return f"{text} ({told}{f', n = {pairs}' if pairs < seeds else ''})"
-
-
-def _printed(value: float, *, sign: str = "") -> str:
-    """A published value in percent, as printed; a dash for NaN."""
-    return ABSENT if math.isnan(value) else f"{value:{sign}.2f}".replace("-", "−")
-
-
-def _setting(value: Any) -> str:
-    if isinstance(value, float):
-        return "∞" if math.isinf(value) else f"{value:.6g}"
-    return str(value)
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of a printed table."""
-
-    title: str
-    group: str
-    """`ours`, `published`, or empty."""
-    kind: str
-    """`arm`, `mark`, `setting`, `value` or `difference`: how it is set."""
-    texts: Sequence[str]
-    """A cell for each row."""
-
-    @property
-    def align(self) -> str:
-        """`l`, `c` or `r`, as LaTeX has it."""
-        return {"arm": "l", "mark": "c", "setting": "c"}.get(self.kind, "r")
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A filled table as text: what all forms but the CSV show alike."""
-
-    title: str
-    columns: Sequence[Column]
-    marked: Sequence[str]
-    """For each row its components and settings in words, for pages too narrow for their columns."""
-    remarks: Sequence[str]
-    """What a reader must know about the table, a line each."""
-    notes: Sequence[str]
-    """Why values are missing, a line each."""
-
-    @property
-    def rows(self) -> list[tuple[str, ...]]:
-        """The cells, row by row."""
-        return [*zip(*(column.texts for column in self.columns), strict=True)]
-
-    @property
-    def spans(self) -> list[tuple[str, int]]:
-        """The groups of columns from left to right, each with the number of its columns."""
-        groups = itertools.groupby(column.group for column in self.columns)
-        return [(group, len([*own])) for group, own in groups]
-
-
-def grid(filled: FilledTable, seeds: int) -> Grid:
-    """`filled` as text; an arm that lacks some of its `seeds` says how many it has."""
-    return Grid(
-        title=filled.table.heading,
-        columns=[*_columns(filled, seeds)],
-        marked=[_marked(filled.table, row) for row in filled.rows],
-        remarks=[*_remarks(filled)],
-        notes=[f"{row.arm.name}, {gap}" for row in filled.rows for gap in row.gaps],
-    )
-
-
-def titles(filled: FilledTable) -> dict[str, str]:
-    """The titles of the table's metrics by key; `val` is said where training images are shown, too."""
-    keys = filled.table.metrics
-    both = any(key.startswith("train/") for key in keys)
-    return {key: ("val " if both and key.startswith("val/") else "") + METRICS[key].title for key in keys}
-
-
-def name_of(row: Row) -> str:
-    """The row's name, with a word where it is an oracle."""
-    return f"{row.arm.name} (oracle)" if row.oracle else row.arm.name
-
-
-def _columns(filled: FilledTable, seeds: int) -> Iterator[Column]:
-    table, rows = filled.table, filled.rows
-    reference = table.arm(table.reference)
-
-    def differences(group: str, texts: Iterable[str]) -> Column:
-        pairs = zip(rows, texts, strict=True)
-        own = ["" if row.arm.name == reference.name else text for row, text in pairs]
-        return Column(f"Δ {reference.name}", group, "difference", own)
-
-    counts = [(row, filled.seeds(row)) for row in rows]
-    names = [name_of(row) + (f" (n = {count})" if 0 < count < seeds else "") for row, count in counts]
-    yield Column("", "", "arm", names)
-    for name in table.components:
-        yield Column(name, "", "mark", ["✓" if row.arm.has(name) else "" for row in rows])
-    for name in table.settings:
-        yield Column(name, "", "setting", [_setting(row.settings[name]) for row in rows])
-    for place, (key, title) in enumerate(titles(filled).items()):
-        found = [filled.of(row, key) for row in rows]
-        yield Column(title, "ours", "value", [spread(key, one) for one in found])
-        if place < DIFFERENCES:
-            yield differences("ours", (_tested(key, one, seeds) for one in found))
-    for name in table.columns:
-        values = [row.arm.paper.get(name, math.nan) for row in rows]
-        yield Column(name, "published", "value", [_printed(value) for value in values])
-        gaps = (value - reference.paper.get(name, math.nan) for value in values)
-        yield differences("published", (_printed(gap, sign="+") for gap in gaps))
-
-
-def _marked(table: Table, row: Row) -> str:
-    names = [name for name in table.components if row.arm.has(name)]
-    settings = [f"{name} {_setting(row.settings[name])}" for name in table.settings]
-    return ", ".join([*(names or ["no component"] * bool(table.components)), *settings])
-
-
-def _remarks(filled: FilledTable) -> Iterator[str]:
-    table = filled.table
-    if table.columns:
-        held = {name: titles(filled)[key] for name, key in table.columns.items()}
-        yield f"published: {table.protocol}" if table.protocol else "published: as printed"
-        if len(set(held.values())) > 1:
-            yield "to be compared: " + "; ".join(f"{name} with our {title}" for name, title in held.items())
-    if table.note:
-        yield table.note.removesuffix(".")
-    if any(row.oracle for row in filled.rows):
-        yield _ORACLE
-    if best := filled.best:
-        key = table.metrics[0]
-        yield f"highest {titles(filled)[key]} of ours: {best.arm.name}, {spread(key, filled.of(best, key))}"
 
 
 def legend(results: Results) -> str:
@@ -246,14 +80,13 @@ def trial_filter(sweep: str) -> str:
 
 def terminal(results: Results) -> str:
     """The tables as aligned plain text."""
-    parts = [_plain(grid(table, len(results.seeds))) for table in results.tables]
-    return "\n\n".join([*parts, legend(results)])
+    return "\n\n".join([*map(_plain, grids(results)), legend(results)])
 
 
 def _plain(table: Grid) -> str:
     pads = {"l": str.ljust, "c": str.center, "r": str.rjust}
     heads = zip(*(_two_lines(column.title) for column in table.columns), strict=True)
-    cells = [*heads, *table.rows]
+    cells = [*heads, *(line.cells for line in table.lines)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     groups, left = [], iter(widths)
     for group, count in table.spans:
@@ -279,18 +112,48 @@ def _two_lines(title: str) -> tuple[str, str]:
 def markdown(results: Results, uri: str = "") -> str:
     """The sweep's tables as Markdown; numbers lead to the runs of a server at `uri`."""
     links = Links(uri, results.experiment_id)
-    return "\n\n".join([*_markdown_tables(results, links), _markdown_foot(results)]) + "\n"
+    return "\n\n".join([*(_markdown(table, links) for table in grids(results)), _foot(results)]) + "\n"
+
+
+def comparison_markdown(results: Results) -> str:
+    """The full model among the paper's published rows, as Markdown."""
+    return "\n\n".join(_markdown(table, Links()) for table in comparisons(results.full)) + "\n"
+
+
+def _markdown(table: Grid, links: Links) -> str:
+    def head(column: Column) -> str:
+        title = f"{column.title}, published" if column.group == "published" else column.title
+        return f"**{title}**" if column.kind == "ours" else title
+
+    def cell(line: Line, column: Column, text: str) -> str:
+        address = links.runs(line.runs.values()) if line.is_ours(column) else ""
+        text = f"[{text}]({address})" if text and address else text
+        return f"**{text}**" if text and {"ours", "heading"} & {*line.looks} else text
+
+    rules = {"l": ":--", "c": ":-:", "r": "--:"}
+    rows = [
+        [head(column) for column in table.columns],
+        [rules[column.align] for column in table.columns],
+        *([cell(line, *own) for own in zip(table.columns, line.cells, strict=True)] for line in table.lines),
+    ]
+    parts = [
+        f"### {table.title}",
+        table.protocol,
+        "\n".join(f"| {' | '.join(row)} |" for row in rows),
+        "\n".join(f"- {note}" for note in (*table.remarks, *table.notes)),
+    ]
+    return "\n\n".join(part for part in parts if part)
 
 
 def headline(results: Results) -> str:
     """The first of the tables, as many as the head of the sweep's page in MLflow can hold."""
     foot = (
         f"To compare the arms, search its experiment for `{trial_filter(results.sweep)}`, sort by "
-        f"`{SEG_MIOU}`, open the chart view and group by the tag `cosa.arm`.\n\n{_markdown_foot(results)}"
+        f"`{SEG_MIOU}`, open the chart view and group by the tag `cosa.arm`.\n\n{_foot(results)}"
     )
     more = "Further tables are in the artifact report/tables.md."
     parts: list[str] = []
-    tables = _markdown_tables(results, Links())
+    tables = [_markdown(table, Links()) for table in grids(results)]
     for table in tables:
         if sum(len(part) + 2 for part in (*parts, table, foot, more)) > _NOTE_LENGTH:
             break
@@ -298,46 +161,9 @@ def headline(results: Results) -> str:
     return "\n\n".join([*parts, *([more] if len(parts) < len(tables) else []), foot])[:_NOTE_LENGTH]
 
 
-def _markdown_foot(results: Results) -> str:
+def _foot(results: Results) -> str:
     facts = "\n".join(f"- {name}: {value}" for name, value in results.provenance.items() if value)
     return f"{legend(results)}\n\n{facts}"
-
-
-def _markdown_tables(results: Results, links: Links) -> list[str]:
-    parts = []
-    for filled in results.tables:
-        table = grid(filled, len(results.seeds))
-        heads = [f"{c.title}, {c.group}" if c.group == "published" else c.title for c in table.columns]
-        rules = [{"l": ":--", "c": ":-:", "r": "--:"}[column.align] for column in table.columns]
-        ours = [column.group == "ours" for column in table.columns]
-        rows = []
-        for row, texts in zip(filled.rows, table.rows, strict=True):
-            address = links.runs(row.runs.values())
-            cells = zip(texts, ours, strict=True)
-            rows.append([f"[{text}]({address})" if text and own and address else text for text, own in cells])
-        parts.append(_markdown_part([table.title], [heads, rules, *rows], [*table.remarks, *table.notes]))
-    return parts
-
-
-def comparison_markdown(results: Results) -> str:
-    """The full model among the paper's published rows, as Markdown."""
-    parts = []
-    for table in comparisons(results.full):
-        rules = [":--", *["--:"] * (len(table.columns) - 1)]
-        heads = [f"**{t}**" if i in table.our_columns else t for i, t in enumerate(table.columns)]
-        rows = [
-            [f"**{cell}**" if cell and (line.ours or line.heading) else cell for cell in line.cells]
-            for line in table.lines
-        ]
-        parts.append(_markdown_part([table.title, table.protocol], [heads, rules, *rows], table.notes))
-    return "\n\n".join(parts) + "\n"
-
-
-def _markdown_part(head: Sequence[str], rows: Iterable[Sequence[str]], notes: Iterable[str]) -> str:
-    """A heading and what else stands above a table, the table, and notes under it."""
-    lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    under = "\n".join(f"- {note}" for note in notes)
-    return "\n\n".join(["### " + "\n\n".join(head), lines, *([under] if under else [])])
 
 
 def as_csv(results: Results) -> str:
@@ -355,7 +181,7 @@ def _record(filled: FilledTable, row: Row) -> dict[str, str]:
     record = {"table": table.name, "arm": row.arm.name}
     record |= {"oracle": str(int(row.oracle)), "best": str(int(row is filled.best))}
     record |= {name: str(int(row.arm.has(name))) for name in table.components}
-    record |= {name: _setting(row.settings[name]).replace("∞", "inf") for name in table.settings}
+    record |= {name: setting(row.settings[name]).replace("∞", "inf") for name in table.settings}
     for key in shown_and_online(table):
         found, scale = filled.of(row, key), 100 if METRICS[key].percent else 1
         own = key.removeprefix("val/").removeprefix("assignment/").replace("/", "_")
@@ -380,13 +206,13 @@ def _decimals(value: float) -> str:
 
 def comparison_csv(results: Results) -> str:
     """A line for each number of the same: table, row, column, whose it is, and the text of its cell."""
-    cells = []
-    for table in comparisons(results.full):
-        for line in table.lines:
-            for place, (title, cell) in enumerate(zip(table.columns, line.cells, strict=True)):
-                source = "ours" if line.ours or place in table.our_columns else "published"
-                if place and cell not in {"", ABSENT}:
-                    cells.append((table.title, line.cells[0], title, source, cell))
+    cells = [
+        (table.title, line.cells[0], column.title, "ours" if line.is_ours(column) else "published", text)
+        for table in comparisons(results.full)
+        for line in table.lines
+        for column, text in zip(table.columns[1:], line.cells[1:], strict=True)
+        if text not in {"", ABSENT}
+    ]
     return _csv(pd.DataFrame(cells, columns=["table", "row", "column", "source", "value"]))
 
 
@@ -410,8 +236,7 @@ def escape(text: str) -> str:
 
 def latex(results: Results) -> str:
     """All tables, one float each."""
-    tables = (grid(filled, len(results.seeds)) for filled in results.tables)
-    return "\n".join([_LATEX_HEAD, *(_float(table, legend(results)) for table in tables)])
+    return "\n".join([_LATEX_HEAD, *(_float(table, legend(results)) for table in grids(results))])
 
 
 def _float(table: Grid, legend: str) -> str:
@@ -422,8 +247,8 @@ def _float(table: Grid, legend: str) -> str:
         groups.append(rf"\multicolumn{{{width}}}{{c}}{{{group}}}" if group else " &" * (width - 1))
         rules += [rf"\cmidrule(lr){{{place}-{place + width - 1}}}"] if group else []
         place += width
-    rows = [[escape(column.title) for column in table.columns], *(map(escape, row) for row in table.rows)]
-    head, *body = [" & ".join(row) + r" \\" for row in rows]
+    rows = [[column.title for column in table.columns], *(line.cells for line in table.lines)]
+    head, *body = [" & ".join(map(escape, row)) + r" \\" for row in rows]
     lines = "\n".join(body)
     return rf"""\begin{{table*}}
 \centering\footnotesize\setlength{{\tabcolsep}}{{4pt}}

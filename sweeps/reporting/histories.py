@@ -63,13 +63,14 @@ def quantile(bins: pd.DataFrame, share: float) -> float:
 
     NaN of nothing; in an open last bin its lower edge, all that is known.
     """
-    sums = bins["count"].cumsum().to_numpy()
-    if sums[-1] == 0:
+    bins = bins[bins["count"] > 0]
+    if bins.empty:
         return math.nan
-    place = share * sums[-1]
-    index = max(np.searchsorted(sums, place), np.argmax(sums > 0))  # no empty bin holds share 0
+    sums = bins["count"].cumsum()
+    place = share * sums.iloc[-1]
+    index = np.searchsorted(sums, place)
     low, high, count, _ = bins.iloc[index]
-    inside = (place - (sums[index] - count)) / count
+    inside = (place - (sums.iloc[index] - count)) / count
     return float(low if math.isinf(high) else low + (high - low) * inside)
 
 

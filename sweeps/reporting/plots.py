@@ -117,7 +117,7 @@ class Canvas:
         """Axes side by side, `height` inches high."""
         self._figure = Figure(figsize=(WIDTH, height), layout="constrained")
         FigureCanvasSVG(self._figure)
-        self.all_axes: list[Axes] = [self._figure.add_subplot(1, columns, i + 1) for i in range(columns)]
+        self.all_axes: list[Axes] = [*self._figure.subplots(1, columns, squeeze=False)[0]]
         self.axes = self.all_axes[0]
 
     def legend(self) -> None:
@@ -168,12 +168,6 @@ def draw_line(axes: Axes, histories: Sequence[pd.Series], *, scale: float = 100,
         axes.fill_between(mean.index, *band, color=look["color"], alpha=0.16, linewidth=0)
 
 
-def label_axes(axes: Axes, x: str, y: str) -> None:
-    """Titles of both axes."""
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-
-
 def over_iterations(
     file: str,
     title: str,
@@ -192,7 +186,7 @@ def over_iterations(
         draw_line(axes, by_seed, scale=scale, **look)
     if not axes.lines:
         return
-    label_axes(axes, "iteration", y)
+    axes.set(xlabel="iteration", ylabel=y)
     axes.xaxis.set_major_formatter(FuncFormatter(thousands))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     margin = 0.03 * (train.iterations - first)
@@ -245,7 +239,7 @@ def confidence_map(files: Sequence[File]) -> Part:
     for colour, width in (("white", 3.6), (BLACK, 1.5)):
         axes.vlines(xis, rows[:-1], rows[1:], color=colour, linewidth=width)
     axes.set_yticks(range(len(files)), [thousands(content["step"]) for content in files])
-    label_axes(axes, "confidence (line: threshold ξ)", "iteration")
+    axes.set(xlabel="confidence (line: threshold ξ)", ylabel="iteration")
     canvas.colour_bar(mesh, "accuracy of CPL, %")
     return canvas.part("fig3a", "(a) accuracy by confidence")
 
@@ -260,7 +254,7 @@ def accuracy_lines(files: Sequence[File]) -> Part:
         bins = merge_bins(_bins(content, "perplexity"), LEAST_SHARE)
         label = f"{'step ' if place == 0 else ''}{thousands(content['step'])}"
         canvas.axes.plot(middles(bins), accuracy(bins), color=colours[place], label=label, marker="o")
-    label_axes(canvas.axes, "perplexity", "accuracy of CPL, %")
+    canvas.axes.set(xlabel="perplexity", ylabel="accuracy of CPL, %")
     canvas.legend()
     return canvas.part("fig3c", "(c) accuracy by perplexity")
 
@@ -280,7 +274,7 @@ def confidences(content: File) -> Part:
     axes.axvline(xi, color=BLACK, linewidth=1.2, linestyle="--", label=f"threshold ξ = {xi:.2f}")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
-    label_axes(axes, "confidence", "share of pixels, % (log)")
+    axes.set(xlabel="confidence", ylabel="share of pixels, % (log)")
     canvas.legend()
     return canvas.part("fig3e", f"(e) confidences after {thousands(content['step'])} iterations")
 

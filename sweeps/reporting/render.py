@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from cosa.tracking import ui_hint
-from sweeps.reporting import forms
+from sweeps.reporting import forms, grids
 from sweeps.reporting.comparison import comparisons
 from sweeps.reporting.forms import headline, terminal
 from sweeps.reporting.results import FilledTable, Results
@@ -42,8 +42,8 @@ def chart(filled: FilledTable, key: str) -> dict[str, Any] | None:
         own = values[values["arm"] == row.arm.name]
         dots = [(x(found.value), {found.seed: found.run_id}) for found in own.itertuples()]
         mean = x(own["value"].mean()) if dots else None
-        lines.append({"name": forms.name_of(row), "y": _LINE * index + 20, "dots": dots, "mean": mean})
-    ticks = [(x(i * step), forms.number(key, i * step).removesuffix(".0")) for i in range(first, last + 1)]
+        lines.append({"name": grids.name_of(row), "y": _LINE * index + 20, "dots": dots, "mean": mean})
+    ticks = [(x(i * step), grids.number(key, i * step).removesuffix(".0")) for i in range(first, last + 1)]
     return {
         "width": _CHART_WIDTH,
         "left": _LEFT,
@@ -53,13 +53,12 @@ def chart(filled: FilledTable, key: str) -> dict[str, Any] | None:
     }
 
 
-def _charted(filled: FilledTable) -> Iterator[tuple[str, dict[str, Any]]]:
+def _charted(filled: FilledTable) -> list[tuple[str, dict[str, Any]]]:
     """Charts by title of label-free segmentation and C-mIoU, else of the table's first two metrics."""
     keys = [key for key in filled.table.metrics if METRICS[key].percent]
     chosen = [key for key in keys if key in {SEG_MIOU, "val/assignment/cpl_cmiou"}]
-    for key in chosen or keys[: forms.DIFFERENCES]:
-        if drawn := chart(filled, key):
-            yield forms.titles(filled)[key], drawn
+    titles, shown = grids.titles(filled), chosen or keys[: grids.DIFFERENCES]
+    return [(titles[key], drawn) for key in shown if (drawn := chart(filled, key))]
 
 
 def lead(results: Results) -> str:
@@ -75,8 +74,8 @@ def lead(results: Results) -> str:
         return "Not all of it is trained yet."
     unit = " %" if METRICS[key].percent else ""
     pairs = zip(both, found, strict=True)
-    texts = [f"{forms.name_of(row)} {forms.spread(key, one)}{unit}" for row, one in pairs]
-    return f"{forms.titles(filled)[key]}: {', '.join(texts)}"
+    texts = [f"{grids.name_of(row)} {grids.spread(key, one)}{unit}" for row, one in pairs]
+    return f"{grids.titles(filled)[key]}: {', '.join(texts)}"
 
 
 def html(results: Results, mlflow_command: str, uri: str = "") -> str:
@@ -88,21 +87,11 @@ def html(results: Results, mlflow_command: str, uri: str = "") -> str:
         text = ", ".join(f"seed {seed}: run {run_id}" for seed, run_id in sorted(runs.items()))
         return {"address": links.runs(runs.values()), "text": text}
 
-    def shown(filled: FilledTable) -> dict[str, Any]:
-        grid = forms.grid(filled, len(results.seeds))
-        return {
-            "grid": grid,
-            "rows": [*zip(filled.rows, grid.marked, grid.rows, strict=True)],
-            "curves": results.curves.get(filled.table.name),
-            "reference": filled.table.reference,
-            "charts": list(_charted(filled)),
-        }
-
     keys = dict.fromkeys(key for filled in results.tables for key in filled.table.metrics)
     return render_page(
         Path(__file__).with_name("report.html.j2"),
         results=results,
-        tables=map(shown, results.tables),
+        tables=zip(results.tables, grids.grids(results), map(_charted, results.tables), strict=True),
         legend=forms.legend(results),
         lead=lead(results),
         metrics=[METRICS[key] for key in keys],

@@ -17,7 +17,7 @@ from matplotlib.colors import Normalize
 from matplotlib.ticker import MaxNLocator
 from optuna.trial import FrozenTrial, TrialState
 
-from sweeps.reporting.plots import BLUE, GREY, ORANGE, VERMILION, Canvas, Part, label_axes, styled
+from sweeps.reporting.plots import BLUE, GREY, ORANGE, VERMILION, Canvas, Part, styled
 from sweeps.tuning.space import Choice, Dimension, Momentum
 from sweeps.tuning.study import PRESET, SearchStudy, finished, last_value, origin
 
@@ -60,7 +60,7 @@ def _history(shown: Sequence[FrozenTrial]) -> Part:
     canvas.axes.step([t.number for t in complete], [*best], where="post", color=BLUE, label="best so far")
     _dots(canvas.axes, [trial.number for trial in shown], shown)
     canvas.axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    label_axes(canvas.axes, "trial", _METRIC)
+    canvas.axes.set(xlabel="trial", ylabel=_METRIC)
     canvas.legend()
     return canvas.part("search-history", "Every trial in the order of its start")
 
@@ -118,7 +118,7 @@ def _steps(shown: Sequence[FrozenTrial], last: int) -> Part:
         canvas.axes.plot([*points], values, marker="o", label=name, **looks[kind])
         ticks |= set(points)
     canvas.axes.set_xticks(sorted(ticks))
-    label_axes(canvas.axes, "iteration", _METRIC)
+    canvas.axes.set(xlabel="iteration", ylabel=_METRIC)
     canvas.legend()
     return canvas.part("search-rungs", "On their way, and which went on")
 
@@ -149,7 +149,8 @@ def _parallel(study: SearchStudy, complete: Sequence[FrozenTrial]) -> Part:
 def _slice(study: SearchStudy, dimension: Dimension, own: Sequence[FrozenTrial]) -> Part:
     canvas = Canvas(height=2.2)
     _dots(canvas.axes, [dimension.place(study.changes(trial)[dimension.setting]) for trial in own], own)
-    label_axes(canvas.axes, dimension.name + (", steps" if isinstance(dimension, Momentum) else ""), _METRIC)
+    unit = ", steps" if isinstance(dimension, Momentum) else ""
+    canvas.axes.set(xlabel=dimension.name + unit, ylabel=_METRIC)
     margin = 0.3 if isinstance(dimension, Choice) else 0.04
     canvas.axes.set_xlim(-margin, 1 + margin)
     canvas.axes.set_xticks([*dimension.marks()], [*dimension.marks().values()])

@@ -14,7 +14,7 @@ import scipy.stats
 from cosa.config import Config, TrainConfig
 from sweeps.planning import plan as planning
 from sweeps.planning.plan import make_plan
-from sweeps.reporting import forms, render
+from sweeps.reporting import forms, grids, render
 from sweeps.reporting.forms import Links
 from sweeps.reporting.results import Results, fill, p_value
 from sweeps.tables import Arm, Table
@@ -110,13 +110,13 @@ def test_one_seed_has_a_mean_and_no_deviation():
     runs = {trial_of("full", 0).identity: run_of(seg_miou=0.3)}
     found = numbers(fill(TABLE, plan_content(), runs, {}), "full")
     assert (found["mean"], math.isnan(found["std"])) == (0.3, True)
-    assert forms.spread(SEG_MIOU, found) == "30.0"
+    assert grids.spread(SEG_MIOU, found) == "30.0"
 
 
 def test_no_seed_has_neither(filled):
     found = numbers(filled, "no-CSC")
     assert (found["count"], found["pairs"]) == (0, 0)
-    assert forms.spread(SEG_MIOU, found) == "–"
+    assert grids.spread(SEG_MIOU, found) == "–"
 
 
 def test_differences_are_taken_seed_by_seed(filled):
@@ -155,23 +155,23 @@ def test_an_unfinished_run_is_a_gap_and_never_a_number(run, gap):
 
 
 def test_a_row_prints_ours_and_the_published_values(filled):
-    table = forms.grid(filled, seeds=2)
+    table = grids.grid(filled, seeds=2)
     assert [column.title for column in table.columns] == [
         *("", "GC", "CSC", "labelled mIoU", "Δ full", "label-free mIoU", "Δ full", "CPL mIoU", "CPL C-mIoU"),
         *("VOC", "Δ full", "COCO", "Δ full"),
     ]
-    assert table.rows[0] == (
+    assert table.lines[0].cells == (
         *("none", "", "", "50.0 ± 0.0", "0.0", "35.0 ± 7.1", "−16.0", "50.0 ± 0.0", "50.0 ± 0.0"),
         *("60.00", "−16.25", "40.00", "−11.00"),
     )
-    assert table.rows[1] == ("no-CSC", "✓", "", *"––––––", "70.50", "−5.75", "–", "–")
-    assert table.rows[2][:7] == ("full", "✓", "✓", "50.0 ± 0.0", "", "51.0 ± 1.4", "")
+    assert table.lines[1].cells == ("no-CSC", "✓", "", *"––––––", "70.50", "−5.75", "–", "–")
+    assert table.lines[2].cells[:7] == ("full", "✓", "✓", "50.0 ± 0.0", "", "51.0 ± 1.4", "")
 
 
 def test_an_arm_with_fewer_seeds_says_so():
     runs = {trial_of("full", 1).identity: run_of()}
-    table = forms.grid(fill(TABLE, plan_content(), runs, {}), seeds=2)
-    assert table.rows[2][0] == "full (n = 1)"
+    table = grids.grid(fill(TABLE, plan_content(), runs, {}), seeds=2)
+    assert table.lines[2].cells[0] == "full (n = 1)"
 
 
 def test_the_terminals_columns_line_up(results):
@@ -291,14 +291,14 @@ def over_three_seeds(**values):
 def test_a_difference_over_three_seeds_carries_its_p_value():
     filled = over_three_seeds(none={0: 0.40, 1: 0.41, 2: 0.45}, full={0: 0.50, 1: 0.52, 2: 0.54})
     # differences -0.10, -0.11, -0.09: t = -0.1 / (0.01 / sqrt 3) = -17.32, df 2
-    assert forms.grid(filled, seeds=3).rows[0][6] == "−10.0 (p 0.0033)"
+    assert grids.grid(filled, seeds=3).lines[0].cells[6] == "−10.0 (p 0.0033)"
     assert numbers(filled, "none")["p"] == pytest.approx(0.003317, rel=1e-3)
 
 
 def test_too_few_common_seeds_are_told_where_others_have_enough():
     filled = over_three_seeds(none={0: 0.40, 1: 0.41}, full={0: 0.50, 1: 0.52, 2: 0.54})
-    table = forms.grid(filled, seeds=3)
-    assert (table.rows[0][0], table.rows[0][6]) == ("none (n = 2)", "−10.5 (n = 2, too small)")
+    table = grids.grid(filled, seeds=3)
+    assert (table.lines[0].cells[0], table.lines[0].cells[6]) == ("none (n = 2)", "−10.5 (n = 2, too small)")
 
 
 def test_with_fewer_than_three_seeds_the_legend_says_why_there_is_no_test(results):
@@ -373,7 +373,7 @@ def test_a_chart_of_nothing_is_not_drawn():
     ("value", "text"), [(0.1234, "+12.3"), (-0.1234, "−12.3"), (-0.0001, "0.0"), (math.nan, "–")]
 )
 def test_signed_percent_has_one_decimal_and_no_negative_zero(value, text):
-    assert forms.number(SEG_MIOU, value, signed=True) == text
+    assert grids.number(SEG_MIOU, value, signed=True) == text
 
 
 def test_all_five_forms_are_written(results, tmp_path):
@@ -480,9 +480,9 @@ def test_one_row_alone_is_not_called_best():
 
 
 def test_a_table_shows_its_own_metrics_and_what_each_row_was_trained_with(with_oracle):
-    table = forms.grid(with_oracle, seeds=1)
+    table = grids.grid(with_oracle, seeds=1)
     assert [column.title for column in table.columns] == [
         *("", "s2c.source", "train CPL mIoU", "Δ full", "val CPL perplexity", "Δ full", "train", "Δ full")
     ]
-    assert table.rows[0] == ("GT (oracle)", "gt", "90.0", "+30.0", "1.25", "+0.00", "83.99", "–")
-    assert table.marked[0] == "s2c.source gt"
+    assert table.lines[0].cells == ("GT (oracle)", "gt", "90.0", "+30.0", "1.25", "+0.00", "83.99", "–")
+    assert table.lines[0].marked == "s2c.source gt"
