@@ -103,67 +103,47 @@ def read_args(name: str, description: str, tables: Sequence[str], arguments: Seq
 
 def _parser(name: str, description: str, tables: Sequence[str]) -> Parser:
     parser = Parser(prog=f"sweeps/{name}.py", description=description)
-    add = parser.add_argument
-    add(
-        "--preset",
-        default="shapes",
-        help=f"settings of every arm: {', '.join(PRESETS)}, or a file such as best.json (default: shapes)",
-    )
-    add(
-        "--tables",
-        nargs="+",
-        default=list(tables),
-        metavar="TABLE",
-        help=(
-            f"tables to fill: names such as {', '.join(tables)}, all, or files such as my_table.py "
-            f"(default: {' '.join(tables)})"
-        ),
-    )
-    add("--seeds", type=int, default=1, help="seeds of every arm, counted up from train.seed (default: 1)")
-    add(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME=VALUE",
-        help="change settings of the preset, as in csc.weight=0.2; an arm's own changes win over them",
-    )
-    add("--out", default="", help=f"folder of the sweep (default: runs/{name}-PRESET)")
-    add("--tracking-uri", default="", help="MLflow store (default: MLFLOW_TRACKING_URI or runs/mlflow.db)")
-    add("--experiment", default="cosa", help="MLflow experiment (default: cosa)")
-    add("--max-concurrent", type=int, help="most trials at a time (default: as many as fit)")
-    add("--cpus-per-trial", type=float, default=1.0, help="CPUs and threads of a trial (default: 1)")
-    add(
-        "--gpus-per-trial",
-        type=lambda text: None if text == "auto" else float(text),
-        help="GPUs of a trial, 0.25 packs four on one (default: auto, the GPUs shared by --max-concurrent)",
-    )
-    add(
-        "--workers-per-trial",
-        type=int,
-        default=1,
-        help="data-parallel processes of a trial; 0 and 1 train in the trial's own (default: 1)",
-    )
-    add(
+    flag, switch = parser.flag, parser.switch
+    presets = f"settings of every arm: {', '.join(PRESETS)}, or a file such as best.json (default: shapes)"
+    known = f"tables to fill: names such as {', '.join(tables)}, all, or files such as my_table.py"
+    changes = "change settings of the preset, as in csc.weight=0.2; an arm's own changes win over them"
+    gpus = "GPUs of a trial, 0.25 packs four on one (default: auto, the GPUs shared by --max-concurrent)"
+    workers = "data-parallel processes of a trial; 0 and 1 train in the trial's own (default: 1)"
+    flag("--preset", "PRESET", presets, default="shapes")
+    flag("--tables", "TABLE", f"{known} (default: {' '.join(tables)})", nargs="+", default=list(tables))
+    flag("--seeds", "N", "seeds of every arm, counted up from train.seed (default: 1)", type=int, default=1)
+    flag("--set", "NAME=VALUE", changes, nargs="+", action="extend", default=[])
+    flag("--out", "FOLDER", f"folder of the sweep (default: runs/{name}-PRESET)", default="")
+    flag("--tracking-uri", "URI", "MLflow store (default: MLFLOW_TRACKING_URI or runs/mlflow.db)", default="")
+    flag("--experiment", "NAME", "MLflow experiment (default: cosa)", default="cosa")
+    flag("--max-concurrent", "N", "most trials at a time (default: as many as fit)", type=int)
+    flag("--cpus-per-trial", "N", "CPUs and threads of a trial (default: 1)", type=float, default=1.0)
+    flag("--gpus-per-trial", "N", gpus, type=lambda text: None if text == "auto" else float(text))
+    flag("--workers-per-trial", "N", workers, type=int, default=1)
+    flag(
         "--retries",
+        "N",
+        "new starts of a failed trial, from its checkpoint (default: 1)",
         type=int,
         default=1,
-        help="new starts of a failed trial, from its checkpoint (default: 1)",
     )
-    add(
+    switch(
         "--retry-failed",
-        action="store_true",
-        help="run only what failed, and the warm-ups that it needs; leave what was never run alone",
+        "run only what failed, and the warm-ups that it needs; leave what was never run alone",
     )
-    add(
+    switch(
         "--fresh",
-        action="store_true",
-        help="train every trial here; by default one that finished in an earlier run of the experiment, with "
+        "train every trial here; by default one that finished in an earlier run of the experiment, with "
         "the same settings, data and commit, is taken from there",
     )
-    add("--commit", default="", help="commit to record where the code comes without its history: a Ray job")
-    add("--dry-run", action="store_true", help="show the plan, train nothing")
-    add("--traceback", action="store_true", help="show where an error came from")
+    flag(
+        "--commit",
+        "COMMIT",
+        "commit to record where the code comes without its history: a Ray job",
+        default="",
+    )
+    switch("--dry-run", "show the plan, train nothing")
+    parser.traceback()
     return parser
 
 
