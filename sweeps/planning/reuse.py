@@ -2,7 +2,7 @@
 
 Nothing is copied. A sweep's plan names the earlier run, and the report reads it where it is. The code is the
 same where both runs come from the same commit and neither from a tree with local changes; a commit that
-nobody knows is the same as none.
+nobody knows is the same as none. A run that a sweep took before stays, whatever code and data are now.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ def find_reusable(
     trials: Sequence[Trial],
     code: Mapping[str, str],
     data_tags: Mapping[str, str],
+    taken: Mapping[str, str],
 ) -> tuple[dict[str, str], str]:
-    """The newest finished run of each trial's experiment, by this code, on this data.
+    """The run that each trial took before, or the newest finished one of its experiment, code and data.
 
     Args:
         client: Of the store that holds the runs.
@@ -38,6 +39,7 @@ def find_reusable(
         trials: Those still to run; warm-ups are passed over, for their checkpoints are in no store.
         code: This code's tags, as `cosa.tracking.provenance.source_tags` gives them.
         data_tags: Fingerprints of the training and validation images, by tag.
+        taken: Ids of the runs that the sweep took before, by the trials' names; one may be deleted by now.
 
     Returns:
         Ids of the runs by the names of the trials that they stand for, and why other trials that finished
@@ -47,6 +49,10 @@ def find_reusable(
     reasons: Counter[str] = Counter()
     for trial in trials:
         if trial.kind != "trial":
+            continue
+        before = find_run(client, taken.get(trial.name, ""))
+        if before is not None and _is_whole(client, before, trial):
+            found[trial.name] = before.info.run_id
             continue
         query = f"attributes.status = 'FINISHED' and tags.`cosa.identity` = '{identity(trial.config)}'"
         earlier = [r for r in client.search_runs([experiment_id], query) if _is_whole(client, r, trial)]
@@ -60,16 +66,6 @@ def find_reusable(
     parts = [reason + (f" ({count})" if len(reasons) > 1 else "") for reason, count in reasons.items()]
     trained_again = counted(reasons.total(), "trial")
     return found, f"{trained_again} finished earlier but will run again: {'; '.join(parts)}"
-
-
-def still_there(client: MlflowClient, trials: Sequence[Trial], runs: Mapping[str, str]) -> dict[str, str]:
-    """Those of `runs`, ids by the trials' names, that a sweep took before and that nobody has deleted."""
-    kept = {}
-    for trial in trials:
-        run = find_run(client, runs.get(trial.name, ""))
-        if run is not None and _is_whole(client, run, trial):
-            kept[trial.name] = run.info.run_id
-    return kept
 
 
 def _is_whole(client: MlflowClient, run: Run, trial: Trial) -> bool:

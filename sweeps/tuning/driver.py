@@ -21,8 +21,14 @@ from cosa.tracking import TrackingError, read_run_id
 from sweeps.planning.cost import Speed, price
 from sweeps.planning.folder import LOCK, Result, SweepState, read_state, trial_folder
 from sweeps.planning.plan import Plan, Trial, shared_warmup, trial_of
-from sweeps.running.driver import check_data, run_script
-from sweeps.running.preview import look_at_data, measured, measuring, with_earlier
+from sweeps.running.driver import (
+    check_data,
+    look_at_data,
+    measured,
+    measuring,
+    run_script,
+    with_earlier,
+)
 from sweeps.running.store import Sweep, open_sweep
 from sweeps.runs import client_of, explained
 from sweeps.tables.metrics import SEG_MIOU

@@ -11,9 +11,9 @@ from cosa.data.open import read_fingerprints
 from cosa.tracking import TrackingSpec
 from sweeps import runs
 from sweeps.planning.plan import make_plan
-from sweeps.planning.reuse import find_reusable, still_there
+from sweeps.planning.reuse import find_reusable
 from sweeps.reporting import results
-from sweeps.running import driver, preview, store
+from sweeps.running import driver, store
 from sweeps.running.arguments import read_args
 from sweeps.tables import Arm, Table
 
@@ -57,9 +57,9 @@ def finished(uri, experiment, tmp_path):
     return track
 
 
-def look(uri, experiment, code=CODE, data_tags=DATA):
+def look(uri, experiment, code=CODE, data_tags=DATA, taken=None):
     client, experiment_id = runs.find_experiment(uri, experiment)
-    return find_reusable(client, experiment_id, PLAN.trials, code, data_tags)
+    return find_reusable(client, experiment_id, PLAN.trials, code, data_tags, taken or {})
 
 
 def test_the_same_experiment_by_the_same_code_on_the_same_data_is_taken(uri, experiment, finished):
@@ -125,9 +125,10 @@ def test_what_is_no_whole_run_of_the_experiment_is_passed_over(uri, experiment, 
 def test_a_run_that_was_taken_before_stays_until_it_is_deleted(uri, experiment, finished):
     run_id = finished(cosa_in_dirty="true")
     client, _ = runs.find_experiment(uri, experiment)
-    assert still_there(client, PLAN.trials, {ARM.name: run_id}) == {ARM.name: run_id}
+    assert look(uri, experiment)[0] == {}
+    assert look(uri, experiment, taken={ARM.name: run_id}) == ({ARM.name: run_id}, "")
     client.delete_run(run_id)
-    assert still_there(client, PLAN.trials, {ARM.name: run_id}) == {}
+    assert look(uri, experiment, taken={ARM.name: run_id}) == ({}, "")
 
 
 def test_a_warmup_is_trained_only_for_arms_that_are(uri, experiment, finished):
@@ -184,7 +185,7 @@ def sweep(uri, experiment, finished, tmp_path, monkeypatch, shapes_root, capsys)
     for trial in make_plan(args.base, args.tables, args.seeds).trials:
         if trial.kind == "trial":
             finished(trial.config, **tags)
-    monkeypatch.setattr(preview, "source_tags", lambda: CODE)
+    monkeypatch.setattr(driver, "source_tags", lambda: CODE)
 
     def call(*more):
         code = driver.main("ablation", "", (), [*arguments, *more])
@@ -205,7 +206,7 @@ def test_a_sweep_of_trials_that_all_finished_earlier_trains_nothing_and_reports_
 
 def test_what_was_taken_stays_though_the_code_has_changed_since(sweep, monkeypatch):
     sweep()
-    monkeypatch.setattr(preview, "source_tags", lambda: {**CODE, "mlflow.source.git.commit": "beef"})
+    monkeypatch.setattr(driver, "source_tags", lambda: {**CODE, "mlflow.source.git.commit": "beef"})
     code, output = sweep("--retry-failed")
     assert (code, "nothing has failed" in output) == (0, True)
 
