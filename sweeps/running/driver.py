@@ -258,9 +258,7 @@ def _train(
             print_line(
                 f"--max-concurrent {args.resources.concurrent} does not fit: give each trial less than a CPU"
             )
-        done = launch(state, trials, args, slots, sweep.spec, data_tags)
-    print_line(f"trained for {done.times}")
-    return done.results, done.failures
+        return launch(state, trials, args, slots, sweep.spec, data_tags)
 
 
 def _report(args: SweepArgs, sweep: Sweep, *, failed: bool) -> None:

@@ -12,14 +12,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ray import tune
 from ray.tune.search import Searcher
 
-from cosa.cli.console import LiveLine, duration
+from cosa.cli.console import LiveLine, duration, print_line
 from cosa.distributed.session import Slots
 from cosa.storage.files import one_line
 from cosa.tracking import TrackingSpec
@@ -29,7 +29,7 @@ from sweeps.planning.folder import STOP, Result, SweepState, read_failure, read_
 from sweeps.planning.plan import Trial
 from sweeps.running.arguments import SweepArgs
 from sweeps.running.progress import SweepProgress, best_so_far
-from sweeps.running.queue import Ended, TrialQueue
+from sweeps.running.queue import Attempt, TrialQueue
 from sweeps.running.trial import make_spec, run_trial
 
 SECONDS = "seconds"
@@ -37,46 +37,9 @@ SECONDS = "seconds"
 STOPPED = "stopped"
 """What a trial tells Tune when it stopped because the sweep was told to."""
 KILLED = "its process ended without a word: killed, or out of memory"
+NO_RESULT = "ended without a result"
 PATIENCE = 25.0
 """Seconds that trials have to end their step and save; machines that are taken back give thirty."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Times:
-    """Where the slots' time went in one launch; all in seconds."""
-
-    wall: float
-    """From the launch to its end."""
-    slots: int
-    """Trials that ran side by side."""
-    trials: int
-    """Trials that ended."""
-    held: float
-    """From a trial's start by the driver until the driver knew its end, over all trials."""
-    inside: float
-    """Of that, spent in the trials themselves: reading data, training, evaluating, saving."""
-
-    def __str__(self) -> str:
-        whole = max(self.wall * self.slots, 1e-9)
-        between, waiting = self.held - self.inside, self.wall * self.slots - self.held
-        each = between / max(self.trials, 1)
-        return (
-            f"{duration(self.wall)} on {self.slots} slots: {self.inside / whole:.1%} of it in trials, "
-            f"{between / whole:.1%} between them ({each:.1f} s each), {waiting / whole:.1%} waiting for a "
-            f"warm-up or with nothing left to start"
-        )
-
-
-@dataclass(frozen=True)
-class LaunchResult:
-    """How a launch ended."""
-
-    results: Mapping[str, Result]
-    """Of the trials that finished, by name."""
-    failures: Mapping[str, str]
-    """Trials that did not, by name, with the reason in one line."""
-    times: Times
-    """Where the time went."""
 
 
 class TrialSearcher(Searcher):
@@ -106,14 +69,14 @@ class TrialSearcher(Searcher):
         """Called by Tune at everything that a trial reports on its way: whether it is stopped there."""
         return False
 
-    def end(self, trial: Trial, why: str) -> tuple[Ended, str]:
-        """A trial has ended for good, failed where there is a reason; returns how in a word, too."""
-        result = None if why else read_result(self.out, trial)
-        if result is not None:
+    def end(self, trial: Trial, why: str) -> str:
+        """A trial has ended for good, failed where there is a reason; returns how, in a word."""
+        if not why and (result := read_result(self.out, trial)) is not None:
             self.results[trial.name] = result
-        elif not why:
-            why = "ended without a result"
-        return self.queue.end(trial.name, why), "failed" if why else "done"
+        else:
+            why = why or NO_RESULT
+        self.queue.end(trial.name, why)
+        return "failed" if why else "done"
 
     def suggest(self, trial_id: str) -> Any:
         """Called by Tune: a trial, None while every other one waits, FINISHED when nothing is left."""
@@ -135,9 +98,10 @@ class TrialSearcher(Searcher):
             self.line.note(f"stopped: {trial.label}")
             return
         why = (read_failure(trial_folder(self.out, trial.name)) or KILLED) if error else ""
-        ended, how = self.end(trial, why)
-        self.inside += (result or {}).get(SECONDS, ended.seconds)
-        self.line.note(f"{how}: {trial.label}, {duration(ended.seconds)}")
+        how = self.end(trial, why)
+        seconds = self.queue.ended[-1].seconds
+        self.inside += (result or {}).get(SECONDS, seconds)
+        self.line.note(f"{how}: {trial.label}, {duration(seconds)}")
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing is saved: the trials' folders say what is finished."""
@@ -157,8 +121,8 @@ def launch(
     slots: Slots,
     track: Callable[[Trial], TrackingSpec],
     data_tags: Mapping[str, str],
-) -> LaunchResult:
-    """Run `trials` of a plan, each after the one it forks from; needs a running Ray.
+) -> tuple[Mapping[str, Result], Mapping[str, str]]:
+    """Run `trials` of a plan, each after the one it forks from, and tell the time; needs a running Ray.
 
     Args:
         state: What the live view counts as done before.
@@ -167,6 +131,9 @@ def launch(
         slots: What each trial gets.
         track: Where to track a trial.
         data_tags: Fingerprints of the data that a trial must find on its machine; empty takes any.
+
+    Returns:
+        Results of the trials that finished and, of those that did not, the reasons in one line, by name.
 
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM, once the trials have saved and stopped.
@@ -183,19 +150,32 @@ def launch(
 
     begun = time.monotonic()
     errors = run_on_tune(searcher, SweepProgress(queue, head), args, slots)
-    failures = {
+    spent = where_time_went(time.monotonic() - begun, slots.count, queue.ended, searcher.inside)
+    print_line(f"trained for {spent}")
+    return searcher.results, {
         name: one_line(errors[name]) if why == KILLED and name in errors else why
         for name, why in queue.failures.items()
     }
-    held = sum(ended.seconds for ended in queue.ended)
-    times = Times(
-        wall=time.monotonic() - begun,
-        slots=slots.count,
-        trials=len(queue.ended),
-        held=held,
-        inside=searcher.inside,
+
+
+def where_time_went(wall: float, slots: int, ended: Sequence[Attempt], inside: float) -> str:
+    """Where the slots' time went in one launch, in a line.
+
+    Args:
+        wall: Seconds from the launch to its end.
+        slots: Trials that ran side by side.
+        ended: Those that ended, each with the seconds until the driver knew.
+        inside: Of these seconds, those spent in the trials themselves: reading data, training, evaluating,
+            saving.
+    """
+    whole, held = max(wall * slots, 1e-9), sum(attempt.seconds for attempt in ended)
+    between, waiting = held - inside, wall * slots - held
+    each = between / max(len(ended), 1)
+    return (
+        f"{duration(wall)} on {slots} slots: {inside / whole:.1%} of it in trials, "
+        f"{between / whole:.1%} between them ({each:.1f} s each), {waiting / whole:.1%} waiting for a "
+        f"warm-up or with nothing left to start"
     )
-    return LaunchResult(searcher.results, failures, times)
 
 
 def _tracked_at(uri: str, spec: RunSpec) -> RunSpec:

@@ -12,7 +12,7 @@ from statistics import fmean
 from cosa.cli.console import LiveLine, duration
 from sweeps.planning.folder import Result, read_step, trial_folder
 from sweeps.planning.plan import Trial
-from sweeps.running.queue import Running, TrialQueue
+from sweeps.running.queue import Attempt, TrialQueue
 from sweeps.tables.metrics import METRICS, SEG_MIOU
 
 _MEASURABLE = 0.1
@@ -75,13 +75,13 @@ class SweepProgress:
             thread.join()
             line.clear()
 
-    def _steps(self) -> list[tuple[Running, int]]:
+    def _steps(self) -> list[tuple[Attempt, int]]:
         """The running trials, each with its step."""
         running = list(self._queue.running.values())
         out = self._queue.out
         return [(r, max(r.first_step, read_step(trial_folder(out, r.trial.name)))) for r in running]
 
-    def _time_left(self, steps: Sequence[tuple[Running, int]]) -> list[str]:
+    def _time_left(self, steps: Sequence[tuple[Attempt, int]]) -> list[str]:
         if not self._all_queued:
             return []
         left = self._seconds_left(steps)
@@ -90,7 +90,7 @@ class SweepProgress:
         clock = time.strftime(", done at %H:%M", time.localtime(time.time() + left)) if left >= 60 else ""
         return [f"{duration(left)} left{clock}"]
 
-    def _seconds_left(self, steps: Sequence[tuple[Running, int]]) -> float | None:
+    def _seconds_left(self, steps: Sequence[tuple[Attempt, int]]) -> float | None:
         now, known = self._queue.clock(), list(self._queue.ended)
         paces: dict[str, list[float]] = {"warmup": [], "trial": []}  # seconds per step, start-up included
         for ended in known:
@@ -98,8 +98,8 @@ class SweepProgress:
                 paces[ended.trial.kind].append(ended.seconds / ended.steps)
         own = {}
         for run, step in steps:
-            done, whole = step - run.first_step, run.trial.last_step - run.first_step
-            if done > _MEASURABLE * whole:
+            done = step - run.first_step
+            if done > _MEASURABLE * run.steps:
                 own[run.trial.name] = (now - run.started) / done
                 paces[run.trial.kind].append(own[run.trial.name])
         any_kind = paces["trial"] or paces["warmup"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sweeps.planning.folder import read_step, trial_folder
@@ -12,27 +12,23 @@ from sweeps.planning.plan import Trial
 
 
 @dataclass(frozen=True)
-class Running:
-    """A trial in its process."""
+class Attempt:
+    """A trial that was started now, and how that ended."""
 
     trial: Trial
     started: float
     """Seconds of the queue's clock."""
     first_step: int
     """Step that this start goes on from."""
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A trial whose process is done with it."""
-
-    trial: Trial
-    seconds: float
-    """From its start by the driver until the driver knew its end."""
-    steps: int
-    """Steps that it had to do."""
-    why: str
+    seconds: float = 0.0
+    """From its start by the driver until the driver knew its end; 0 while it runs."""
+    why: str = ""
     """Why it failed; empty where it did not."""
+
+    @property
+    def steps(self) -> int:
+        """Steps that it has to do."""
+        return self.trial.last_step - self.first_step
 
 
 class TrialQueue:
@@ -62,8 +58,8 @@ class TrialQueue:
         self.slots = slots
         first = sorted(trials, key=lambda t: (t.seed - (t.kind == "warmup"), t.kind != "warmup"))
         self.waiting = {trial.name: trial for trial in first}
-        self.running: dict[str, Running] = {}
-        self.ended: list[Ended] = []
+        self.running: dict[str, Attempt] = {}
+        self.ended: list[Attempt] = []
         self.failures: dict[str, str] = {}
         """Why trials failed or could not start, by name."""
         self.out = out
@@ -77,19 +73,16 @@ class TrialQueue:
             if trial.warmup not in self.waiting and trial.warmup not in self.running:
                 step = max(trial.first_step, read_step(trial_folder(self.out, trial.name)))
                 del self.waiting[trial.name]
-                self.running[trial.name] = Running(trial, self.clock(), step)
+                self.running[trial.name] = Attempt(trial, self.clock(), step)
                 return trial
         return None
 
-    def end(self, name: str, why: str = "") -> Ended:
+    def end(self, name: str, why: str = "") -> None:
         """A running trial has ended, failed where there is a reason: what forks from it cannot run then."""
         run = self.running.pop(name)
-        ended = Ended(run.trial, self.clock() - run.started, run.trial.last_step - run.first_step, why)
-        self.ended.append(ended)
+        self.ended.append(replace(run, seconds=self.clock() - run.started, why=why))
         if why:
-            forks = [trial.name for trial in self.waiting.values() if trial.warmup == name]
             self.failures[name] = why
-            for fork in forks:
+            for fork in [trial.name for trial in self.waiting.values() if trial.warmup == name]:
                 del self.waiting[fork]
                 self.failures[fork] = f"not run: {name} failed"
-        return ended

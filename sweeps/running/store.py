@@ -88,6 +88,8 @@ class Sweep:
             tags["cosa.changes"] = ", ".join(named) or "none"
             tags["cosa.arms"] = " ".join(trial.arms)
             tags["cosa.tables"] = " ".join(dict.fromkeys(arm.partition("/")[0] for arm in trial.arms))
+        if trial.warmup:  # by name until the store has told its run's id
+            tags[FORK_TAG] = read_run_id(trial_folder(self.out, trial.warmup)) or trial.warmup
         return TrackingSpec(
             uri=self.uri,
             experiment=self.experiment,
@@ -113,9 +115,7 @@ class Sweep:
 
     def mend(self, trial: Trial, result: Result) -> None:
         """Have the run of a finished trial say so: the trial may have been killed, or its run deleted."""
-        folder = trial_folder(self.out, trial.name)
-        spec = self.spec(trial)
-        warmup = read_run_id(trial_folder(self.out, trial.warmup)) if trial.warmup else ""
+        folder, spec = trial_folder(self.out, trial.name), self.spec(trial)
         run = find_run(client_of(self.uri), read_run_id(folder))
         whole = (
             run is not None
@@ -124,8 +124,8 @@ class Sweep:
         )
         if run is not None and whole:
             wanted = {**spec.tags, "mlflow.parentRunId": self.run_id}
-            if warmup:  # the trial may have begun before the store told the warm-up's id
-                wanted[FORK_TAG] = warmup
+            if trial.warmup and wanted[FORK_TAG] == trial.warmup:
+                del wanted[FORK_TAG]  # its folder is gone, and the run may know the id
             for key, value in wanted.items():  # another sweep's tables may hold this trial, too
                 if run.data.tags.get(key) != value:
                     client_of(self.uri).set_tag(run.info.run_id, key, value)
@@ -136,7 +136,6 @@ class Sweep:
             DATA_TAG: str(result.get("data_fingerprint", "")),
             "cosa.val_fingerprint": str(result.get("val_fingerprint", "")),
             **({ORACLE_TAG: trial.config.s2c.source} if trial.config.oracle else {}),
-            **({FORK_TAG: warmup or trial.warmup} if trial.warmup else {}),
         }
         told = read_step(folder) == trial.last_step
         tracker = spec.tracker()

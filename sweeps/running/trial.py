@@ -8,20 +8,18 @@ the folder alone says how far the trial is.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from cosa.storage.files import lock, one_line
-from cosa.tracking import TrackingSpec, read_run_id
+from cosa.tracking import TrackingSpec
 from cosa.training import trainer
 from cosa.training.stop import StopFile, StoppedError
 from cosa.training.trainer import RunSpec, TrainProgress
 from sweeps.planning.folder import FAILURE, LOCK, LOG, STOP, checkpoint, trial_folder
 from sweeps.planning.plan import Trial
-from sweeps.runs import FORK_TAG
 
 LOCK_SECONDS = 60.0
 """How long a trial waits for a predecessor in its folder to die, whose driver was killed."""
@@ -72,9 +70,9 @@ def run_trial(
                 if workers > 1:
                     from cosa.distributed.train import fit
 
-                    fit(_with_lineage(spec), workers=workers, report=report, should_stop=should_stop)
+                    fit(spec, workers=workers, report=report, should_stop=should_stop)
                 else:
-                    trainer.train(_with_lineage(spec), report=report, should_stop=should_stop)
+                    trainer.train(spec, report=report, should_stop=should_stop)
             except StoppedError as stopped:
                 print(stopped)  # into the log
                 return False
@@ -83,15 +81,6 @@ def run_trial(
                 (folder / FAILURE).write_text(one_line(error) + "\n")
                 raise
     return True
-
-
-def _with_lineage(spec: RunSpec) -> RunSpec:
-    """`spec`, tracked with the run that it forks from, which has an id now."""
-    if spec.fork_from is None:
-        return spec
-    warmup = spec.fork_from.parents[1]
-    tags = {**spec.tracking.tags, FORK_TAG: read_run_id(warmup) or warmup.name}
-    return dataclasses.replace(spec, tracking=dataclasses.replace(spec.tracking, tags=tags))
 
 
 @contextlib.contextmanager

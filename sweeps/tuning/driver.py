@@ -127,7 +127,8 @@ def _train(
             return state.plan, {}
         best = len(state.plan.tables[0].arms) - 1
         print_line(f"confirming the best {best} and the preset: {len(left)} runs")
-        return state.plan, launch(state, left, args.sweep, slots, parent.spec, data_tags).failures
+        _, failures = launch(state, left, args.sweep, slots, parent.spec, data_tags)
+        return state.plan, failures
 
 
 def _sync(

@@ -21,9 +21,9 @@ from cosa.distributed.session import Slots
 from cosa.training.trainer import RunSpec, TrainProgress
 from sweeps.planning.folder import Result, read_result, trial_folder
 from sweeps.planning.plan import Trial
-from sweeps.running.launch import TrialSearcher, run_on_tune
+from sweeps.running.launch import NO_RESULT, TrialSearcher, run_on_tune
 from sweeps.running.progress import SweepProgress
-from sweeps.running.queue import Ended, TrialQueue
+from sweeps.running.queue import TrialQueue
 from sweeps.tables.metrics import SEG_MIOU
 from sweeps.tuning.arguments import Budget, SearchArgs
 from sweeps.tuning.study import SearchStudy, begun, finished, label, last_value, metric_by_step, state
@@ -88,19 +88,19 @@ class StudySearcher(TrialSearcher):
             self._names[trial_id], int(result["step"]), float(result["value"])
         )
 
-    def end(self, trial: Trial, why: str) -> tuple[Ended, str]:
+    def end(self, trial: Trial, why: str) -> str:
         """A running trial has ended for good: finished, stopped on its way, or failed for a reason."""
         self._budget.note(len(self.queue.running))
-        ended = self.queue.end(trial.name, why)
+        self.queue.end(trial.name, why)
         if trial.kind == "trial":
-            return ended, self._tell(trial, why)
+            return self._tell(trial, why)
         if why:
             # The preset's own warm-up serves all trials, unless the space varies what it trains.
             self._spent |= warmup_identity(trial.config) == warmup_identity(self._args.base)
             for name in set(self.queue.failures) & set(self._numbers):
                 if self._study.trial(self._numbers[name]).state == TrialState.RUNNING:
                     self._study.fail(self._numbers[name], f"{self.queue.failures[name]} ({why})")
-        return ended, f"failed ({why})" if why else "done"
+        return f"failed ({why})" if why else "done"
 
     def head(self) -> list[str]:
         """How the search stands, for the live view."""
@@ -117,7 +117,7 @@ class StudySearcher(TrialSearcher):
             # Nobody goes on from here, and states of big networks fill disks.
             shutil.rmtree(trial_folder(self.out, trial.name) / "checkpoints", ignore_errors=True)
         elif why or result is None:
-            self._study.fail(number, why or "ended without a result")
+            self._study.fail(number, why or NO_RESULT)
         else:
             self._study.finish(number, result["metrics"].get(SEG_MIOU, math.nan))
         found = self._study.trial(number)

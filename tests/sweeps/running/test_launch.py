@@ -19,10 +19,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cosa.config import Config
 from sweeps.planning import folder as folders
 from sweeps.planning.plan import Plan, make_plan
 from sweeps.running.arguments import read_args
-from sweeps.running.launch import Times
+from sweeps.running.launch import where_time_went
+from sweeps.running.queue import Attempt
+from sweeps.tables import get_table
 
 STUB = Path(__file__).with_name("stub_sweep.py")
 PATIENCE = 240  # seconds; a busy machine starts Ray slowly
@@ -237,9 +240,10 @@ def test_the_report_has_every_row_and_names_the_gaps(story):
 
 
 def test_the_time_of_a_launch_is_told_apart_by_where_it_went():
-    times = Times(wall=90.0, slots=2, trials=4, held=162.0, inside=153.0)
+    (trial, *_) = make_plan(Config(), [get_table("3b")], [0]).trials
+    ended = [Attempt(trial, 0.0, 0, seconds) for seconds in (60.0, 60.0, 30.0, 12.0)]
 
-    assert str(times) == (
+    assert where_time_went(90.0, 2, ended, inside=153.0) == (
         "2 min on 2 slots: 85.0% of it in trials, 5.0% between them (2.2 s each), "
         "10.0% waiting for a warm-up or with nothing left to start"
     )

@@ -105,7 +105,8 @@ def test_what_ended_tells_its_time_and_the_steps_it_had_to_do(tmp_path, journal,
     queue = TrialQueue([arm], 1, tmp_path, clock=lambda: now[0])
     queue.start_next()
     now[0] = 107.0
-    ended = queue.end(arm.name)
+    queue.end(arm.name)
+    (ended,) = queue.ended
     assert (ended.seconds, ended.steps, ended.why) == (7.0, steps, "")
 
 

@@ -158,6 +158,22 @@ def test_a_trial_names_its_warmups_run_that_was_made_after_it(uri, root):
     assert read(uri, run_id).data.tags["cosa.forked_from"] == warmup
 
 
+def test_the_run_of_an_arm_names_the_run_it_is_forked_from_or_its_name_while_no_id_is_told(uri, root):
+    sweep = open_sweep(uri, root)
+    assert sweep.spec(TRIAL).tags["cosa.forked_from"] == WARMUP.name
+    warmup = train(sweep, root, WARMUP)
+    assert sweep.spec(TRIAL).tags["cosa.forked_from"] == warmup
+    assert "cosa.forked_from" not in sweep.spec(WARMUP).tags
+
+
+def test_a_warmup_whose_folder_is_gone_leaves_its_id_on_the_runs_that_know_it(uri, root):
+    sweep = open_sweep(uri, root)
+    warmup, run_id = train(sweep, root, WARMUP), train(sweep, root, TRIAL)
+    shutil.rmtree(folders.trial_folder(root, WARMUP.name))
+    sweep.mend(TRIAL, result_of(TRIAL))
+    assert read(uri, run_id).data.tags["cosa.forked_from"] == warmup
+
+
 def test_a_sweep_is_stopped_by_what_stops_it_and_not_by_its_store(uri, root, monkeypatch, caplog):
     from mlflow.exceptions import MlflowException
 

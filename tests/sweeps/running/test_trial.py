@@ -18,7 +18,6 @@ from sweeps.planning.plan import make_plan
 from sweeps.running import trial
 from sweeps.tables import Arm, Table
 
-UNTRACKED = TrackingSpec()
 BASE = Config(train=TrainConfig(iterations=10, warmup=4))
 TABLE = Table(name="t", title="", reference="a", arms=(Arm("a"), Arm("b", {"csc.weight": 0.0})))
 WARMUP, ARM, _ = make_plan(BASE, [TABLE], [0]).trials
@@ -28,9 +27,9 @@ WARMUP, ARM, _ = make_plan(BASE, [TABLE], [0]).trials
 def run(monkeypatch, tmp_path):
     """Trains one trial of the sweep in `tmp_path`, by `train` in place of the trainer."""
 
-    def call(one, train, tracking=UNTRACKED):
+    def call(one, train):
         monkeypatch.setattr(trainer, "train", train)
-        trial.run_trial(trial.make_spec(one, tmp_path, tracking, {}), tmp_path, workers=1)
+        trial.run_trial(trial.make_spec(one, tmp_path, TrackingSpec(), {}), tmp_path, workers=1)
 
     return call
 
@@ -39,9 +38,9 @@ def run(monkeypatch, tmp_path):
 def seen(run):
     """The run that a trial is."""
 
-    def look(one, tracking=UNTRACKED):
+    def look(one):
         calls = []
-        run(one, lambda spec, **_: calls.append(spec), tracking)
+        run(one, lambda spec, **_: calls.append(spec))
         return calls[0]
 
     return look
@@ -104,14 +103,6 @@ def test_a_folder_that_is_being_trained_in_is_left_alone(tmp_path, run, monkeypa
     monkeypatch.setattr(trial, "LOCK_SECONDS", 0.0)
     with lock(tmp_path / "trials" / ARM.name / ".lock"), pytest.raises(InUseError):
         run(ARM, lambda *_, **__: pytest.fail("trained beside another process"))
-
-
-def test_the_run_of_an_arm_names_the_run_it_was_forked_from(tmp_path, seen):
-    warmup = tmp_path / "trials" / WARMUP.name
-    warmup.mkdir(parents=True)
-    (warmup / "run.json").write_text('{"run_id": "abc"}')
-    spec = TrackingSpec(uri=f"sqlite:///{tmp_path}/mlflow.db", tags={"cosa.kind": "trial"})
-    assert seen(ARM, spec).tracking.tags == {"cosa.kind": "trial", "cosa.forked_from": "abc"}
 
 
 def test_a_trial_on_a_machine_with_other_data_than_the_sweeps_fails_naming_it(tmp_path, tiny_config):
