@@ -36,26 +36,18 @@ class SweepProgress:
         """
         self._queue, self._head, self._all_queued = queue, head, all_queued
 
-    def line(self) -> str:
-        """How things stand now, in a line."""
-        steps = self._steps()
+    def lines(self) -> tuple[str, list[str]]:
+        """How things stand now: in a line, and in one for all of it with one for each running trial."""
+        steps = self.steps()
+        head, left = self._head(), self._time_left(steps)
         running = [f"{run.trial.label} {step}/{run.trial.last_step}" for run, step in steps]
-        return " | ".join([*self._head(), *running, *self._time_left(steps)])
-
-    def block(self) -> list[str]:
-        """How things stand now, a line for all of it and one for each running trial."""
-        steps = self._steps()
         width = max((len(run.trial.label) for run, _ in steps), default=0)
-        lines = [" | ".join([*self._head(), *self._time_left(steps)])]
+        bars = []
         for run, step in steps:
             full = round(_BAR * step / run.trial.last_step)
             bar = "█" * full + "░" * (_BAR - full)
-            lines.append(f"  {run.trial.label:<{width}}  {bar}  {step:>6,} of {run.trial.last_step:,}")
-        return lines
-
-    def seconds_left(self) -> float | None:
-        """Seconds until the whole queue is done; None before any speed is known."""
-        return self._seconds_left(self._steps())
+            bars.append(f"  {run.trial.label:<{width}}  {bar}  {step:>6,} of {run.trial.last_step:,}")
+        return " | ".join([*head, *running, *left]), [" | ".join([*head, *left]), *bars]
 
     @contextmanager
     def shown(self, line: LiveLine, every: float = 1.0) -> Iterator[None]:
@@ -64,7 +56,7 @@ class SweepProgress:
 
         def refresh() -> None:
             while not stop.wait(every):
-                line.show(self.line(), self.block())
+                line.show(*self.lines())
 
         thread = threading.Thread(target=refresh, name="progress", daemon=True)
         thread.start()
@@ -75,33 +67,31 @@ class SweepProgress:
             thread.join()
             line.clear()
 
-    def _steps(self) -> list[tuple[Attempt, int]]:
+    def steps(self) -> list[tuple[Attempt, int]]:
         """The running trials, each with its step."""
-        running = list(self._queue.running.values())
-        out = self._queue.out
-        return [(r, max(r.first_step, read_step(trial_folder(out, r.trial.name)))) for r in running]
+        out, running = self._queue.out, list(self._queue.running.values())
+        return [(run, max(run.first_step, read_step(trial_folder(out, run.trial.name)))) for run in running]
 
     def _time_left(self, steps: Sequence[tuple[Attempt, int]]) -> list[str]:
         if not self._all_queued:
             return []
-        left = self._seconds_left(steps)
+        left = self.seconds_left(steps)
         if left is None:
             return ["time left not known yet"]
         clock = time.strftime(", done at %H:%M", time.localtime(time.time() + left)) if left >= 60 else ""
         return [f"{duration(left)} left{clock}"]
 
-    def _seconds_left(self, steps: Sequence[tuple[Attempt, int]]) -> float | None:
-        now, known = self._queue.clock(), list(self._queue.ended)
+    def seconds_left(self, steps: Sequence[tuple[Attempt, int]]) -> float | None:
+        """Seconds until the whole queue is done; None before any speed is known."""
+        now = self._queue.clock()
+        told = [(run, run.seconds, run.steps) for run in list(self._queue.ended) if not run.why and run.steps]
+        begun = [(run, now - run.started, step - run.first_step) for run, step in steps]
+        told += [(run, seconds, done) for run, seconds, done in begun if done > _MEASURABLE * run.steps]
         paces: dict[str, list[float]] = {"warmup": [], "trial": []}  # seconds per step, start-up included
-        for ended in known:
-            if not ended.why and ended.steps:
-                paces[ended.trial.kind].append(ended.seconds / ended.steps)
         own = {}
-        for run, step in steps:
-            done = step - run.first_step
-            if done > _MEASURABLE * run.steps:
-                own[run.trial.name] = (now - run.started) / done
-                paces[run.trial.kind].append(own[run.trial.name])
+        for run, seconds, done in told:
+            own[run.trial.name] = seconds / done
+            paces[run.trial.kind].append(seconds / done)
         any_kind = paces["trial"] or paces["warmup"]
         if not any_kind:
             return None

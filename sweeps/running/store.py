@@ -98,8 +98,16 @@ class Sweep:
             tags=tags,
         )
 
-    def collect(self) -> None:
-        """Deliver what is left in the trials' journals: of killed ones, and of a time without a store.
+    def sync(self, state: SweepState, failures: Mapping[str, str]) -> None:
+        """Bring MLflow to what the folders say.
+
+        What is left in the trials' journals is delivered: of killed ones, and of a time without a store. The
+        runs of finished trials are mended, those of failed ones are tagged with the reasons; reasons of
+        trials that never had a run are in the parent.
+
+        Args:
+            state: What is finished.
+            failures: Why trials that were run now did not finish, by name.
 
         Raises:
             TrackingError: The store does not answer; nothing is lost.
@@ -112,17 +120,26 @@ class Sweep:
                 raise TrackingError(
                     f"{error}; nothing is lost: run the same command again, or: cosa-track flush {self.out}"
                 ) from None
+        reasons = {name: mask(reason) for name, reason in failures.items()}
+        with explained(self.uri):
+            for name, result in state.results.items():
+                self._mend(state.plan.named(name), result)
+            client = client_of(self.uri)
+            for name, reason in reasons.items():
+                if run := find_run(client, read_run_id(trial_folder(self.out, name))):
+                    client.set_tag(run.info.run_id, REASON_TAG, reason)
+                    client.set_terminated(run.info.run_id, "FAILED")
+        self.tracker.log_text(json.dumps(reasons, indent=2) + "\n", FAILURES)
+        self.tracker.settle(_SECONDS)  # the report reads them there
+        hours = sum(result.get("seconds", 0.0) for result in state.results.values()) / 3600
+        self.tag("cosa.training_hours", f"{hours:.3f}")
 
-    def mend(self, trial: Trial, result: Result) -> None:
+    def _mend(self, trial: Trial, result: Result) -> None:
         """Have the run of a finished trial say so: the trial may have been killed, or its run deleted."""
         folder, spec = trial_folder(self.out, trial.name), self.spec(trial)
         run = find_run(client_of(self.uri), read_run_id(folder))
-        whole = (
-            run is not None
-            and run.info.status == "FINISHED"
-            and result["metrics"].keys() <= metric_names(run)
-        )
-        if run is not None and whole:
+        finished = run is not None and run.info.status == "FINISHED"
+        if run and finished and result["metrics"].keys() <= metric_names(run):
             wanted = {**spec.tags, "mlflow.parentRunId": self.run_id}
             if trial.warmup and wanted[FORK_TAG] == trial.warmup:
                 del wanted[FORK_TAG]  # its folder is gone, and the run may know the id
@@ -148,36 +165,6 @@ class Sweep:
         tracker.finish("FINISHED")
         sync_run(folder, self.uri)  # raises where the store has not taken it all
 
-    def fail(self, reasons: Mapping[str, str]) -> None:
-        """Tag the runs of failed trials with their reasons; those that never had a run are in the parent."""
-        with explained(self.uri):
-            client = client_of(self.uri)
-            for name, reason in reasons.items():
-                run = find_run(client, read_run_id(trial_folder(self.out, name)))
-                if run is not None:
-                    client.set_tag(run.info.run_id, REASON_TAG, mask(reason))
-                    client.set_terminated(run.info.run_id, "FAILED")
-        self.tracker.log_text(json.dumps({k: mask(v) for k, v in reasons.items()}, indent=2) + "\n", FAILURES)
-        self.tracker.settle(_SECONDS)  # the report reads them there
-
-    def sync(self, state: SweepState, failures: Mapping[str, str]) -> None:
-        """Bring MLflow to what the folders say.
-
-        Args:
-            state: What is finished.
-            failures: Why trials that were run now did not finish, by name.
-
-        Raises:
-            TrackingError: The store does not answer; nothing is lost.
-        """
-        self.collect()
-        with explained(self.uri):
-            for name, result in state.results.items():
-                self.mend(state.plan.named(name), result)
-        self.fail(failures)
-        hours = sum(result.get("seconds", 0.0) for result in state.results.values()) / 3600
-        self.tag("cosa.training_hours", f"{hours:.3f}")
-
     def stop(self, status: Literal["FAILED", "KILLED"]) -> None:
         """Close the sweep's run and those of its trials that were training: nothing trains any more."""
         try:
@@ -185,7 +172,7 @@ class Sweep:
                 client = client_of(self.uri)
                 for folder in self.out.glob("trials/*"):
                     run = find_run(client, read_run_id(folder))
-                    if run is not None and run.info.status == "RUNNING":
+                    if run and run.info.status == "RUNNING":
                         client.set_terminated(run.info.run_id, "KILLED")
         except TrackingError as error:  # whatever stops the sweep is what the user must hear of
             _log.warning("tracking: %s", error)

@@ -38,6 +38,12 @@ class Sweep:
     def view(self, **settings):
         return SweepProgress(self.queue, lambda: [f"{len(self.queue.ended)}/3 done"], **settings)
 
+    def line(self):
+        return self.progress.lines()[0]
+
+    def left(self):
+        return self.progress.seconds_left(self.progress.steps())
+
     def start(self):
         return self.queue.start_next()
 
@@ -58,31 +64,31 @@ def sweep(tmp_path):
 
 def test_before_any_speed_is_known_no_time_is_promised(sweep):
     sweep.start()
-    assert sweep.progress.line() == "0/3 done | warm-up, seed 0 0/100 | time left not known yet"
+    assert sweep.line() == "0/3 done | warm-up, seed 0 0/100 | time left not known yet"
 
 
 def test_the_time_left_follows_from_the_speed_so_far(sweep):
     warmup = sweep.start()
     sweep.write(warmup, 50)
     sweep.now = 10.0  # 0.2 s a step: 10 s more, and twice 20 s
-    assert sweep.progress.line() == "0/3 done | warm-up, seed 0 50/100 | 50 s left"
+    assert sweep.line() == "0/3 done | warm-up, seed 0 50/100 | 50 s left"
 
 
 def test_where_more_may_come_no_end_is_foretold(sweep):
     sweep.write(sweep.start(), 50)
     sweep.now = 10.0
-    assert sweep.view(all_queued=False).line() == "0/3 done | warm-up, seed 0 50/100"
+    assert sweep.view(all_queued=False).lines()[0] == "0/3 done | warm-up, seed 0 50/100"
 
 
 def test_a_forked_arm_counts_from_the_step_it_forks_at(sweep):
     sweep.end(sweep.start())
     arm = sweep.start()
     sweep.now = 5.0
-    assert "| a, seed 0 100/200 |" in sweep.progress.line()
+    assert "| a, seed 0 100/200 |" in sweep.line()
     sweep.write(arm, 150)
     sweep.now = 50.0  # 1 s a step: 50 s more, then 100 s
-    assert sweep.progress.seconds_left() == pytest.approx(150)
-    assert "1/3 done | a, seed 0 150/200 | 2 min left, done at" in sweep.progress.line()
+    assert sweep.left() == pytest.approx(150)
+    assert "1/3 done | a, seed 0 150/200 | 2 min left, done at" in sweep.line()
 
 
 def test_a_resumed_trial_counts_only_what_it_did_since(sweep):
@@ -92,19 +98,19 @@ def test_a_resumed_trial_counts_only_what_it_did_since(sweep):
     sweep.start()
     sweep.now = 10.0
     sweep.write(arm, 190)  # 1 s a step
-    assert sweep.progress.seconds_left() == pytest.approx(10 + 100)
+    assert sweep.left() == pytest.approx(10 + 100)
 
 
 def test_a_trial_that_failed_says_nothing_of_the_speed(sweep):
     sweep.queue.end(sweep.start().name, "broken")
-    assert sweep.progress.seconds_left() is None
+    assert sweep.left() is None
 
 
 def test_on_a_terminal_each_running_trial_has_a_line_of_its_own(sweep):
     warmup = sweep.start()
     sweep.write(warmup, 50)
     sweep.now = 10.0
-    assert sweep.progress.block() == [
+    assert sweep.progress.lines()[1] == [
         "0/3 done | 50 s left",
         "  warm-up, seed 0  ██████████░░░░░░░░░░      50 of 100",
     ]

@@ -69,6 +69,11 @@ def result_of(trial):
     }
 
 
+def sync(sweep, *finished, plan=PLAN, failures=None):
+    results = {trial.name: result_of(trial) for trial in finished}
+    sweep.sync(SweepState(plan, results, {}), failures or {})
+
+
 def read(uri, run_id):
     return store.client_of(uri).get_run(run_id)
 
@@ -120,7 +125,7 @@ def test_a_warmups_run_fills_no_row(uri, root):
 def test_a_run_left_open_by_a_killed_trial_is_finished_once(uri, root):
     sweep = open_sweep(uri, root)
     run_id = train(sweep, root, TRIAL, status=None)
-    sweep.mend(TRIAL, result_of(TRIAL))
+    sync(sweep, TRIAL)
     run = read(uri, run_id)
     assert run.info.status == "FINISHED"
     assert read_run_id(folders.trial_folder(root, TRIAL.name)) == run_id
@@ -132,10 +137,10 @@ def test_what_trials_left_in_their_journals_is_collected(uri, root):
     folder = folders.trial_folder(root, TRIAL.name)
     train(sweep, root, TRIAL, status=None)
     add_entry(folder, 12, **{"train/loss/total": 0.25})  # told when its syncer was gone already
-    sweep.collect()
+    sync(sweep)
     run = read(uri, read_run_id(folder))
     assert (run.info.status, run.data.metrics["train/loss/total"]) == ("KILLED", 0.25)
-    sweep.mend(TRIAL, result_of(TRIAL))
+    sync(sweep, TRIAL)
     assert read(uri, run.info.run_id).info.status == "FINISHED"
 
 
@@ -147,14 +152,14 @@ def test_collecting_from_a_store_that_is_away_names_what_to_do(uri, root, tmp_pa
     with pytest.raises(
         TrackingError, match=r"nothing is lost: run the same .* or: cosa-track flush .*/sweep"
     ):
-        away.collect()
+        sync(away)
 
 
 def test_a_trial_names_its_warmups_run_that_was_made_after_it(uri, root):
     sweep = open_sweep(uri, root)
     run_id = train(sweep, root, TRIAL)
     warmup = train(sweep, root, WARMUP)
-    sweep.mend(TRIAL, result_of(TRIAL))
+    sync(sweep, TRIAL)
     assert read(uri, run_id).data.tags["cosa.forked_from"] == warmup
 
 
@@ -170,7 +175,7 @@ def test_a_warmup_whose_folder_is_gone_leaves_its_id_on_the_runs_that_know_it(ur
     sweep = open_sweep(uri, root)
     warmup, run_id = train(sweep, root, WARMUP), train(sweep, root, TRIAL)
     shutil.rmtree(folders.trial_folder(root, WARMUP.name))
-    sweep.mend(TRIAL, result_of(TRIAL))
+    sync(sweep, TRIAL)
     assert read(uri, run_id).data.tags["cosa.forked_from"] == warmup
 
 
@@ -189,7 +194,7 @@ def test_a_sweep_is_stopped_by_what_stops_it_and_not_by_its_store(uri, root, mon
 def test_a_deleted_run_is_written_again_from_the_result(uri, root):
     sweep = open_sweep(uri, root)
     store.client_of(uri).delete_run(train(sweep, root, TRIAL))
-    sweep.mend(TRIAL, result_of(TRIAL))
+    sync(sweep, TRIAL)
     run = read(uri, read_run_id(folders.trial_folder(root, TRIAL.name)))
     assert (run.info.status, run.data.metrics) == ("FINISHED", METRICS)
 
@@ -206,7 +211,7 @@ def test_a_run_that_is_written_again_has_its_histories_and_files(uri, root):
     lines = [{"step": step, "time": step, "val/assignment/seg_miou": step / 20} for step in (6, 8)]
     (folder / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 1')
     (folder / "result.json").write_text("{}")
-    sweep.mend(TRIAL, result_of(TRIAL))
+    sync(sweep, TRIAL)
     run_id, client = read_run_id(folder), store.client_of(uri)
     history = client.get_metric_history(run_id, "val/assignment/seg_miou")
     assert [(point.step, point.value) for point in history] == [(6, 0.3), (8, 0.4), (10, 0.5)]
@@ -221,7 +226,7 @@ def test_a_run_of_an_oracle_that_is_written_again_says_so(uri, root):
     oracle = Table(name="4a", title="", reference="GT", arms=(Arm("GT", {"s2c.source": "gt"}),))
     plan = make_plan(BASE, [oracle], [0])
     sweep = open_sweep(uri, root, plan)
-    sweep.mend(plan.trials[0], result_of(plan.trials[0]))
+    sync(sweep, plan.trials[0], plan=plan)
     run_id = read_run_id(folders.trial_folder(root, plan.trials[0].name))
     assert read(uri, run_id).data.tags["cosa.oracle"] == "gt"
 
@@ -264,17 +269,17 @@ def test_a_finished_trial_is_retagged_when_more_tables_hold_it(uri, root):
     sweep.tracker.finish()
     both = make_plan(BASE, [get_table("3a"), get_table("3b")], [0])
     again = open_sweep(uri, root, both)
-    again.mend(both.named(TRIAL.name), result_of(TRIAL))
+    sync(again, both.named(TRIAL.name), plan=both)
     assert read(uri, run_id).data.tags["cosa.arms"] == "3a/full 3b/full"
 
 
 def test_a_failed_trials_run_carries_its_reason_until_it_finishes(uri, root):
     sweep = open_sweep(uri, root)
     run_id = train(sweep, root, TRIAL, status="FAILED")
-    sweep.fail({TRIAL.name: "NonFiniteLossError: c2s", FAILING.name: "never started"})
+    sync(sweep, failures={TRIAL.name: "NonFiniteLossError: c2s", FAILING.name: "never started"})
     assert read(uri, run_id).data.tags["cosa.failure"] == "NonFiniteLossError: c2s"
     train(sweep, root, TRIAL)
-    sweep.mend(TRIAL, result_of(TRIAL))
+    sync(sweep, TRIAL)
     assert "cosa.failure" not in read(uri, run_id).data.tags
 
 
@@ -306,7 +311,7 @@ def test_stopping_closes_the_runs_that_were_training_and_no_others(uri, root):
 def test_results_are_read_back_with_the_reasons_of_what_failed(uri, root):
     sweep = open_sweep(uri, root)
     train(sweep, root, TRIAL)
-    sweep.fail({FAILING.name: "OutOfMemoryError: too large"})
+    sync(sweep, failures={FAILING.name: "OutOfMemoryError: too large"})
     found = results.read_results(uri, sweep.run_id)
     rows = {row.arm.name: row for row in found.tables[0].rows}
     filled = found.tables[0]
