@@ -96,14 +96,10 @@ def load(path: Path) -> State:
         raise FileNotFoundError(f"checkpoint must exist, got {str(path)!r}")
     if not is_whole(path):
         hashed = hash_path(path)
-        raise ValueError(
-            f"checkpoint must be whole, got {str(path)!r}"
-            + (
-                f", which is not what {hashed.name} says; remove it"
-                if hashed.exists()
-                else f" without its hash {hashed.name}; bring that too, or take another"
-            )
-        )
+        wrong = f"which is not what {hashed.name} says; remove it"
+        if not hashed.exists():
+            wrong = f"without its hash {hashed.name}; bring that too, or take another"
+        raise ValueError(f"checkpoint must be whole, got {str(path)!r}, {wrong}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:

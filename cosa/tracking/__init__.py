@@ -5,7 +5,7 @@ to the run's own journal first and from there to the store, in order and once; a
 costs a warning, never the training; passwords in a tracking URI are shown to nobody and kept nowhere. MLflow
 is imported only where a run is really tracked.
 
-    tracker     what the trainer tells: Tracker, JournalTracker, MlflowTracker, TrackingSpec
+    tracker     what the trainer tells: Tracker, MlflowTracker, TrackingSpec
     journal     what was told, on the disk, and how much of it the store has
     sync        from the journal to the store: `sync_run`, and the thread that does so while training goes on
     store       the store itself: where it is, made, met, asked for models
@@ -28,12 +28,11 @@ from cosa.tracking.store import (
     ui_hint,
 )
 from cosa.tracking.sync import StillRunningError, sync_run
-from cosa.tracking.tracker import DATA_TAG, JournalTracker, MlflowTracker, Tracker, TrackingSpec
+from cosa.tracking.tracker import DATA_TAG, MlflowTracker, Tracker, TrackingSpec
 
 __all__ = [
     "DATA_TAG",
     "RUN_FILE",
-    "JournalTracker",
     "MlflowTracker",
     "RunGoneError",
     "StillRunningError",

@@ -114,7 +114,6 @@ class SyncState:
     run_id: str = ""
     tracking_uri: str = ""
     """Without its password."""
-    experiment: str = ""
     key: str = ""
     """Of the journal that the positions belong to."""
     journal: int = 0

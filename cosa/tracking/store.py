@@ -89,8 +89,8 @@ def require_name(what: str, name: str) -> None:
 def initialise_store(uri: str, experiment: str) -> str:
     """Make the store and the experiment where they do not exist; run it once before several processes write.
 
-    Several processes that open a fresh SQLite store at the same time all fail in its first migration. A new
-    experiment in a SQLite store keeps its artifacts in a folder beside the file.
+    Of several processes one makes a SQLite store, see `_make_whole`. A new experiment in such a store keeps
+    its artifacts in a folder beside the file.
 
     Returns:
         The experiment's id.

@@ -147,7 +147,7 @@ class RunSync:
         from mlflow.entities import Param
 
         client, state = self._client, self.state
-        state.tracking_uri, state.experiment = mask(self._uri), told["experiment"]
+        state.tracking_uri = mask(self._uri)
         tags = {**told["tags"], KEY_TAG: state.key}
         run = find_run(client, state.run_id)
         if run is None and state.run_id:

@@ -1,4 +1,4 @@
-"""What the trainer tells of a run: to nobody, to its journal, or to MLflow as well."""
+"""What the trainer tells of a run: to its journal, or to MLflow as well."""
 
 from __future__ import annotations
 
@@ -42,76 +42,76 @@ _STOP_SECONDS = 5.0  # for those of one that is stopped: whoever stops it may no
 
 
 class Tracker:
-    """What the trainer tells of a run; this one keeps nothing, as on every rank but the first."""
+    """What the trainer tells of a run: its metrics go to `journal.jsonl` in its folder, which needs nothing.
 
-    @property
-    def run_id(self) -> str | None:
-        """The run's id; None where nothing is tracked or the store has not told it yet."""
-        return None
+    One that is never started keeps nothing, as on every rank but the first.
+    """
 
-    def start(
-        self, config: Config, *, out: Path, tags: Tags | None = None, resume_step: int | None = None
-    ) -> None:
-        """Open the run that belongs to `out`: a new one, or its own again where it was tracked before.
-
-        Args:
-            config: Settings of the run; kept as dotted params and as the artifact `config.json`.
-            out: The run's folder; what is told is kept there.
-            tags: Facts only the trainer knows, such as DATA_TAG and what it was forked from.
-            resume_step: Step that training goes on from, 0 for its beginning: what was told of later ones
-                is told again. None where nothing is.
-        """
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Keep the metrics of one step; a step that a metric already has is not given to a store again."""
-
-    def log_artifact(self, path: Path, folder: str = "") -> None:
-        """Keep a copy of the file `path` under `folder`; the file stays where it is."""
-
-    def log_text(self, text: str, name: str) -> None:
-        """Keep `text` as the file `name`, which may hold folders."""
-
-    def finish(self, status: Status = "FINISHED") -> None:
-        """Close the run; called once, also when training failed."""
-
-
-class JournalTracker(Tracker):
-    """Keeps the metrics in the run's own folder, in `journal.jsonl`, and needs nothing."""
-
+    _started = False
     _out: Path
     _step: int
     """The last one that the journal knows of."""
 
+    @property
+    def run_id(self) -> str | None:
+        """The run's id in a store; None where there is none or it has not told it yet."""
+        return None
+
     def start(
         self,
-        config: Config,  # noqa: ARG002
+        config: Config,  # noqa: ARG002 (for a store)
         *,
         out: Path,
         tags: Tags | None = None,  # noqa: ARG002
         resume_step: int | None = None,
     ) -> None:
-        """Begin the journal in `out`, or go on with it."""
+        """Open the run that belongs to `out`: a new one, or its own again where it was tracked before.
+
+        Args:
+            config: Settings of the run; a store has them as dotted params and as the artifact `config.json`.
+            out: The run's folder; what is told is kept there.
+            tags: For a store, facts only the trainer knows, such as DATA_TAG and what it was forked from.
+            resume_step: Step that training goes on from, 0 for its beginning: what was told of later ones
+                is told again. None where nothing is.
+
+        Raises:
+            OSError: The journal cannot be written.
+        """
         out.mkdir(parents=True, exist_ok=True)
         if resume_step is not None:
             rewind(out, resume_step)
-        self._out = out
+        self._started, self._out = True, out
         self._step = last_step(out) if resume_step is None else resume_step
         rewound = read_entries(out / REWOUND)
         self._told = {(entry.content.get("step"), name) for entry in rewound for name in entry.metrics}
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Add the metrics of one step to the journal.
+        """Keep the metrics of one step; a step that a metric already has is not given to a store again.
 
         Raises:
             OSError: The journal cannot be written.
         """
+        if not self._started:
+            return
         self._step = step
         again = [name for name in metrics if (step, fit(name)) in self._told]
         values = {name: float(value) for name, value in metrics.items()}
-        add_entry(self._out, step, **({"again": again} if again else {}), **values)
+        self._tell(**({"again": again} if again else {}), **values)
+
+    def log_artifact(self, path: Path, folder: str = "") -> None:
+        """Have a store keep a copy of the file `path` under `folder`; the file stays where it is."""
+
+    def log_text(self, text: str, name: str) -> None:
+        """Have a store keep `text` as the file `name`, which may hold folders; a later one replaces it."""
+
+    def finish(self, status: Status = "FINISHED") -> None:
+        """Close the run; called once, also when training failed."""
+
+    def _tell(self, **content: object) -> None:
+        add_entry(self._out, self._step, **content)
 
 
-class MlflowTracker(JournalTracker):
+class MlflowTracker(Tracker):
     """Keeps one run in MLflow, through a client of its own: no global state, no active run.
 
     What it is told goes to the run's journal, and from there to the store in a thread of its own. A store
@@ -176,11 +176,6 @@ class MlflowTracker(JournalTracker):
         if not self._syncer.flush(seconds):
             raise TrackingError(self._syncer.failure)
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Keep the metrics of one step, see `Tracker.log_metrics`."""
-        super().log_metrics(metrics, step)
-        self._warn()
-
     def log_artifact(self, path: Path, folder: str = "") -> None:
         """Keep a copy of a file, see `Tracker.log_artifact`."""
         within = path.is_relative_to(self._out)
@@ -188,7 +183,7 @@ class MlflowTracker(JournalTracker):
         self._tell(kind="file", path=str(name), folder=folder)
 
     def log_text(self, text: str, name: str) -> None:
-        """Keep a text as a file, see `Tracker.log_text`; a later one of that name takes its place."""
+        """Keep a text as a file, see `Tracker.log_text`."""
         path = self._out / TEXTS / name
         write_atomically(path, text)
         self.log_artifact(path, name.rpartition("/")[0])
@@ -207,7 +202,7 @@ class MlflowTracker(JournalTracker):
         _warn_of_the_rest(self._out, self._syncer.failure)
 
     def _tell(self, **content: object) -> None:
-        add_entry(self._out, self._step, **content)
+        super()._tell(**content)
         self._warn()
 
     def _warn(self) -> None:
@@ -249,7 +244,7 @@ class TrackingSpec:
 
     def tracker(self) -> Tracker:
         """The tracker that this describes."""
-        return MlflowTracker(self) if self.uri else JournalTracker()
+        return MlflowTracker(self) if self.uri else Tracker()
 
     def close(self, out: Path, status: Status) -> None:
         """Close the run of `out` from outside, where its own process could not; a warning if that fails."""

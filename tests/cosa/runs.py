@@ -14,7 +14,7 @@ from torch import distributed
 from cosa.config import Config, from_json
 from cosa.storage import checkpoint
 from cosa.storage.run_folder import read_metrics
-from cosa.tracking import JournalTracker, Tracker, TrackingSpec
+from cosa.tracking import Tracker, TrackingSpec
 from cosa.training import trainer
 from cosa.training.stop import StopCheck, StoppedError, StopSignal, never
 from cosa.training.trainer import NonFiniteLossError, Result, RunSpec, TrainProgress, ignore
@@ -79,7 +79,7 @@ def step_files(out: Path) -> list[str]:
     return sorted(path.name for path in (out / "checkpoints").iterdir() if path.suffix != ".sha256")
 
 
-class Recorder(JournalTracker):
+class Recorder(Tracker):
     """A tracker that remembers what it was told."""
 
     run_id = "run-7"

@@ -25,10 +25,10 @@ from cosa.config import Config
 from cosa.storage.files import read_lines
 from cosa.storage.run_folder import read_metrics
 from cosa.tracking import (
-    JournalTracker,
     MlflowTracker,
     RunGoneError,
     StillRunningError,
+    Tracker,
     TrackingError,
     TrackingSpec,
     find_tracked,
@@ -292,7 +292,7 @@ def test_a_run_that_goes_back_while_another_process_syncs_it_is_there_once(store
     other = RunSync(out, store.uri, deque())
     other.run()
 
-    again = JournalTracker()
+    again = Tracker()
     again.start(Config(), out=out, resume_step=2)
     for step in range(3, 8):
         again.log_metrics({"loss": step / 2 + 100, "new": 1.0}, step)
@@ -312,7 +312,7 @@ def test_a_run_that_goes_on_without_being_tracked_loses_nothing(store: Store, ou
     tracker.settle()
     die(tracker)
 
-    alone = JournalTracker()
+    alone = Tracker()
     alone.start(Config(), out=out, resume_step=1)
     for step in (2, 3, 4):
         alone.log_metrics({"loss": step / 2}, step)
@@ -322,7 +322,7 @@ def test_a_run_that_goes_on_without_being_tracked_loses_nothing(store: Store, ou
 
 
 def test_a_run_that_was_not_tracked_at_first_brings_its_history(store: Store, out: Path) -> None:
-    alone = JournalTracker()
+    alone = Tracker()
     alone.start(Config(), out=out, resume_step=0)
     alone.log_metrics({"loss": 0.5}, 1)
     assert find_tracked(out) == []

@@ -20,8 +20,8 @@ from cosa.config import Config, identity, override
 from cosa.storage.files import mask
 from cosa.tracking import (
     DATA_TAG,
-    JournalTracker,
     MlflowTracker,
+    Tracker,
     TrackingError,
     TrackingSpec,
     initialise_store,
@@ -389,7 +389,7 @@ def test_the_hint_names_the_command_for_a_file_and_the_address_of_a_server() -> 
 
 
 def test_a_spec_without_a_uri_keeps_a_journal_and_nothing_else() -> None:
-    assert type(TrackingSpec().tracker()) is JournalTracker
+    assert type(TrackingSpec().tracker()) is Tracker
 
 
 def test_a_tracker_that_never_started_ends_quietly() -> None:
@@ -462,3 +462,18 @@ def test_several_that_start_where_there_is_no_store_yet_share_the_one_that_is_ma
     started = [_initialise(uri) for _ in range(3)]
 
     assert [process.wait(200) for process in started] == [0, 0, 0]
+
+
+def test_a_tracker_that_is_never_started_keeps_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tracker = Tracker()
+
+    tracker.log_metrics({"loss": 1.0}, 1)
+    tracker.log_artifact(tmp_path / "none.png")
+    tracker.log_text("words", "notes.txt")
+    tracker.finish()
+
+    assert tracker.run_id is None
+    assert list(tmp_path.iterdir()) == []
