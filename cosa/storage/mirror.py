@@ -83,6 +83,11 @@ class Storage:
 
     def _pull(self) -> None:
         there = self._list()
+        here = self._here()
+        for name in filter(_is_state, here):
+            hashed = f"{name}.sha256"  # by which a checkpoint that an earlier process sent is known
+            if hashed in there and (self.folder / hashed).read_bytes() == self._files.cat_file(hashed):
+                self._sent[name] = here[name]
         whole = filter(checkpoint.is_whole, reversed(checkpoint.existing(self.folder / "checkpoints")))
         ours = next((f"checkpoints/{path.name}" for path in whole), "")
         newer = (name for name in sorted(there, reverse=True) if _is_state(name) and name > ours)
@@ -116,7 +121,7 @@ class Storage:
 
         They differ where a machine has a checkpoint that never went up and that another one therefore lacks.
         """
-        if not self.url or ranks.world == 1:
+        if not self.url:
             return saved
         own = saved["step"] if saved else 0
         step = min(ranks.gather(own))
@@ -150,11 +155,12 @@ class Storage:
         self._failure = failure
 
     def _push(self, keep: int) -> None:
+        """Send what does not lie there just as it lies here; a file there may be lost or cut since."""
         there, here = self._list(), self._here()
         if _RESULT in there and _RESULT not in here:  # the run was finished, and goes on
             self._files.rm_file(_RESULT)
         for name in sorted(here, key=_turn):
-            if not self._lies_there(name, here[name], there):
+            if there.get(name) != here[name][0] or self._sent.get(name) != here[name]:
                 try:
                     self._files.put_file(str(self.folder / name), name)
                     self._sent[name] = here[name]
@@ -165,16 +171,6 @@ class Storage:
         for name in there if len(kept) == keep else ():
             if name < kept[0] and _is_state(name.removesuffix(".sha256")):
                 self._files.rm_file(name)
-
-    def _lies_there(self, name: str, stamp: tuple[int, int], there: Mapping[str, int]) -> bool:
-        """Whether a file lies at the URL just as it lies here; a checkpoint is known by its hash."""
-        if there.get(name) != stamp[0]:
-            return False
-        hashed = f"{name}.sha256"
-        known = name in self._sent or not _is_state(name) or hashed not in there
-        if not known and (self.folder / hashed).read_bytes() == self._files.cat_file(hashed):
-            self._sent[name] = stamp
-        return self._sent.get(name) == stamp
 
     def close(self, *, keep: int) -> None:
         """Send what is left of a finished run.

@@ -173,6 +173,21 @@ def test_a_finished_run_is_sent_once(config: Config, url: str, server: S3Server)
     assert before == after
 
 
+def test_of_an_earlier_process_only_the_checkpoint_that_has_changed_is_sent_again(
+    url: str, server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work(url, 1, 2)
+    place = open_storage(url)
+    place.pull()
+    checkpoint.save(place.folder / "checkpoints", {"step": 2, "again": True}, keep=9)
+    sent: list[str] = []
+    monkeypatch.setattr(place._files, "put_file", lambda _, there: sent.append(there))
+
+    place.push(keep=9)
+
+    assert [name for name in sent if name.endswith(".pt")] == ["checkpoints/step_00000002.pt"]
+
+
 def test_a_run_that_goes_on_is_not_finished_there_either(url: str, server: S3Server) -> None:
     place = work(url, 1)
     (place.folder / "result.json").touch()
