@@ -84,7 +84,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     finally:
         children = found.process.children(recursive=True)
         process.terminate()
-        process.wait(30)
+        process.wait(120)  # a busy machine
         assert not psutil.wait_procs(children, timeout=30)[1]
 
 
