@@ -1,4 +1,4 @@
-"""`cosa-predict SOURCE IMAGES...`: class maps and overlays of any images."""
+"""`cosa-predict SOURCE IMAGES...`: class maps and overlays of any images; or a split's pseudo-labels."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cosa.cli import pseudo_labels
 from cosa.cli.common import FAILED, Parser, changed_settings, find_model
 from cosa.cli.console import Counter, print_error
 from cosa.config import Config, override
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 def main(prog: str, arguments: Sequence[str]) -> int:
     """What `cosa-predict` does; returns the exit code: not 0 where an image could not be read."""
+    if pseudo_labels.are_asked_for(arguments):
+        return pseudo_labels.main(prog, arguments)
     given = _parser(prog).parse_known(arguments)
     from cosa.evaluation.predict import find_images, output_names, predict_files, write_prediction
     from cosa.model import build_model
@@ -46,7 +49,8 @@ def main(prog: str, arguments: Sequence[str]) -> int:
 def _parser(prog: str) -> Parser:
     parser = Parser(
         prog=prog,
-        usage=f"{prog} SOURCE IMAGES... [options] [--evaluation.SETTING VALUE ...]",
+        usage=f"{prog} SOURCE IMAGES... [options] [--evaluation.SETTING VALUE ...]\n"
+        f"       {prog} SOURCE --pseudo-labels DIR [options]   (see {prog} --pseudo-labels --help)",
         description="Predict the class of each pixel: NAME.png holds class indices in the colours of VOC, "
         "NAME_overlay.png shows them on the image. Settings default to those of the run.",
     )
