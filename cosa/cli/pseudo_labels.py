@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cosa.cli.common import Parser, changed_settings, find_model
 from cosa.cli.console import Counter
@@ -14,8 +14,6 @@ from cosa.config import Config, override
 
 if TYPE_CHECKING:
     from cosa.storage.model_files import Facts
-else:
-    Facts = Any  # it imports torch; tests check annotations as the program runs
 
 _FLAG = "--pseudo-labels"
 

@@ -65,9 +65,9 @@ class LabelSettings:
 def label_map(
     output: ImageOutput, labels: Float[Tensor, " c"], settings: LabelSettings
 ) -> UInt8[np.ndarray, "h w"]:
-    """CPL of one image in its own size; an image without a class is background.
+    """CPL of one image in its own size, as `cosa.equations.pseudo_labels` has them of a batch.
 
-    Paper: Eq. (3).
+    An image without a class is background.
     """
     held = labels.nonzero().flatten().to(output.fused.cam.device)
     if not len(held):
