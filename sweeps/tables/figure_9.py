@@ -1,7 +1,8 @@
 """Figure 9: fixed thresholds around the preset's own against the dynamic one, `full`.
 
-On VOC these are the paper's 0.30 to 0.65 around its best, 0.45, whose row is Table 3's without DT. A preset
-whose best fixed threshold lies elsewhere gets the same steps around its own.
+The paper prints one of its fixed thresholds, its best, 0.45, whose row is Table 3's without DT; the others
+are ours: 0.30 to 0.65 on VOC, the same steps around a preset's own elsewhere. "Nearly 80 %" less time, as
+(1 - 1.1 / n), would be about five thresholds.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ TABLE = Table(
     title="Fixed thresholds and the dynamic one",
     metrics=(SEG_MIOU_LABELLED, SEG_MIOU),
     columns={"VOC": SEG_MIOU_LABELLED},
-    protocol="PASCAL VOC val, labelled protocol, ξ 0.30 to 0.65 and dynamic",
+    protocol="PASCAL VOC val, labelled protocol, fixed ξ of 0.45 and dynamic",
     settings=("threshold.mode", "threshold.xi"),
     arms=(
         Arm("xi-0.15", without("DT") | {"threshold.xi": plus(-0.15)}),
@@ -27,5 +28,8 @@ TABLE = Table(
         Arm("xi+0.20", without("DT") | {"threshold.xi": plus(0.20)}),
         Arm("full", {}, {"VOC": 76.19}),
     ),
-    note="The paper prints the value at 0.45 alone, its best. A dynamic threshold starts at the ξ shown.",
+    note=(
+        "The paper prints the value at 0.45 alone, its best; the other ξ are ours. "
+        "A dynamic threshold starts at the ξ shown."
+    ),
 )

@@ -99,6 +99,8 @@ def test_tables_11_and_12(table, paper):
             row = read.setdefault(method(cells[0]), {})
             row |= dict(zip(part[0][1:], cells[1:], strict=False))
     for row in read_published(table):
+        if row["method"] == "CoSA*, authors' log":
+            continue  # it is not in the paper
         cells = {k: v for k, v in row.items() if k not in {"method", "reference", "venue"} and v}
         printed = {k: v for k, v in read[method(row["method"])].items() if NUMBER.fullmatch(v)}
         assert cells == printed, row["method"]

@@ -20,6 +20,11 @@ def classes_of(row):
     return {name: float(value) for name, value in row.items() if name not in NOT_CLASSES and value}
 
 
+def printed(table):
+    """The rows that the paper prints: all but that of the authors' log."""
+    return [row for row in read_published(table) if row["method"] != LOG]
+
+
 def row_of(table, method):
     return next(row for row in read_published(table) if row["method"] == method)
 
@@ -31,7 +36,7 @@ def test_every_cell_is_a_printed_number_or_empty(table):
             assert column in SPELLED_OUT or re.fullmatch(r"(\d+(\.\d+)?)?", text), (row["method"], column)
 
 
-@pytest.mark.parametrize(("table", "count"), [("1", 11), ("2", 29), ("11", 6), ("12", 4), ("13", 4)])
+@pytest.mark.parametrize(("table", "count"), [("1", 11), ("2", 29), ("11", 7), ("12", 4), ("13", 4)])
 def test_no_row_is_missing(table, count):
     assert len(read_published(table)) == count
 
@@ -39,6 +44,7 @@ def test_no_row_is_missing(table, count):
 PER_CLASS = [(table, row["method"]) for table in ("11", "12", "13") for row in read_published(table)]
 MISPRINTED = ("13", "MCT")
 ILLEGIBLE = ("11", "CoSA*")
+LOG = "CoSA*, authors' log"
 
 
 @pytest.mark.parametrize(("table", "method"), [p for p in PER_CLASS if p not in {MISPRINTED, ILLEGIBLE}])
@@ -59,6 +65,13 @@ def test_what_is_illegible_is_empty():
     assert (row["cow"], row["table"], row["mIoU"]) == ("88.7", "", "")
 
 
+def test_the_authors_log_says_what_the_paper_prints_where_that_is_legible():
+    log = classes_of(row_of("11", LOG))
+    printed_half = classes_of(row_of(*ILLEGIBLE))
+    assert {name: log[name] for name in printed_half} == printed_half
+    assert len(log) == 21
+
+
 # The supplement, A.2, in words: the classes of Table 13 that CoSA leads in, and by how much.
 @pytest.mark.parametrize(
     ("table", "name", "gain"),
@@ -70,7 +83,7 @@ def test_what_is_illegible_is_empty():
     ],
 )
 def test_gains_are_those_that_the_text_names(table, name, gain):
-    *others, ours = (float(row[name]) for row in read_published(table))
+    *others, ours = (float(row[name]) for row in printed(table))
     assert ours - max(others) == pytest.approx(gain, abs=1e-6)
 
 
@@ -119,7 +132,7 @@ def test_the_gain_of_toco_in_table_6_stands_as_printed():
     [("11", VOC_NAMES, VOC_CLASSES), ("12", VOC_NAMES, VOC_CLASSES), ("13", COCO_NAMES, COCO_CLASSES)],
 )
 def test_the_papers_class_names_are_ours_under_another_spelling(table, names, classes):
-    printed = [names.get(name, name) for name in read_published(table)[0] if name not in NOT_CLASSES]
-    assert printed[0] == "background"
-    assert sorted(printed[1:]) == sorted(classes)
+    found = [names.get(name, name) for name in read_published(table)[0] if name not in NOT_CLASSES]
+    assert found[0] == "background"
+    assert sorted(found[1:]) == sorted(classes)
     assert set(names) <= set(read_published(table)[0])
