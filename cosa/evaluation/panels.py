@@ -3,6 +3,7 @@
 Maps are shown in the size of the image's own mask. `step_00000400.npz` beside the picture holds the same as
 arrays, so that the panels of several runs can be put together with `cosa.evaluation.pictures.sheet`:
 
+    network  text               whose view it is, `assignment` or `online`
     names    (n,) text          the images' names in the split's list
     columns  (7,) text          image, ground truth, M, M-dagger, CPL, SPL, prediction
     tiles    (n, 7, 128, 128, 3) uint8    RGB; the first column is the image itself, the same in every run
@@ -131,7 +132,9 @@ def _rgb(normalised: Float[Tensor, "3 h w"], data: DataConfig) -> UInt8[np.ndarr
     return rgb
 
 
-def panel_arrays(rows: Sequence[PanelRow], classes: tuple[str, ...]) -> dict[str, Any]:
+def panel_arrays(
+    rows: Sequence[PanelRow], classes: tuple[str, ...], network: str = "assignment"
+) -> dict[str, Any]:
     """The panel as arrays, as the module's docstring lists them."""
     width = GAP + len(COLUMNS) * (_TILE + GAP)
     tiles, legends = [], []
@@ -147,6 +150,7 @@ def panel_arrays(rows: Sequence[PanelRow], classes: tuple[str, ...]) -> dict[str
         own = [index + 1 for index in present]
         legends.append(legend(own, classes, width, size=12, title=row.name, lines=1))
     return {
+        "network": np.array(network),
         "names": np.array([row.name for row in rows]),
         "columns": np.array(COLUMNS),
         "tiles": np.stack(tiles),
@@ -154,7 +158,9 @@ def panel_arrays(rows: Sequence[PanelRow], classes: tuple[str, ...]) -> dict[str
     }
 
 
-def save_panels(path: Path, rows: Sequence[PanelRow], classes: tuple[str, ...]) -> tuple[Path, Path]:
+def save_panels(
+    path: Path, rows: Sequence[PanelRow], classes: tuple[str, ...], network: str = "assignment"
+) -> tuple[Path, Path]:
     """Write the panel as a PNG, and its arrays beside it; returns both paths.
 
     The picture has one header, and under each row its image's name and the classes it is labelled with.
@@ -162,7 +168,7 @@ def save_panels(path: Path, rows: Sequence[PanelRow], classes: tuple[str, ...]) 
     Raises:
         OSError: They cannot be written.
     """
-    arrays = panel_arrays(rows, classes)
+    arrays = panel_arrays(rows, classes, network)
     picture = sheet(arrays["tiles"], titles=COLUMNS, legends=arrays["legends"])
     data = path.with_suffix(".npz")
 

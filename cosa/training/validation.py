@@ -3,8 +3,10 @@
 What an evaluation leaves in the run's folder:
 
     analysis/step_00000400.json   counts behind the paper's analysis figures, of AN and ON
-    panels/step_00000400.png      a picture panel of AN
+    panels/step_00000400.png      a picture panel of AN, of ON where it assigns its own labels
     panels/step_00000400.npz      the same as arrays (cosa/evaluation/panels.py)
+
+A run whose `cam.source` is `online` has no AN: its average of ON has no part in training.
 """
 
 from __future__ import annotations
@@ -30,9 +32,10 @@ from cosa.training.step import TrainingState
 def evaluate_networks(
     state: TrainingState, data: RunData, config: Config, ranks: Ranks, out: Path
 ) -> list[Path]:
-    """Both networks on the validation split and, after the last step of all, AN's CPL on training images.
+    """Both networks on the validation split and, after the last step of all, CPL on training images.
 
-    Paper: Tab. 1 and 4a read CPL and classification on training images. What is found is kept in the state.
+    Paper: Tab. 1 and 4a read CPL and classification on training images. They are those of the assigning
+    network, `cam.source`. What is found is kept in the state.
 
     Returns:
         The files that the first rank wrote; the name of its folder says what a file is.
@@ -58,17 +61,18 @@ def evaluate_networks(
 
     state.metrics, state.details, files = {}, {}, []
     state.online.eval()
+    networks = {"assignment": state.assignment, "online": state.online}
     with torch.autocast(ranks.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
         if data.validation:
-            networks = {"assignment": state.assignment, "online": state.online}
             found = {name: judge(network, data.validation) for name, network in networks.items()}
             for name, one in found.items():
                 _keep(state, name, f"val/{name}", one)
             if ranks.first:
                 files = _write_files(state, found, data.validation, config, ranks, out)
         if data.judged and state.step == config.train.iterations:
-            one = judge(state.assignment, data.judged, segmentation=False)
-            _keep(state, "assignment_train", "train/assignment", one)
+            source = config.cam.source
+            one = judge(networks[source], data.judged, segmentation=False)
+            _keep(state, f"{source}_train", f"train/{source}", one)
     state.online.train()
     return files
 
@@ -86,7 +90,7 @@ def _write_files(
     ranks: Ranks,
     out: Path,
 ) -> list[Path]:
-    """Counts for the analysis figures, and chosen images as AN sees them: a picture, and its tiles."""
+    """Counts for the analysis figures, and chosen images as the assigning network sees them, with tiles."""
     files: list[Path] = []
     xi, aux_xi = state.thresholds.values()
     analysis = {name: one.analysis for name, one in found.items() if one.analysis}
@@ -103,12 +107,14 @@ def _write_files(
         write_atomically(files[-1], json.dumps(record, allow_nan=False) + "\n")
     if config.evaluation.panel_images:
         chosen = panel_indices(validation.labels, validation.classes, config.evaluation)
+        source = config.cam.source
         rows = panel_rows(
-            state.assignment,
+            state.assignment if source == "assignment" else state.online,
             evaluation_batches(validation, config, only=chosen),
             config=config,
             xi=xi,
             device=ranks.device,
         )
-        files += save_panels(out / "panels" / f"step_{state.step:08d}.png", rows, validation.classes)
+        path = out / "panels" / f"step_{state.step:08d}.png"
+        files += save_panels(path, rows, validation.classes, network=source)
     return files

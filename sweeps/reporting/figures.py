@@ -73,7 +73,9 @@ class Figure:
         if not parts:
             return None
         seen = self.seen.format(**facts, right=_FIXED_THRESHOLDS if len(parts) > 1 else "")
-        data = f"{histories.preset}, {histories.base.data.val_split} split"
+        data = (
+            f"{histories.preset}, {histories.base.data.val_split} split, {_networks(arms)} unless it says ON"
+        )
         wanted = len(histories.seeds)
         counts = {name: len(arm.trials) for name, arm in arms.items()}
         missing = [
@@ -83,10 +85,16 @@ class Figure:
         ]
         return plots.Drawing(
             title=f"Figure {self.number}: {self.title}",
-            caption=f"{seen} Answers to the paper's Fig. {self.number}; ours, {data}, AN unless it says ON.",
+            caption=f"{seen} Answers to the paper's Fig. {self.number}; ours, {data}.",
             note="; ".join(missing),
             parts=parts,
         )
+
+
+def _networks(arms: Arms) -> str:
+    """Which network the arms are judged on."""
+    online = [name for name, arm in arms.items() if arm.trials and arm.network == "online"]
+    return f"AN (ON of {', '.join(online)}, without SA)" if online else "AN"
 
 
 def draw_figures(histories: Histories) -> Iterator[plots.Drawing]:
@@ -106,11 +114,11 @@ def draw_curves(histories: Histories) -> dict[str, plots.Drawing]:
     for table in histories.tables:
         fractions = [key for key in table.metrics if METRICS[key].percent and key.startswith("val/")]
         key = SEG_MIOU if SEG_MIOU in fractions or not fractions else fractions[0]
+        arms = {name: histories.arm(table.arm(name).changes) for name in _reference_first(table)}
         lines = {}
-        for place, name in enumerate(_reference_first(table)):
+        for place, (name, arm) in enumerate(arms.items()):
             colour, dashes = OTHERS[(place - 1) % len(OTHERS)], "--" if place > len(OTHERS) else "-"
             look = {"label": name, "color": colour if place else BLUE, "linestyle": dashes}
-            arm = histories.arm(table.arm(name).changes)
             lines[name] = (arm.metric(key, after=shared if place else -1), look)
         titles = f"{METRICS[key].title} over iterations", f"{METRICS[key].title}, %"
         with plots.styled():
@@ -121,10 +129,11 @@ def draw_curves(histories: Histories) -> dict[str, plots.Drawing]:
                 continue
         seeds = max(len(by_seed) for by_seed, _ in lines.values())
         band = "one seed" if seeds == 1 else f"mean over up to {seeds} seeds, band: one sample deviation"
+        judged = f"{_networks(arms)} on {histories.base.data.val_split}"
         gone = ", ".join(name for name, (by_seed, _) in lines.items() if not by_seed)
         drawings[table.name] = plots.Drawing(
             title=titles[0],
-            caption=f"AN on {histories.base.data.val_split}; {band}. The warm-up is {table.reference}'s.",
+            caption=f"{judged}; {band}. The warm-up is {table.reference}'s.",
             note=f"{gone} without a finished run" if gone else "",
             parts=drawn,
         )
@@ -174,6 +183,8 @@ class Lines:
         lines: list[plots.Line] = []
         for name, arm in arms.items():
             for label, prefix, dashes in self.views:
+                if label.startswith("AN") and arm.network == "online":
+                    continue  # it has none
                 colour = AUX_COLOUR if prefix.endswith("aux_") else COLOURS[name]
                 look = {"label": label.format(arm=name), "color": colour, "linestyle": dashes}
                 lines.append((arm.metric(prefix + self.key, after=since or -1), look))
@@ -198,11 +209,17 @@ class Panels:
             for trial in found.trials[:1]:
                 if arrays := trial.last_file(PANEL_ARRAYS):
                     with np.load(io.BytesIO(arrays)) as content:
-                        tiles[arm] = dict(content)
+                        shown = str(content["network"]) if "network" in content else "assignment"
+                        tiles[_whose(arm, found, shown)] = dict(content)
                 elif data := trial.last_file(PANEL_PICTURES):
-                    yield Part(f"{self.file}-{place + 1}.png", arm, data)
+                    yield Part(f"{self.file}-{place + 1}.png", _whose(arm, found, "assignment"), data)
         if tiles:
             yield plots.picture(side_by_side(tiles, self.columns), self.file, self.title)
+
+
+def _whose(arm: str, found: ArmHistories, shown: str) -> str:
+    """An arm's name, with a word where its panel is that of an earlier version, which always showed AN."""
+    return arm if shown == found.network else f"{arm} (AN)"
 
 
 def _cotrained(histories: Histories, arm: ArmHistories) -> Iterator[tuple[int, list[Callable[[], bytes]]]]:
@@ -218,13 +235,23 @@ def _cotrained(histories: Histories, arm: ArmHistories) -> Iterator[tuple[int, l
 
 def _accuracies(histories: Histories, arms: Arms) -> Iterator[Part]:
     for _, reads in itertools.islice(_cotrained(histories, arms["full"]), 1):
-        files = [json.loads(read()) for read in plots.spread(reads, _MOST_STEPS)]
+        files = [_counts(arms["full"], read()) for read in plots.spread(reads, _MOST_STEPS)]
         yield from (plots.confidence_map(files), plots.accuracy_lines(files), plots.confidences(files[-1]))
 
 
 def _boxes(_histories: Histories, arms: Arms) -> Iterator[Part]:
-    last = {name: [trial.last_file(ANALYSIS) for trial in arm.trials] for name, arm in arms.items()}
-    return plots.boxes({name: [json.loads(data) for data in files if data] for name, files in last.items()})
+    def last(arm: ArmHistories) -> list[plots.File]:
+        files = (trial.last_file(ANALYSIS) for trial in arm.trials)
+        return [_counts(arm, data) for data in files if data]
+
+    return plots.boxes({name: last(arm) for name, arm in arms.items()})
+
+
+def _counts(arm: ArmHistories, data: bytes) -> plots.File:
+    """The content of an analysis file with the counts of the network that the arm is judged on."""
+    content: dict[str, Any] = json.loads(data)
+    counts: dict[str, Any] = content["networks"][arm.network]
+    return content | counts
 
 
 def _threshold_lines(histories: Histories, arms: Arms) -> Iterator[Part]:

@@ -32,7 +32,9 @@ def legend(results: Results) -> str:
     test = "p: two-sided paired t-test over the seeds of both rows, each row by itself"
     if seeds < LEAST_PAIRS:
         test = f"no p-values: n too small, a paired test wants {LEAST_PAIRS} seeds or more"
-    return f"Percent; ours on {results.preset}, AN, {over}; {test}"
+    rows = (row for filled in results.tables for row in filled.rows)
+    network = "AN, or ON where there is no AN" if any(row.network == "online" for row in rows) else "AN"
+    return f"Percent; ours on {results.preset}, {network}, {over}; {test}"
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,7 @@ def _csv(frame: pd.DataFrame) -> str:
 
 def _record(filled: FilledTable, row: Row) -> dict[str, str]:
     table = filled.table
-    record = {"table": table.name, "arm": row.arm.name}
+    record = {"table": table.name, "arm": row.arm.name, "network": row.network}
     record |= {"oracle": str(int(row.oracle)), "best": str(int(row is filled.best))}
     record |= {name: str(int(row.arm.has(name))) for name in table.components}
     record |= {name: setting(row.settings[name]).replace("∞", "inf") for name in table.settings}

@@ -207,6 +207,9 @@ def _remarks(filled: FilledTable) -> Iterator[str]:
         yield table.note.removesuffix(".")
     if any(row.oracle for row in filled.rows):
         yield _ORACLE
+    if online := [row.arm.name for row in filled.rows if row.network == "online"]:
+        others = "; all others on AN" if len(online) < len(filled.rows) else ""
+        yield f"judged on ON, since they have no AN without SA: {', '.join(online)}{others}"
     if best := filled.best:
         key = table.metrics[0]
         yield f"highest {titles(filled)[key]} of ours: {best.arm.name}, {spread(key, filled.of(best, key))}"

@@ -20,6 +20,7 @@ import pandas as pd
 
 from cosa.config import Config, EvaluationConfig, identity, override
 from sweeps.runs import FORK_TAG, base_of
+from sweeps.tables.metrics import judged_key
 from sweeps.tables.table import from_dict
 
 if TYPE_CHECKING:
@@ -118,14 +119,17 @@ class TrialHistory:
 class ArmHistories:
     """What a sweep has of one arm."""
 
+    network: str
+    """Which one it is judged on, `assignment`, or `online` where it has no AN."""
     planned: bool
     """Whether the sweep was to train it at all."""
     trials: tuple[TrialHistory, ...]
     """Its finished trials, a seed each, rising."""
 
     def metric(self, key: str, *, after: int = -1) -> list[pd.Series]:
-        """A metric's history of every seed that has it."""
-        found = (trial.metric(key, after=after) for trial in self.trials)
+        """A metric's history of every seed that has it; for one of AN that of the network judged."""
+        own = judged_key(key, self.network)
+        found = (trial.metric(own, after=after) for trial in self.trials)
         return [history for history in found if len(history)]
 
     def last(self, key: str) -> pd.Series:
@@ -181,9 +185,11 @@ class Histories:
 
     def arm(self, changes: Mapping[str, Any]) -> ArmHistories:
         """What there is of the arm that changes these settings, evaluation's aside."""
-        essence = _essence(override(self.base, changes))
+        config = override(self.base, changes)
+        essence = _essence(config)
         found = self._found.get(essence, {})
-        return ArmHistories(essence in self._found, tuple(found[seed] for seed in sorted(found)))
+        trials = tuple(found[seed] for seed in sorted(found))
+        return ArmHistories(config.cam.source, essence in self._found, trials)
 
     def fixed_thresholds(self) -> dict[float, ArmHistories]:
         """Arms that change nothing but the threshold to a fixed one, by its value, rising."""

@@ -48,7 +48,7 @@ _MARKS = {"whislo": 0.05, "q1": 0.25, "med": 0.5, "q3": 0.75, "whishi": 0.95}
 
 Item = TypeVar("Item")
 File = Mapping[str, Any]
-"""The content of an analysis file, the counts that an evaluation leaves."""
+"""The content of an analysis file with, by name, the counts that an evaluation leaves of one network."""
 
 _STYLE = {
     "font.family": "DejaVu Sans",  # Matplotlib brings it along; drawn as paths, no reader needs it
@@ -209,8 +209,8 @@ def spread(items: Sequence[Item], most: int) -> list[Item]:
 
 
 def _bins(content: File, kind: str) -> pd.DataFrame:
-    """A histogram of M of AN in an analysis file: of `confidence` or `perplexity`."""
-    return read_bins(content["networks"]["assignment"]["cam"][kind])
+    """A histogram of M in an analysis file: of `confidence` or `perplexity`."""
+    return read_bins(content["cam"][kind])
 
 
 def accuracy(bins: pd.DataFrame) -> pd.Series:
@@ -285,11 +285,7 @@ def boxes(files: Mapping[str, Sequence[File]]) -> Iterator[Part]:
     Args:
         files: By arm, one of each seed; arms without any are left out, and nothing is drawn of none.
     """
-    images = {
-        name: [content["networks"]["assignment"]["images"] for content in found]
-        for name, found in files.items()
-        if found
-    }
+    images = {name: [content["images"] for content in found] for name, found in files.items() if found}
     if not images:
         return
     canvas = Canvas(columns=3)

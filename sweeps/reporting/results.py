@@ -30,7 +30,7 @@ from sweeps.runs import (
     is_trial,
     read_json,
 )
-from sweeps.tables.metrics import METRICS
+from sweeps.tables.metrics import METRICS, judged_key
 from sweeps.tables.table import Arm, Table
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ class Row:
     arm: Arm
     settings: Mapping[str, Any]
     """What it was trained with, by dotted name."""
+    network: str
+    """Which one it is judged on, its `cam.source`: `assignment`, or `online` where it has no AN."""
     oracle: bool
     """Whether its training saw ground-truth masks: it then bounds the others and is never the best."""
     gaps: tuple[str, ...]
@@ -70,7 +72,7 @@ class FilledTable:
     table: Table
     rows: tuple[Row, ...]
     values: pd.DataFrame
-    """Columns VALUES; of the table's metrics, and of ON's own."""
+    """Columns VALUES; of the table's metrics, each of the network its row is judged on, and of ON's own."""
 
     @functools.cached_property
     def numbers(self) -> pd.DataFrame:
@@ -130,9 +132,9 @@ class FullModel:
     preset: str
     config: Config
     values: pd.DataFrame
-    """A line per seed. Columns are the runs' metrics by key; AN's IoU of single classes, `seg_iou/cat`, and
-    likewise of `seg_iou_labelled`, `cpl_iou` and `aux_cpl_iou`; `hours` of training, evaluations and warm-up
-    included."""
+    """A line per seed. Columns are metrics by the keys of AN, ON's where the preset has no AN; IoU of single
+    classes, `seg_iou/cat`, and likewise of `seg_iou_labelled`, `cpl_iou` and `aux_cpl_iou`; `hours` of
+    training, evaluations and warm-up included."""
     classes: tuple[str, ...]
     """Background first."""
     runs: Mapping[int, str] = field(default_factory=dict)
@@ -256,14 +258,15 @@ def fill(
         gaps = {seed: _gap(trial, found.get(seed), failures) for seed, trial in own.items()}
         finished = {seed: run for seed, run in found.items() if not gaps[seed]}
         values += [
-            (table.name, arm.name, seed, key, run.data.metrics[key], run.info.run_id)
+            (table.name, arm.name, seed, key, run.data.metrics[own_key], run.info.run_id)
             for seed, run in finished.items()
             for key in keys
-            if key in run.data.metrics
+            if (own_key := judged_key(key, config.cam.source)) in run.data.metrics
         ]
         row = Row(
             arm,
             settings=flatten(config),
+            network=config.cam.source,
             oracle=config.oracle or any(ORACLE_TAG in run.data.tags for run in found.values()),
             gaps=tuple(f"seed {seed}: {gap}" for seed, gap in gaps.items() if gap),
             runs={seed: run.info.run_id for seed, run in finished.items()},
@@ -273,7 +276,7 @@ def fill(
 
 
 def shown_and_online(table: Table) -> tuple[str, ...]:
-    """The table's metrics, then ON's own, which the CSV keeps beside AN's: every row is judged on AN."""
+    """The table's metrics, then ON's own, which the CSV keeps beside them."""
     online = (key.replace("val/assignment/", "val/online/") for key in table.metrics)
     return tuple(dict.fromkeys([*table.metrics, *online]))
 
@@ -297,6 +300,7 @@ def read_full_model(
 ) -> FullModel | None:
     """The runs of the plan's own settings, whatever tables hold them; None where none has finished."""
     base = base_of(plan)
+    network = base.cam.source
     wanted = {identity(override(base, {"train.seed": seed})): seed for seed in plan["seeds"]}
     runs = {  # of equals the last one counts
         wanted[name]: run
@@ -310,12 +314,17 @@ def read_full_model(
     for seed, run in sorted(runs.items()):
         result = read_json(client, run.info.run_id, "result.json")
         classes = classes or result.get("classes", [])
-        per_class = result.get("assignment", {}).get("per_class", {})
+        per_class = result.get(network, {}).get("per_class", {})
         ious = {f"{kind}/{name}": iou for kind, own in per_class.items() for name, iou in own.items()}
         seconds, warmup = result.get("seconds", math.nan), run.data.tags.get(FORK_TAG, "")
         if warmup in warmups:
             seconds += read_json(client, warmup, "result.json").get("seconds", 0)
-        values[seed] = {**run.data.metrics, **ious, "hours": seconds / 3600}
+        metrics = {
+            key.replace(f"/{network}/", "/assignment/"): value
+            for key, value in run.data.metrics.items()
+            if f"/{network}/" in key
+        }
+        values[seed] = {**metrics, **ious, "hours": seconds / 3600}
     if not runs:
         return None
     ids = {seed: runs[seed].info.run_id for seed in values}

@@ -13,7 +13,7 @@ from cosa.cli.console import LiveLine, duration
 from sweeps.planning.folder import Result, read_step, trial_folder
 from sweeps.planning.plan import Trial
 from sweeps.running.queue import Attempt, TrialQueue
-from sweeps.tables.metrics import METRICS, SEG_MIOU
+from sweeps.tables.metrics import METRICS, SEG_MIOU, judged_key
 
 _MEASURABLE = 0.1
 """Part of a trial that must be done before its speed says anything: it starts with imports."""
@@ -142,10 +142,11 @@ def best_so_far(trials: Sequence[Trial], results: Mapping[str, Result]) -> str:
         results: What the trainer wrote of each that is finished, by name.
     """
     scores = {
-        trial.label: results[trial.name]["metrics"][SEG_MIOU]
+        trial.label: results[trial.name]["metrics"][key]
         for trial in trials
         if trial.kind == "trial" and not trial.config.oracle
-        if SEG_MIOU in results.get(trial.name, {}).get("metrics", {})
+        if (key := judged_key(SEG_MIOU, trial.config.cam.source))
+        in results.get(trial.name, {}).get("metrics", {})
     }
     if not scores:
         return ""

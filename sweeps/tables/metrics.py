@@ -73,7 +73,21 @@ def _metrics() -> Iterator[Metric]:
 
 
 METRICS: Mapping[str, Metric] = types.MappingProxyType({metric.key: metric for metric in _metrics()})
-"""By key; those of AN without a prefix in their titles, since every row is judged on AN."""
+"""By key; those of AN without a prefix in their titles, since rows are judged on AN where they have one."""
+
+
+def judged_key(key: str, network: str) -> str:
+    """A metric of AN by its key, or the same of ON for a run that is judged on ON; others as they are.
+
+    Paper: Sec. 4.2 and Fig. 6. Where ON assigns its own pseudo-labels there is no AN: the average of ON that
+    such a run keeps has no part in its training.
+
+    Args:
+        key: `val/assignment/seg_miou`.
+        network: The run's `cam.source`, `assignment` or `online`.
+    """
+    return key.replace("/assignment/", f"/{network}/")
+
 
 SEG_MIOU_LABELLED, SEG_MIOU = "val/assignment/seg_miou_labelled", "val/assignment/seg_miou"
 STANDARD = (SEG_MIOU_LABELLED, SEG_MIOU, "val/assignment/cpl_miou", "val/assignment/cpl_cmiou")

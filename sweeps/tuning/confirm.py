@@ -20,7 +20,7 @@ from sweeps.planning.folder import read_result
 from sweeps.planning.plan import Plan, make_plan
 from sweeps.reporting.results import LEAST_PAIRS, VALUES, FilledTable
 from sweeps.tables import Arm, Table
-from sweeps.tables.metrics import SEG_MIOU, SEG_MIOU_LABELLED
+from sweeps.tables.metrics import SEG_MIOU, SEG_MIOU_LABELLED, judged_key
 from sweeps.tuning.study import PRESET, SearchStudy, finished, label, last_value, origin
 
 _CHANCE = 0.05
@@ -69,12 +69,12 @@ class Confirmation:
 def read_confirmation(study: SearchStudy, plan: Plan, out: Path) -> Confirmation:
     """What the runs of a confirmation left in the search's folder `out`."""
     rows = [
-        (*row.split("/"), trial.seed, metric, result["metrics"][metric], "")
+        (*row.split("/"), trial.seed, metric, result["metrics"][key], "")
         for trial in plan.trials
         if trial.kind == "trial" and (result := read_result(out, trial))
         for row in trial.arms
         for metric in _METRICS
-        if metric in result["metrics"]
+        if (key := judged_key(metric, trial.config.cam.source)) in result["metrics"]
     ]
     if not rows:
         return Confirmation(pd.DataFrame(), pd.Series(dtype=float))

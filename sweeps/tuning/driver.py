@@ -156,6 +156,8 @@ def _earlier(
     args: SearchArgs, rows: Mapping[str, Mapping[str, Any]], data_tags: Mapping[str, str]
 ) -> Mapping[str, Result]:
     """Results of those of the paper's `rows` that finished in earlier runs, by their trials' names."""
+    from sweeps.tuning.study import objective
+
     configs = {row: override(args.base, args.space.changes(own)) for row, own in rows.items()}
     plan = _plan(args, (trial_of(config, config.train.seed, (row,)) for row, config in configs.items()))
     if not plan.trials:
@@ -163,7 +165,11 @@ def _earlier(
     state, refused = with_earlier(args.sweep, SweepState(plan, {}, {}), data_tags)
     with explained(args.sweep.uri):
         runs = {name: client_of(args.sweep.uri).get_run(run_id) for name, run_id in state.reused.items()}
-    taken = {n: {"metrics": run.data.metrics} for n, run in runs.items() if SEG_MIOU in run.data.metrics}
+    taken = {
+        name: {"metrics": run.data.metrics}
+        for name, run in runs.items()
+        if objective(plan.named(name).config) in run.data.metrics
+    }
     if taken:
         names = _names(trial.arms[0] for trial in plan.trials if trial.name in taken)
         print_line(f"taken from earlier runs: {names} (--fresh runs them again)")

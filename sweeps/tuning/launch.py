@@ -24,9 +24,18 @@ from sweeps.planning.plan import Trial
 from sweeps.running.launch import NO_RESULT, TrialSearcher, run_on_tune
 from sweeps.running.progress import SweepProgress
 from sweeps.running.queue import TrialQueue
-from sweeps.tables.metrics import SEG_MIOU
+from sweeps.tables.metrics import SEG_MIOU, judged_key
 from sweeps.tuning.arguments import Budget, SearchArgs
-from sweeps.tuning.study import SearchStudy, begun, finished, label, last_value, metric_by_step, state
+from sweeps.tuning.study import (
+    SearchStudy,
+    begun,
+    finished,
+    label,
+    last_value,
+    metric_by_step,
+    objective,
+    state,
+)
 
 _TRIES = 50
 """Suggestions in a row that may all have been tried before, until the space counts as exhausted."""
@@ -84,9 +93,10 @@ class StudySearcher(TrialSearcher):
 
     def should_stop(self, trial_id: str, result: Mapping[str, Any]) -> bool:
         """Called by Tune at every report; only those from a pruning step carry a step."""
-        return "step" in result and not self.report(
-            self._names[trial_id], int(result["step"]), float(result["value"])
-        )
+        if "step" not in result:
+            return False
+        trial = self.queue.running[self._names[trial_id]].trial
+        return not self.report(trial.name, int(result["step"]), float(result[trial.config.cam.source]))
 
     def end(self, trial: Trial, why: str) -> str:
         """A running trial has ended for good: finished, stopped on its way, or failed for a reason."""
@@ -119,7 +129,7 @@ class StudySearcher(TrialSearcher):
         elif why or result is None:
             self._study.fail(number, why or NO_RESULT)
         else:
-            self._study.finish(number, result["metrics"].get(SEG_MIOU, math.nan))
+            self._study.finish(number, result["metrics"].get(objective(trial.config), math.nan))
         found = self._study.trial(number)
         return f"failed ({why})" if why else f"{state(found)} at {100 * last_value(found):.2f}"
 
@@ -154,9 +164,9 @@ class StudySearcher(TrialSearcher):
             return False
         self._numbers[trial.name] = number
         if result := read_result(self.out, trial) or self._earlier.get(trial.name):
-            self._study.finish(number, result["metrics"].get(SEG_MIOU, math.nan))
+            self._study.finish(number, result["metrics"].get(objective(trial.config), math.nan))
             return False
-        passed = metric_by_step(trial_folder(self.out, trial.name), self._args.steps)
+        passed = metric_by_step(trial_folder(self.out, trial.name), self._args.steps, trial.config)
         if not all(self._study.report(number, step, passed[step]) for step in sorted(passed)):
             return False
         for warmup in warmups:
@@ -177,7 +187,11 @@ def search(searcher: StudySearcher, args: SearchArgs, slots: Slots) -> None:
     def report(progress: TrainProgress) -> None:
         if progress.step in steps and SEG_MIOU in progress.metrics:
             # Blocks until the driver has decided; a trial that is stopped leaves by SystemExit.
-            tune.report({"step": progress.step, "value": progress.metrics[SEG_MIOU]})
+            # Of both networks: the driver knows which one the trial is judged on.
+            keys = {network: judged_key(SEG_MIOU, network) for network in ("assignment", "online")}
+            tune.report(
+                {"step": progress.step} | {n: progress.metrics.get(key, math.nan) for n, key in keys.items()}
+            )
 
     progress = SweepProgress(searcher.queue, searcher.head, all_queued=False)
     run_on_tune(searcher, progress, args.sweep, slots, report)

@@ -92,7 +92,8 @@ class Findings:
         train, steps = args.base.train, " and ".join(f"{step:,}" for step in args.steps)
         self.facts = {
             "budget": f"{args.limits}; spent: {len(self.trials)} trials, {args.budget()}",
-            "objective": "label-free mIoU of AN on the validation split, its masks known to the search",
+            "objective": "label-free mIoU of AN, of ON without SA, on the validation split, whose masks the "
+            "search knows",
             "stopped at": f"{steps} of {train.iterations:,} iterations" if steps else "no step",
             "suggested by": f"Optuna's TPE, multivariate and grouped, seed {train.seed}",
             "training seed": f"{train.seed} in the search",
@@ -131,8 +132,9 @@ class Findings:
         steps = range(self.args.base.train.warmup + 1, self.args.base.train.iterations)
         on_way, ends = {}, {}
         for trial in self.finished:
-            folder = trial_folder(self.args.out, self.study.runs(trial)[-1].name)
-            if values := metric_by_step(folder, steps):
+            run = self.study.runs(trial)[-1]
+            folder = trial_folder(self.args.out, run.name)
+            if values := metric_by_step(folder, steps, run.config):
                 on_way[trial.number], ends[trial.number] = values, last_value(trial)
         return agreement(pd.DataFrame.from_dict(on_way, orient="index"), pd.Series(ends, dtype=float))
 

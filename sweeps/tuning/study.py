@@ -31,7 +31,7 @@ from cosa.config import MACHINE_FIELDS, Config, difference, from_json, override,
 from cosa.networks.published import pinned
 from cosa.storage.run_folder import read_metrics
 from sweeps.planning.plan import Trial, shared_warmup, trial_of
-from sweeps.tables.metrics import SEG_MIOU
+from sweeps.tables.metrics import SEG_MIOU, judged_key
 from sweeps.tuning.space import Space
 
 JOURNAL = "study.journal"
@@ -91,12 +91,18 @@ def begun(trials: Sequence[FrozenTrial]) -> int:
     return sum(_REPEATS not in trial.user_attrs for trial in trials)
 
 
-def metric_by_step(folder: Path, steps: Container[int]) -> dict[int, float]:
-    """What a run's journal says of the metric at those of `steps` where it was evaluated."""
+def objective(config: Config) -> str:
+    """The metric that a trial of these settings is judged by: label-free mIoU, of ON where it has no AN."""
+    return judged_key(SEG_MIOU, config.cam.source)
+
+
+def metric_by_step(folder: Path, steps: Container[int], config: Config) -> dict[int, float]:
+    """What the journal of a run says of its objective at those of `steps` where it was evaluated."""
+    key = objective(config)
     return {
-        step: float(metrics[SEG_MIOU])
+        step: float(metrics[key])
         for step, metrics in read_metrics(folder)
-        if step in steps and SEG_MIOU in metrics
+        if step in steps and key in metrics
     }
 
 

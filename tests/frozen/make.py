@@ -8,6 +8,8 @@ ran. Parts, each some seconds to some minutes on two cores:
     training     training.json, names_run.json, stopped_run.tar.gz
     report       report.tar.gz (a store), tables.csv, tables.md, tables.tex, tables.txt, report_cells.json
     sweep        interrupted_sweep.tar.gz, sweep_tables.csv, sweep_weights.json, names_sweep.json
+
+Of these tables, rows without SA and the column `network` are of today, see test_report.py.
 """
 
 from __future__ import annotations

@@ -136,10 +136,10 @@ def panel_picture(seed):
     return data.getvalue()
 
 
-def panel_file(seed):
+def panel_file(seed, network="assignment"):
     """A panel's arrays as the bytes of a file."""
     data = io.BytesIO()
-    np.savez_compressed(data, **panel_arrays(panel_rows(seed), CLASSES))
+    np.savez_compressed(data, **panel_arrays(panel_rows(seed), CLASSES, network))
     return data.getvalue()
 
 
@@ -204,5 +204,6 @@ def fill(store, run_id, trial, steps):
         files[f"analysis/step_{step:08d}.json"] = functools.partial(
             analysis_file, step, quality=quality, seed=trial.seed
         )
-        for suffix, make in (("png", panel_picture), ("npz", panel_file)):
-            files[f"panels/step_{step:08d}.{suffix}"] = functools.partial(make, len(trial.arms[0]))
+        panel = f"panels/step_{step:08d}"
+        files[f"{panel}.png"] = functools.partial(panel_picture, len(trial.arms[0]))
+        files[f"{panel}.npz"] = functools.partial(panel_file, len(trial.arms[0]), config.cam.source)

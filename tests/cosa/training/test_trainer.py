@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -22,12 +23,15 @@ from torch import multiprocessing
 from cosa.config import Config, from_json, identity, override, to_json
 from cosa.data import open_dataset, step_names
 from cosa.data.shapes import write_shapes
+from cosa.evaluation.panels import PanelRow, panel_rows
+from cosa.networks.network import CosaNetwork
 from cosa.networks.published import pinned
 from cosa.storage import checkpoint
 from cosa.storage.run_folder import read_metrics
 from cosa.tracking import TrackingSpec
-from cosa.training import step, swap, trainer
+from cosa.training import step, swap, trainer, validation
 from cosa.training.optim import learning_rate_scale
+from cosa.training.step import TrainingState
 from cosa.training.trainer import NonFiniteLossError, Result, RunSpec, TrainProgress
 from tests.cosa.runs import (
     Recorder,
@@ -957,6 +961,37 @@ def test_training_images_are_judged_once_after_the_last_step(tiny_config: Config
     assert not any(key.startswith("train/assignment") for key in journal[0])
     told = json.loads((tmp_path / "result.json").read_text())
     assert set(told["assignment_train"]["per_class"]) == {"cpl_iou", "aux_cpl_iou"}
+
+
+def test_without_an_assignment_network_on_is_judged_on_training_images_and_shown(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rows(network: CosaNetwork, *args: Any, **settings: Any) -> list[PanelRow]:
+        shown.append(network)
+        return panel_rows(network, *args, **settings)
+
+    def evaluated(state: TrainingState, *args: Any) -> list[Path]:
+        states.append(state)
+        return validation.evaluate_networks(state, *args)
+
+    shown: list[CosaNetwork] = []
+    states: list[TrainingState] = []
+    monkeypatch.setattr(validation, "panel_rows", rows)
+    monkeypatch.setattr(trainer, "evaluate_networks", evaluated)
+    alone = override(
+        tiny_config,
+        {"cam.source": "online", "evaluation.train_split": "train_aug", "evaluation.max_images": 4},
+    )
+
+    result = train(alone, out=tmp_path)
+
+    assert "train/online/cpl_miou" in result.metrics
+    assert not any(key.startswith("train/assignment") for key in result.metrics)
+    assert "online_train" in json.loads((tmp_path / "result.json").read_text())
+    assert shown
+    assert all(network is states[0].online for network in shown)
+    with np.load(max((tmp_path / "panels").glob("*.npz"))) as content:
+        assert str(content["network"]) == "online"
 
 
 def test_a_shared_warm_up_judges_no_training_images(tiny_config: Config, tmp_path: Path) -> None:

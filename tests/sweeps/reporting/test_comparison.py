@@ -266,3 +266,16 @@ def test_a_full_model_that_is_not_finished_is_none():
     assert (
         read_full_model(Store({}), "voc", plan, [run_of("x", override(Config(), {"csc.tau": 1.0}))]) is None
     )
+
+
+def test_a_full_model_without_an_assignment_network_is_ons():
+    config = override(Config(), {"cam.source": "online"})
+    run = run_of("full", config)
+    run.data.metrics = {f"{VAL}seg_miou": 0.7, "val/online/seg_miou": 0.6}
+    ious = {
+        name: {"per_class": {"seg_iou": {"cat": iou}}} for name, iou in (("assignment", 0.5), ("online", 0.4))
+    }
+    store = Store({("full", "result.json"): {"classes": ["cat"], **ious}})
+    found = read_full_model(store, "voc", {"config": json.loads(to_json(config)), "seeds": [0]}, [run])
+    assert found.values[f"{VAL}seg_miou"].to_dict() == {0: 0.6}
+    assert found.values["seg_iou/cat"].to_dict() == {0: 0.4}

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import json
 import math
 from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from cosa.evaluation.panels import panel_arrays
 from sweeps.reporting import figures, plots, render
@@ -83,6 +85,7 @@ def test_boxes_are_over_the_images_of_all_seeds():
     for kind, content in both["networks"]["assignment"]["images"].items():
         more = other["networks"]["assignment"]["images"][kind]["count"]
         content["count"] = [count + more_ for count, more_ in zip(content["count"], more, strict=True)]
+    one, other, both = (content["networks"]["assignment"] for content in (one, other, both))
     with styled():
         assert list(plots.boxes({"full": [one, other]})) == list(plots.boxes({"full": [both]}))
         assert list(plots.boxes({"full": [one, other]})) != list(plots.boxes({"full": [one]}))
@@ -340,3 +343,60 @@ def test_every_arm_with_a_history_is_a_line_and_others_are_named():
 def test_a_table_without_any_history_has_no_drawing():
     _, histories = made_up([get_table("3b")])
     assert figures.draw_curves(histories) == {}  # nobody recorded label-free mIoU
+
+
+WITHOUT_SA = {"cam.source": "online"}
+
+
+def test_an_arm_without_an_assignment_network_shows_ons_history(histories):
+    for changes, network in ((WITHOUT_SA, "online"), ({}, "assignment")):
+        arm = histories.arm(changes)
+        (run_id, *_) = reversed(arm.trials[0].run_ids)
+        kept = dict(arm.trials[0].client.metrics[run_id][f"val/{network}/cpl_miou"])
+        shown = arm.metric("val/assignment/cpl_miou")[0]
+        assert shown[[*kept]].to_dict() == kept
+
+
+def test_swapping_assignments_shows_both_networks_of_the_full_model_and_on_alone_without(
+    histories, monkeypatch
+):
+    shown = {}
+
+    def note(file, _title, _y, lines, *_rest, **_more):
+        shown[file] = [look["label"] for _, look in lines]
+        return iter(())
+
+    monkeypatch.setattr(plots, "over_iterations", note)
+    draw(histories)
+    assert shown["fig6-cpl"] == ["AN, full", "ON, full", "ON, no-SA"]
+
+
+def test_the_caption_says_which_arms_are_judged_on_on(drawn):
+    assert "AN (ON of Base, without SA) unless it says ON" in drawn["10"].caption
+    assert "AN unless it says ON" in drawn["8"].caption
+
+
+@pytest.mark.parametrize(
+    ("arrays", "columns"), [(True, ["Base", "full"]), (False, ["Base (AN)", "full"])], ids=["new", "earlier"]
+)
+def test_a_panel_of_an_earlier_version_is_called_ans_where_there_is_no_an(arrays, columns, monkeypatch):
+    store, histories = made_up(get_tables(["3a"]), (0,))
+    if not arrays:
+        monkeypatch.setattr(figures, "PANEL_ARRAYS", "nothing.npz")
+    for files in store.files.values():
+        for name in [name for name in files if name.endswith(".png")] if arrays else []:
+            del files[name]
+    shown = []
+    monkeypatch.setattr(
+        figures, "side_by_side", lambda tiles, _: shown.extend(tiles) or Image.new("RGB", (2, 2))
+    )
+    parts = draw(histories)["10"].parts
+    assert (shown or [part.title for part in parts]) == columns
+
+
+def test_images_and_pixels_are_those_of_the_network_that_an_arm_is_judged_on(histories):
+    content = analysis(2000)
+    content["networks"]["online"] = {"cam": "of ON", "images": "of ON"}
+    data = json.dumps(content).encode()
+    assert figures._counts(histories.arm(WITHOUT_SA), data)["images"] == "of ON"
+    assert figures._counts(histories.arm({}), data)["images"] != "of ON"

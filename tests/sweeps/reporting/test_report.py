@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import math
 from types import SimpleNamespace
@@ -486,3 +487,77 @@ def test_a_table_shows_its_own_metrics_and_what_each_row_was_trained_with(with_o
     ]
     assert table.lines[0].cells == ("GT (oracle)", "gt", "90.0", "+30.0", "1.25", "+0.00", "83.99", "–")
     assert table.lines[0].marked == "s2c.source gt"
+
+
+WITHOUT_SA = Table(
+    name="7z",
+    title="Without an assignment network",
+    metrics=(SEG_MIOU, "train/assignment/cpl_miou"),
+    arms=(Arm("no-SA", {"cam.source": "online"}), Arm("full")),
+)
+
+
+@pytest.fixture
+def without_sa():
+    """ON is 0.4 in every run, AN 0.6; on training images only the network that assigns was measured."""
+    import json
+
+    plan = json.loads(planning.to_json(make_plan(Config(), [WITHOUT_SA], [0, 1, 2])))
+    metrics = {"val/assignment/seg_miou": 0.6, "val/online/seg_miou": 0.4}
+    runs = {}
+    for trial in plan["trials"]:
+        online = trial["arms"][0] == "7z/no-SA"
+        own = {"train/online/cpl_miou": 0.3} if online else {"train/assignment/cpl_miou": 0.7}
+        runs[trial["identity"]] = SimpleNamespace(
+            info=SimpleNamespace(status="FINISHED", run_id="0a1b2c"),
+            data=SimpleNamespace(metrics=metrics | own, tags={}),
+        )
+    filled = fill(WITHOUT_SA, plan, runs, {})
+    return Results(
+        sweep="s",
+        preset="shapes",
+        seeds=(0, 1, 2),
+        tables=(filled,),
+        full=None,
+        provenance={"trials": "", "training": ""},
+    )
+
+
+def test_an_arm_without_an_assignment_network_is_judged_on_on(without_sa):
+    table = grids.grid(without_sa.tables[0], seeds=3)
+    assert table.lines[0].cells == (
+        "no-SA",
+        "40.0 ± 0.0",
+        "−20.0 (p < 0.001)",
+        "30.0 ± 0.0",
+        "−40.0 (p < 0.001)",
+    )
+    assert table.lines[1].cells == ("full", "60.0 ± 0.0", "", "70.0 ± 0.0", "")
+    assert without_sa.tables[0].best.arm.name == "full"
+
+
+@pytest.mark.parametrize(
+    "form", [forms.terminal, forms.markdown, lambda results: render.html(results, ""), forms.latex]
+)
+def test_every_readable_form_says_which_rows_are_judged_on_on(without_sa, filled, form):
+    text = form(without_sa)
+    assert "ours on shapes, AN, or ON where there is no AN, mean" in text
+    assert "udged on ON, since they have no AN without SA: no-SA; all others on AN" in text
+    alone = form(dataclasses.replace(without_sa, tables=(filled,)))
+    assert "judged on ON" not in alone.partition("What is measured")[0]
+    assert "ours on shapes, AN, mean" in alone
+
+
+def test_the_csv_names_the_network_of_each_row_and_keeps_ons_of_all(without_sa):
+    rows = list(csv.DictReader(io.StringIO(forms.as_csv(without_sa))))
+    assert [(row["arm"], row["network"], row["seg_miou_mean"]) for row in rows] == [
+        ("no-SA", "online", "40.0000"),
+        ("full", "assignment", "60.0000"),
+    ]
+    assert [row["online_seg_miou_mean"] for row in rows] == ["40.0000", "40.0000"]
+
+
+def test_the_charts_and_the_lead_are_of_the_network_that_a_row_is_judged_on(without_sa):
+    lines = render.chart(without_sa.tables[0], SEG_MIOU)["lines"]
+    assert lines[0]["mean"] < lines[1]["mean"]
+    assert render.lead(without_sa) == "val label-free mIoU: full 60.0 ± 0.0 %, no-SA 40.0 ± 0.0 %"

@@ -149,3 +149,14 @@ def test_a_warmup_or_an_oracle_is_never_the_best_so_far():
     trials = make_plan(BASE, [table], [0]).trials
     results = {trial.name: {"metrics": {SEG_MIOU: 0.2 if trial.arm == "a" else 0.9}} for trial in trials}
     assert best_so_far(trials, results) == "best a, seed 0: label-free mIoU 20.0"
+
+
+def test_the_best_so_far_is_by_on_where_a_trial_has_no_an():
+    table = Table(name="t", title="", reference="a", arms=(Arm("a"), Arm("no-SA", {"cam.source": "online"})))
+    trials = make_plan(BASE, [table], [0]).trials
+    metrics = {
+        "a": {SEG_MIOU: 0.5, "val/online/seg_miou": 0.4},
+        "no-SA": {SEG_MIOU: 0.6, "val/online/seg_miou": 0.3},
+    }
+    results = {trial.name: {"metrics": metrics[trial.arm]} for trial in trials if trial.kind == "trial"}
+    assert best_so_far(trials, results) == "best a, seed 0: label-free mIoU 50.0"

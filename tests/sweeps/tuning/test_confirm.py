@@ -164,3 +164,18 @@ def test_without_confirmation_the_best_is_the_searchs_maximum_and_called_that(se
     config, why = best_config(found.study, confirmation, BASE)
     assert config == override(BASE, {"csc.weight": 0.2})
     assert why == "trial 1 1, the search's maximum, not confirmed"
+
+
+def test_settings_without_an_assignment_network_are_confirmed_by_on(tmp_path):
+    space = Space(Choice("cam.source", ("assignment", "online")))
+    study = open_study(tmp_path, space, BASE)
+    study.enqueue({"3b/no-SA": {"cam.source": "online"}})
+    study.finish(study.ask().number, 0.5)
+    plan = plan_confirmation(study, best_of(study, 1), BASE, 1)
+    for trial in (trial for trial in plan.trials if trial.kind == "trial"):
+        folder = folders.trial_folder(tmp_path, trial.name)
+        folder.mkdir(parents=True)
+        metrics = {SEG_MIOU: 0.6, "val/online/seg_miou": 0.4}
+        result = {"identity": identity(trial.config), "step": trial.last_step, "metrics": metrics}
+        (folder / "result.json").write_text(json.dumps(result))
+    assert read_confirmation(study, plan, tmp_path).table["mean"].to_dict() == {"full": 0.6, "trial-0": 0.4}

@@ -18,7 +18,7 @@ from sweeps.tables.metrics import SEG_MIOU
 from sweeps.tuning.arguments import Budget, Limits, read_arguments
 from sweeps.tuning.launch import StudySearcher
 from sweeps.tuning.space import SPACE, Choice, Range, Space
-from sweeps.tuning.study import SearchStudy, begun, reason, state
+from sweeps.tuning.study import SearchStudy, begun, metric_by_step, origin, reason, state
 from tests.sweeps.running.stub_checkpoint import leave_checkpoint
 
 BASE = override(get_preset("shapes"), {"train.iterations": 20, "train.warmup": 8, "evaluation.every": 4})
@@ -54,7 +54,7 @@ class Bench:
             "identity": identity(trial.config),
             "warmup_identity": warmup_identity(trial.config),
             "step": trial.last_step,
-            "metrics": {SEG_MIOU: value},
+            "metrics": value if isinstance(value, dict) else {SEG_MIOU: value},
         }
         (folder / "result.json").write_text(json.dumps(result))
 
@@ -298,3 +298,41 @@ def test_tune_is_told_of_a_trial_but_not_where_it_is_tracked(bench):
 
     assert told["spec"].tracking.run_name == "a trial"
     assert "secret" not in repr(told)
+
+
+ON = "val/online/seg_miou"
+SOURCES = Space(Choice("cam.source", ("assignment", "online")), Range("csc.weight", 0.01, 1.0))
+WITH_AN, WITHOUT_AN = ({"cam.source": source, "csc.weight": 0.3} for source in ("assignment", "online"))
+
+
+def test_a_trial_without_an_assignment_network_is_judged_on_on_at_its_end(tmp_path):
+    bench = Bench(tmp_path, space=SOURCES)
+    searcher = bench.start()
+    bench.study.enqueue({"with": WITH_AN, "without": WITHOUT_AN})
+    bench.finish(searcher, searcher.next_trial())
+    for _ in range(2):
+        trial = searcher.next_trial()
+        bench.write(trial, {SEG_MIOU: 0.6, ON: 0.4})
+        searcher.end(trial, "")
+    assert {origin(trial): trial.value for trial in bench.study.trials} == {"with": 0.6, "without": 0.4}
+
+
+def test_a_trial_without_an_assignment_network_is_judged_on_on_on_its_way(tmp_path):
+    bench = Bench(tmp_path, space=SOURCES)
+    searcher = bench.start()
+    bench.study.enqueue({"with": WITH_AN, "without": WITHOUT_AN})
+    bench.finish(searcher, searcher.next_trial())
+    for _ in range(2):
+        trial = searcher.next_trial()
+        searcher._names["tune"] = trial.name
+        assert not searcher.should_stop("tune", {"step": 12, "assignment": 0.6, "online": 0.4})
+        bench.finish(searcher, trial)
+    on_way = {origin(trial): trial.intermediate_values for trial in bench.study.trials}
+    assert on_way == {"with": {12: 0.6}, "without": {12: 0.4}}
+
+
+def test_a_journal_is_read_for_the_network_that_its_run_is_judged_on(tmp_path):
+    line = json.dumps({"step": 12, SEG_MIOU: 0.6, ON: 0.4})
+    (tmp_path / "journal.jsonl").write_text(line + "\n")
+    assert metric_by_step(tmp_path, STEPS, BASE) == {12: 0.6}
+    assert metric_by_step(tmp_path, STEPS, override(BASE, {"cam.source": "online"})) == {12: 0.4}
