@@ -34,6 +34,7 @@ from cosa.evaluation.predict import predict_files
 from cosa.model import ImageOutput, Model
 from cosa.networks.multiscale import resize
 from cosa.storage.files import lock, write_atomically
+from cosa.storage.model_files import tensors_digest
 from cosa.structures import IGNORE
 
 SUMMARY = "pseudo_labels.json"
@@ -149,10 +150,6 @@ def labels_fingerprint(folder: Path, names: Sequence[str]) -> str:
 
 def _made_of(model: Model, dataset: SegmentationDataset, settings: LabelSettings) -> dict[str, Any]:
     """All that the pseudo-labels follow from, as plain data."""
-    weights = hashlib.sha256()
-    for name, tensor in model.network.state_dict().items():
-        weights.update(name.encode())
-        weights.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     seen = model.config.evaluation
     return {
         "format": _FORMAT,
@@ -160,7 +157,7 @@ def _made_of(model: Model, dataset: SegmentationDataset, settings: LabelSettings
         "identity": identity(model.config),
         "step": model.facts.step,
         "network": model.facts.network,
-        "weights": weights.hexdigest()[:16],
+        "weights": tensors_digest(model.network.state_dict())[:16],
         "oracle": model.config.oracle,
         **asdict(settings),
         "size": seen.size,

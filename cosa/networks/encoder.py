@@ -6,7 +6,6 @@ cannot is refused.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import math
 from collections.abc import Iterator, Mapping
@@ -24,7 +23,7 @@ from cosa.config import NetworkConfig
 from cosa.networks import _torchvision  # noqa: F401  (before timm: see its docstring)
 from cosa.networks.published import published
 from cosa.storage.files import digest, one_line
-from cosa.storage.model_files import read_tensors
+from cosa.storage.model_files import read_tensors, tensors_digest
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -102,11 +101,7 @@ class Encoder(nn.Module):
 
     def digest(self) -> str:
         """The SHA-256 of the encoder's tensors: names, types, shapes and values."""
-        whole = hashlib.sha256()
-        for name, tensor in sorted(self.vit.state_dict().items()):
-            whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            whole.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return whole.hexdigest()
+        return tensors_digest(self.vit.state_dict())
 
 
 def build_encoder(

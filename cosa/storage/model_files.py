@@ -6,6 +6,7 @@ A model's folder holds model.safetensors (the weights), config.json (the run's s
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -175,3 +176,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
         raise ValueError(f"weights file must hold tensors by name, got {str(path)!r}")
     return found
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of tensors, 64 hex digits: names, types, shapes and values, whatever their order."""
+    whole = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        whole.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return whole.hexdigest()

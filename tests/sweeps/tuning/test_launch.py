@@ -305,11 +305,17 @@ SOURCES = Space(Choice("cam.source", ("assignment", "online")), Range("csc.weigh
 WITH_AN, WITHOUT_AN = ({"cam.source": source, "csc.weight": 0.3} for source in ("assignment", "online"))
 
 
-def test_a_trial_without_an_assignment_network_is_judged_on_on_at_its_end(tmp_path):
-    bench = Bench(tmp_path, space=SOURCES)
+def warmed_up_for_both(folder):
+    """A search whose next two trials are one with an assignment network and one without."""
+    bench = Bench(folder, space=SOURCES)
     searcher = bench.start()
     bench.study.enqueue({"with": WITH_AN, "without": WITHOUT_AN})
     bench.finish(searcher, searcher.next_trial())
+    return bench, searcher
+
+
+def test_a_trial_without_an_assignment_network_is_judged_on_on_at_its_end(tmp_path):
+    bench, searcher = warmed_up_for_both(tmp_path)
     for _ in range(2):
         trial = searcher.next_trial()
         bench.write(trial, {SEG_MIOU: 0.6, ON: 0.4})
@@ -318,10 +324,7 @@ def test_a_trial_without_an_assignment_network_is_judged_on_on_at_its_end(tmp_pa
 
 
 def test_a_trial_without_an_assignment_network_is_judged_on_on_on_its_way(tmp_path):
-    bench = Bench(tmp_path, space=SOURCES)
-    searcher = bench.start()
-    bench.study.enqueue({"with": WITH_AN, "without": WITHOUT_AN})
-    bench.finish(searcher, searcher.next_trial())
+    bench, searcher = warmed_up_for_both(tmp_path)
     for _ in range(2):
         trial = searcher.next_trial()
         searcher._names["tune"] = trial.name
