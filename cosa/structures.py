@@ -86,6 +86,16 @@ class NetworkOutput:
 
 
 @dataclass(frozen=True)
+class SegmentationOutput:
+    """What a standalone segmentation network says of a batch of images."""
+
+    seg_logits: Float[Tensor, "b k p q"]
+    """S, in the resolution of the network's decoder."""
+    aux_logits: Float[Tensor, "b k r s"] | None
+    """The same by the auxiliary head, which training alone reads; None where there is none."""
+
+
+@dataclass(frozen=True)
 class FusedOutput:
     """What one network says of a batch over several scales and flips, in one resolution."""
 

@@ -128,11 +128,17 @@ PAPER_ENCODER = "vit_base_patch16_224.orig_in21k_ft_in1k"
 
 
 class NetworkConfig(Section):
-    """The encoder (any ViT of timm) and the heads on it; ON and AN share it."""
+    """The encoder and the heads on it: CoSA's own network, which ON and AN share, or a standalone one."""
 
+    architecture: Literal["cosa", "largefov_vit", "deeplabv3plus", "upernet", "largefov_wideresnet38"] = (
+        "cosa"
+    )
+    """`cosa`, or a standalone segmentation network: CoSA's ViT with its decoder alone (`largefov_vit`), or
+    one of CoSA-MS (Tab. 2)."""
     encoder: str = PAPER_ENCODER
-    """Name of a timm Vision Transformer with the tag of its weights, as
-    vit_base_patch16_224.orig_in21k_ft_in1k; without a tag timm's default is taken, and written down."""
+    """Name of a timm model with the tag of its weights, as vit_base_patch16_224.orig_in21k_ft_in1k; without a
+    tag timm's default is taken, and written down. A Vision Transformer; for `deeplabv3plus` a ResNet, for
+    `upernet` a Swin Transformer or a ResNet; `largefov_wideresnet38` has its own."""
     pretrained: bool = True
     """Start from timm's published weights; asks the network the first time."""
     weights: str = ""
@@ -143,18 +149,19 @@ class NetworkConfig(Section):
     patch_size: OrOwn = 0
     """Side of a patch, pixels; 0 keeps the encoder's own."""
     width: OrOwn = 0
-    """Channels of the encoder; 0 keeps its own."""
+    """Channels of the encoder, of a Swin's first stage; 0 keeps its own."""
     depth: OrOwn = 0
-    """Blocks of the encoder; 0 keeps its own."""
+    """Blocks of the encoder, of each stage of a Swin; 0 keeps its own."""
     heads: OrOwn = 0
-    """Attention heads of the encoder; 0 keeps its own."""
+    """Attention heads of the encoder, of a Swin's first stage; 0 keeps its own."""
     drop_path: Decay = 0.0
     """Stochastic depth rate of the online network, in [0, 1)."""
     aux_block: Annotated[int, law("be <= -2, a block before the last", lambda n: n <= -2)] = -3
     """Block that M-dagger is read from, counted from the end (-1 is the last block)."""
     aux_head: bool = True
     """Whether M-dagger is learned at all; without it neither cls-dagger nor c2s-dagger is trained, and what
-    is reported of M-dagger is that of random numbers. CSC needs it."""
+    is reported of M-dagger is that of random numbers. CSC needs it. For `upernet`, whether it has an
+    auxiliary FCN head; the other standalone networks have none."""
     aux_norm: bool = False
     """Whether M-dagger is read behind the encoder's final norm, as M is; the authors read the block's raw
     output."""
@@ -162,7 +169,7 @@ class NetworkConfig(Section):
     """Whether published position embeddings are resampled to the crop once and then trained; else they stay
     as they are and are resampled in each pass, as the authors do. From scratch they are always trained."""
     decoder_channels: Count = 512
-    """Channels of the LargeFOV decoder's two dilated convolutions."""
+    """Channels of the decoder's convolutions."""
     decoder_dilation: Count = 5
     """Dilation of the LargeFOV decoder's two 3x3 convolutions, in patches."""
 
@@ -170,6 +177,12 @@ class NetworkConfig(Section):
         """Called by pydantic: laws of two settings."""
         if self.pretrained and self.weights:
             law = "be false where network.weights names a file"
+            raise ValueError(must("network.pretrained", law, self.pretrained))
+        if self.aux_head and self.architecture not in {"cosa", "upernet"}:
+            law = f"be false where network.architecture is {self.architecture}, which has no auxiliary head"
+            raise ValueError(must("network.aux_head", law, self.aux_head))
+        if self.pretrained and self.architecture == "largefov_wideresnet38":
+            law = "be false for a WideResNet38, whose weights come from a file: network.weights"
             raise ValueError(must("network.pretrained", law, self.pretrained))
 
     @property
@@ -182,9 +195,10 @@ class NetworkConfig(Section):
         """Whether its own mean and deviation are ImageNet's, whatever timm says of it.
 
         Paper silent: the weights of its encoder were trained with 0.5 and 0.5, but the authors' code feeds
-        it images in ImageNet's, and so do we.
+        it images in ImageNet's, and so do we. WideResNet38's weights were trained with them.
         """
-        return self.from_scratch or self.encoder == PAPER_ENCODER
+        wide = self.architecture == "largefov_wideresnet38"
+        return self.from_scratch or wide or self.encoder == PAPER_ENCODER
 
 
 class CamConfig(Section):
@@ -413,7 +427,7 @@ class Config(Section):
 
     def model_post_init(self, _: object) -> None:
         """Called by pydantic: laws of two sections."""
-        if self.csc.weight and not self.network.aux_head:
+        if self.csc.weight and not self.network.aux_head and self.network.architecture == "cosa":
             law = "be true where csc.weight is not 0: M-dagger says what is contrasted"
             raise ValueError(must("network.aux_head", law, self.network.aux_head))
 
@@ -431,6 +445,7 @@ class Config(Section):
 EARLIER: Mapping[str, Any] = {
     "data.mean": IMAGENET_MEAN,
     "data.std": IMAGENET_STD,
+    "network.architecture": "cosa",
     "network.weights_sha256": "",
     "network.aux_norm": True,
     "network.train_pos_embed": True,

@@ -69,9 +69,14 @@ def build_network(
         state: The network's own tensors, which the caller will load: no published ones are read then.
 
     Raises:
-        ValueError: As `build_encoder`, or the crop is no multiple of the patch.
+        ValueError: As `build_encoder`, the crop is no multiple of the patch, or it is another architecture.
         FileNotFoundError: `network.weights` names no file.
     """
+    if config.architecture != "cosa":
+        raise ValueError(
+            f"network.architecture must be cosa, got {config.architecture!r}; "
+            "a standalone network is trained by cosa-segment"
+        )
     inside = None
     if state is not None:
         prefix = "encoder.vit."

@@ -26,7 +26,7 @@ def pinned(config: Config) -> Config:
     deviation. Pinning what is pinned changes nothing, and needs no timm.
 
     Raises:
-        ValueError: `network.encoder` is no Vision Transformer of timm, or has no such weights.
+        ValueError: `network.encoder` is no such model of timm, or has no such weights.
     """
     network, data = config.network, config.data
     encoder, mean, std = network.encoder, data.mean, data.std
@@ -34,7 +34,7 @@ def pinned(config: Config) -> Config:
     if network.sees_imagenet:
         mean, std = mean or IMAGENET_MEAN, std or IMAGENET_STD
     elif untagged or not (mean and std):
-        cfg = published(encoder)
+        cfg = published(encoder, network.architecture)
         encoder = f"{encoder}.{cfg.tag}" if untagged else encoder
         mean, std = mean or tuple(cfg.mean), std or tuple(cfg.std)
         if network.pretrained and not cfg.has_weights:
@@ -61,20 +61,28 @@ def _digest(path: Path, changed: int) -> str:  # noqa: ARG001 (a file that has c
     return digest(path)
 
 
-def published(encoder: str) -> PretrainedCfg:
+_KINDS = {
+    "deeplabv3plus": ("ResNet", ("resnet",)),
+    "upernet": ("Swin Transformer or ResNet", ("swin_transformer", "resnet")),
+}
+"""What an architecture's encoder must be, and timm's modules that have such; else a Vision Transformer."""
+
+
+def published(encoder: str, architecture: str = "cosa") -> PretrainedCfg:
     """What timm's registry knows of the weights called `encoder`, of its default ones where that has no tag.
 
     Raises:
-        ValueError: timm knows no such Vision Transformer, or no such tag of it.
+        ValueError: timm knows no such model that the architecture can stand on, or no such tag of it.
     """
     importlib.import_module("cosa.networks._torchvision")  # before timm: see its docstring
     import timm
 
-    names = [*timm.list_models(module="vision_transformer"), *timm.list_models(module="deit")]
+    kind, modules = _KINDS.get(architecture, ("Vision Transformer", ("vision_transformer", "deit")))
+    names = [name for module in modules for name in timm.list_models(module=module)]
     name = encoder.partition(".")[0]
     if name not in names:
         raise ValueError(
-            f"network.encoder must be a Vision Transformer of timm, got {encoder!r}{nearest(encoder, names)}"
+            f"network.encoder must be a {kind} of timm, got {encoder!r}{nearest(encoder, names)}"
         )
     tagged = timm.list_pretrained(f"{name}.*")
     if "." in encoder and encoder not in tagged:
@@ -98,7 +106,7 @@ def starting_point(config: Config, sha256: str) -> dict[str, str]:
     if network.weights:
         source = f"{Path(network.weights).name} of SHA-256 {network.weights_sha256}"
     else:
-        cfg = published(network.encoder)
+        cfg = published(network.encoder, network.architecture)
         source = str(cfg.hf_hub_id or cfg.url)
     return {
         "name": network.encoder,

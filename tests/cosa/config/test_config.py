@@ -53,6 +53,7 @@ OTHER: Mapping[str, Any] = {
     "data.blur_prob": 0.25,
     "data.strong_appearance": False,
     "data.loader_workers": 0,
+    "network.architecture": "upernet",
     "network.encoder": "vit_tiny_patch16_224",
     "network.pretrained": False,
     "network.weights": "",  # needs `pretrained` off: see its own tests
