@@ -34,6 +34,16 @@ class Batch:
     """False on padding."""
     masks: Int[Tensor, "b h w"] | None = None
     """Ground truth in [0, k) or IGNORE; there for the oracle of the guidance study alone."""
+    present: Int[Tensor, "b n"] | None = None
+    """Indices in [0, c) of the classes that each image holds, ascending, then of some that it does not: n is
+    the most that one image of the batch holds, at least 1. Told from `labels` before they are on a device,
+    since their number is a size."""
+
+    def __post_init__(self) -> None:
+        if self.present is None:
+            width = max(1, int(self.labels.sum(1).max()))
+            order = self.labels.argsort(stable=True, dim=1, descending=True)
+            object.__setattr__(self, "present", order[:, :width])
 
     def to(self, device: torch.device) -> Self:
         """The batch on `device`, copied without waiting where its memory is pinned."""
@@ -97,13 +107,16 @@ class SegmentationOutput:
 
 @dataclass(frozen=True)
 class FusedOutput:
-    """What one network says of a batch over several scales and flips, in one resolution."""
+    """What one network says of a batch over several scales and flips, in one resolution.
 
-    cam: Float[Tensor, "b c h w"]
+    n of M's maps and m of S's, those that the caller wanted: all c and all k where it did not say.
+    """
+
+    cam: Float[Tensor, "b n h w"]
     """M, raw, maximum over scales and flips."""
-    aux_cam: Float[Tensor, "b c h w"]
+    aux_cam: Float[Tensor, "b n h w"]
     """M-dagger, raw, maximum over scales and flips."""
-    seg_logits: Float[Tensor, "b k h w"]
+    seg_logits: Float[Tensor, "b m h w"]
     """S, mean over scales and flips."""
     cls_logits: Float[Tensor, "b c"]
     """Z, mean over scales and flips."""
@@ -134,8 +147,10 @@ class Assignment:
     """From M'."""
     aux_cam: CamTargets
     """From M-dagger'."""
-    spl: Float[Tensor, "b k h w"]
-    """Segmentation pseudo-labels: probabilities over the image's classes and the background."""
+    spl: Float[Tensor, "b m h w"]
+    """Segmentation pseudo-labels: probabilities of the background and of the classes in `present`."""
+    present: Int[Tensor, "b n"]
+    """See `Batch`; classes that the image does not hold are 0 in `spl`, and so are all others."""
 
 
 T = TypeVar("T", Batch, FusedOutput, Assignment, CamTargets)

@@ -29,7 +29,7 @@ def cls_loss(cls_logits: Float[Tensor, "b c"], labels: Float[Tensor, "b c"]) -> 
 
 
 def c2s_loss(
-    seg_logits: Float[Tensor, "b k h w"],
+    log_probs: Float[Tensor, "b k h w"],
     cpl: Int[Tensor, "b h w"],
     raw: Float[Tensor, "b h w"],
     pixels: Float[Tensor, ""] | None = None,
@@ -39,7 +39,7 @@ def c2s_loss(
     Paper: Eq. (5).
 
     Args:
-        seg_logits: Unnormalised scores of the online network.
+        log_probs: Log-softmax of the online network's scores; both CPL are held against the same one.
         cpl: Classes in [0, k), or IGNORE on padding.
         raw: Reliability weights with mean 1 over the batch; all ones gives plain cross-entropy.
         pixels: Divisor in place of the number of labelled pixels here.
@@ -47,7 +47,7 @@ def c2s_loss(
     Returns:
         Mean over labelled pixels, in nats; 0 (not NaN) when every pixel is IGNORE.
     """
-    losses = raw * functional.cross_entropy(seg_logits, cpl, ignore_index=IGNORE, reduction="none")
+    losses = raw * functional.nll_loss(log_probs, cpl, ignore_index=IGNORE, reduction="none")
     return _mean(losses, cpl != IGNORE, pixels)
 
 
@@ -86,7 +86,8 @@ def averaging_weights(
 
 def s2c_loss(
     cam: Float[Tensor, "b c h w"],
-    spl: Float[Tensor, "b k h w"],
+    spl: Float[Tensor, "b m h w"],
+    classes: Int[Tensor, "b n"],
     valid: Bool[Tensor, "b h w"],
     pixels: Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, ""]:
@@ -97,14 +98,17 @@ def s2c_loss(
     Args:
         cam: Raw M of the online network, neither normalised nor cut at 0, in the size of the SPL; in the
             authors' code it is ReLU(M), and both are on the patch grid.
-        spl: Probabilities; the background's channel guides no map.
+        spl: Probabilities of the background, whose channel guides no map, and of n classes; 0 of all others.
+        classes: Index in [0, c) of these n, no two of them the same.
         valid: False on padding; R is the valid pixels.
         pixels: Divisor in place of the number of valid pixels here.
 
     Returns:
         Mean over valid pixels and all c classes, absent ones, too, in nats; 0 without a valid pixel.
     """
-    losses = functional.binary_cross_entropy_with_logits(cam, spl[:, 1:], reduction="none").mean(1)
+    guided = cam.take_along_dim(classes[:, :, None, None], 1)
+    # against a probability q the cross-entropy of M is softplus(M) - q M, and most q are 0
+    losses = (functional.softplus(cam).sum(1) - (spl[:, 1:] * guided).sum(1)) / cam.shape[1]
     return _mean(losses, valid, pixels)
 
 

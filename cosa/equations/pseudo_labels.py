@@ -18,10 +18,11 @@ def max_activation(activation_map: Float[Tensor, "b c h w"]) -> Float[Tensor, "b
 
 
 def cam_pseudo_labels(
-    activation_map: Float[Tensor, "b c h w"],
+    activation_map: Float[Tensor, "b n h w"],
     xi: Float[Tensor, ""] | float,
     valid: Bool[Tensor, "b h w"],
     band: tuple[float, ...] = (),
+    classes: Int[Tensor, "b n"] | None = None,
 ) -> Int[Tensor, "b h w"]:
     """CPL: the most activated class where its activation reaches xi, the background elsewhere.
 
@@ -34,11 +35,14 @@ def cam_pseudo_labels(
         valid: False on padding.
         band: Two thresholds in place of xi: the class from the upper one on, the background below the lower
             one, no label between; empty where there is none.
+        classes: Index in [0, c) of the class of each map; by default they are all classes in order.
 
     Returns:
         Classes in [0, k), IGNORE on padding and within the band.
     """
     nu, strongest = activation_map.max(1)
+    if classes is not None:
+        strongest = classes.gather(1, strongest.flatten(1)).view_as(strongest)
     low, high = band or (xi, xi)
     cpl = torch.where(nu >= high, strongest + 1, torch.where(nu < low, 0, IGNORE))
     return torch.where(valid, cpl, IGNORE)

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 
 from cosa.networks.network import CosaNetwork
-from cosa.structures import FusedOutput
+from cosa.structures import FusedOutput, NetworkOutput
 
 
 def multiscale(
@@ -23,6 +23,8 @@ def multiscale(
     size: tuple[int, int],
     fusion: Literal["max", "sum"] = "max",
     aux_fusion: Literal["max", "sum", "last"] = "max",
+    cam_classes: Int[Tensor, "b n"] | None = None,
+    seg_classes: Int[Tensor, "b m"] | None = None,
 ) -> FusedOutput:
     """Fuse what the network says at each scale, as it is and mirrored: CAMs by maximum, the rest by mean.
 
@@ -38,12 +40,16 @@ def multiscale(
         fusion: How the M of the scales become one: by maximum, or as the sum of ReLU(M), as in the authors'
             code; the flips of a scale always by maximum.
         aux_fusion: The same of M-dagger; `last` takes that of the last scale alone, as in the authors' code.
+        cam_classes: Indices in [0, c) of the maps of M and M-dagger that are wanted of each image; all by
+            default. Others are dropped on the patch grid, before they cost anything.
+        seg_classes: The same of S, in [0, k).
     """
     cam = aux_cam = None
     sums: tuple[Tensor, ...] = ()
     for scale in scales:
         seen = None
-        for view in _views(network, images, scale, flip, size):
+        for output, mirrored in _views(network, images, scale, flip):
+            view = _upright(output, mirrored, size, cam_classes, seg_classes)
             maps, logits = (view.cam, view.aux_cam), (view.seg_logits, view.cls_logits, view.aux_cls_logits)
             seen = (
                 maps if seen is None else (torch.maximum(seen[0], maps[0]), torch.maximum(seen[1], maps[1]))
@@ -75,21 +81,14 @@ def resize(maps: Float[Tensor, "b n _h _w"], size: tuple[int, int]) -> Float[Ten
 
 
 def _views(
-    network: CosaNetwork, images: Tensor, scale: float, flip: bool, size: tuple[int, int]
-) -> Iterator[FusedOutput]:
-    """What the network says of a scale, as it is and, where `flip`, mirrored; mirrored back and resized."""
+    network: CosaNetwork, images: Tensor, scale: float, flip: bool
+) -> Iterator[tuple[NetworkOutput, bool]]:
+    """What the network says of a scale, as it is and, where `flip`, mirrored, which it is told beside it."""
     patch = network.patch_size
     height, width = (max(1, round(side * scale / patch)) * patch for side in images.shape[2:])
     scaled = resize(images, (height, width))
     for mirrored in (False, True) if flip else (False,):
-        output = network(scaled.flip(-1) if mirrored else scaled)
-        yield FusedOutput(
-            cam=_upright(output.cam, mirrored, size),
-            aux_cam=_upright(output.aux_cam, mirrored, size),
-            seg_logits=_upright(output.seg_logits, mirrored, size),
-            cls_logits=output.cls_logits,
-            aux_cls_logits=output.aux_cls_logits,
-        )
+        yield network(scaled.flip(-1) if mirrored else scaled), mirrored
 
 
 def _fused(
@@ -101,5 +100,24 @@ def _fused(
     return torch.maximum(before, cam) if how == "max" else before.relu() + cam.relu()
 
 
-def _upright(maps: Tensor, mirrored: bool, size: tuple[int, int]) -> Tensor:
-    return resize(maps.flip(-1) if mirrored else maps, size)
+def _upright(
+    output: NetworkOutput,
+    mirrored: bool,
+    size: tuple[int, int],
+    cam_classes: Int[Tensor, "b n"] | None,
+    seg_classes: Int[Tensor, "b m"] | None,
+) -> FusedOutput:
+    """The wanted maps of a view, mirrored back and resized."""
+
+    def upright(maps: Tensor, classes: Tensor | None) -> Tensor:
+        wanted = maps if classes is None else maps.take_along_dim(classes[:, :, None, None], 1)
+        return resize(wanted.flip(-1) if mirrored else wanted, size)
+
+    assert output.seg_logits is not None
+    return FusedOutput(
+        cam=upright(output.cam, cam_classes),
+        aux_cam=upright(output.aux_cam, cam_classes),
+        seg_logits=upright(output.seg_logits, seg_classes),
+        cls_logits=output.cls_logits,
+        aux_cls_logits=output.aux_cls_logits,
+    )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
+from torch.nn.functional import pad
 
 from cosa.config import Config
 from cosa.equations.cam import to_activation
@@ -21,7 +22,7 @@ from cosa.equations.reliability import perplexity, reliability_sum, reliability_
 from cosa.equations.threshold import Threshold, activation_histogram
 from cosa.networks.multiscale import multiscale, resize
 from cosa.networks.network import CosaNetwork
-from cosa.structures import IGNORE, Assignment, Batch, CamTargets, NetworkOutput, split
+from cosa.structures import IGNORE, Assignment, Batch, CamTargets, NetworkOutput
 
 Total = Callable[[Tensor], Tensor]
 """Sums a tensor over all ranks."""
@@ -59,34 +60,41 @@ def assign(
         config: Sections cam, threshold, raw and s2c are read.
         total: Sums over ranks, so that thresholds and weights agree on all of them.
     """
-    valid = middles(batch.valid, config.cam.stride)
+    present, valid = batch.present, middles(batch.valid, config.cam.stride)
+    assert present is not None
+    labels, count = batch.labels.gather(1, present), config.train.accumulate
     chunks = [
         multiscale(
             network,
-            part.weak,
+            images,
             scales=config.cam.scales,
             flip=config.cam.flip,
             size=(valid.shape[1], valid.shape[2]),
             fusion=config.cam.fusion,
             aux_fusion=config.cam.aux_fusion,
+            cam_classes=share,
+            seg_classes=pad(share + 1, (1, 0)),
         )
-        for part in split(batch, config.train.accumulate)
+        for images, share in zip(batch.weak.chunk(count), present.chunk(count), strict=True)
     ]
     seg_logits = torch.cat([chunk.seg_logits for chunk in chunks])
 
     def targets(cam: Tensor, threshold: Threshold, band: tuple[float, ...]) -> CamTargets:
-        return _targets(to_activation(cam, batch.labels, valid), valid, threshold, band, config, total)
+        activation = to_activation(cam, labels, valid)
+        return _targets(activation, present, valid, threshold, band, config, total)
 
     band, aux_band = config.threshold.band, config.threshold.aux_band or config.threshold.band
     return Assignment(
         cam=targets(torch.cat([chunk.cam for chunk in chunks]), thresholds.cam, band),
         aux_cam=targets(torch.cat([chunk.aux_cam for chunk in chunks]), thresholds.aux_cam, aux_band),
-        spl=seg_pseudo_labels(seg_logits, batch.labels, config.s2c.tau),
+        spl=seg_pseudo_labels(seg_logits, labels, config.s2c.tau),
+        present=present,
     )
 
 
 def _targets(
-    activation: Float[Tensor, "b c h w"],
+    activation: Float[Tensor, "b n h w"],
+    present: Int[Tensor, "b n"],
     valid: Bool[Tensor, "b h w"],
     threshold: Threshold,
     band: tuple[float, ...],
@@ -98,7 +106,7 @@ def _targets(
     threshold.update(total(activation_histogram(confidence, valid)))
     xi = threshold.value
     perplexities = perplexity(confidence, xi, config.raw.alpha, config.raw.beta)
-    cpl = cam_pseudo_labels(activation, xi, valid, band)
+    cpl = cam_pseudo_labels(activation, xi, valid, band, present)
     labelled = cpl != IGNORE
     if config.raw.enabled:
         reliability, count = total(reliability_sum(perplexities, labelled)).unbind()
@@ -146,20 +154,20 @@ def learn(
     size = (assigned.spl.shape[2], assigned.spl.shape[3])
     if config.c2s.weight:
         assert output.seg_logits is not None
-        seg_logits = resize(output.seg_logits, size)
+        log_probs = resize(output.seg_logits, size).log_softmax(1)
         valid = middles(batch.valid, config.cam.stride).sum().float() if pixels is None else pixels
-        terms["c2s"] = c2s_loss(seg_logits, assigned.cam.cpl, assigned.cam.raw, valid)
+        terms["c2s"] = c2s_loss(log_probs, assigned.cam.cpl, assigned.cam.raw, valid)
         if config.c2s.aux and config.network.aux_head:
-            terms["aux_c2s"] = c2s_loss(seg_logits, assigned.aux_cam.cpl, assigned.aux_cam.raw, valid)
+            terms["aux_c2s"] = c2s_loss(log_probs, assigned.aux_cam.cpl, assigned.aux_cam.raw, valid)
     if config.guided:
         cam = output.cam if output.guided_cam is None else output.guided_cam
-        guide, counted = guidance(batch, assigned, config, noise)
+        guide, classes, counted = guidance(batch, assigned, config, noise)
         if config.s2c.cam == "raw":
-            terms["s2c"] = s2c_loss(resize(cam, size), guide, counted, pixels)
+            terms["s2c"] = s2c_loss(resize(cam, size), guide, classes, counted, pixels)
         else:
             grid = (cam.shape[2], cam.shape[3])
             on_patches = middles(counted, size[0] // grid[0])
-            terms["s2c"] = s2c_loss(cam.relu(), resize(guide, grid), on_patches, patches)
+            terms["s2c"] = s2c_loss(cam.relu(), resize(guide, grid), classes, on_patches, patches)
     if config.csc.weight:
         assert keys is not None
         patch = size[0] // output.cam.shape[2]
@@ -177,8 +185,8 @@ def learn(
 
 def guidance(
     batch: Batch, assigned: Assignment, config: Config, noise: Float[Tensor, "b p q"] | None = None
-) -> tuple[Float[Tensor, "b k h w"], Bool[Tensor, "b h w"]]:
-    """What ON's CAMs are to show, in place of the SPL where the guidance study says so, and at which pixels.
+) -> tuple[Float[Tensor, "b m h w"], Int[Tensor, "b n"], Bool[Tensor, "b h w"]]:
+    """What ON's CAMs are to show, in place of the SPL where the guidance study says so.
 
     Paper: Fig. 1 and Tab. 4a.
     Paper: does not say what its random masks look like; ours name, per patch and step, the background or one
@@ -189,27 +197,31 @@ def guidance(
         assigned: The SPL, and the size of the result.
         config: Sections cam and s2c are read.
         noise: Random numbers in [0, 1) per patch, for the source `noise`.
+
+    Returns:
+        Probabilities of the background and of n classes, which classes these are, and the guided pixels.
     """
     valid = middles(batch.valid, config.cam.stride)
     if config.s2c.source == "gt":
         assert batch.masks is not None, "the loader reads masks for the oracle"
         masks = middles(batch.masks, config.cam.stride)
-        return _one_hot(masks, like=assigned.spl), valid & (masks != IGNORE)
+        every = torch.arange(batch.labels.shape[1], device=masks.device).expand_as(batch.labels)
+        return _one_hot(masks, batch.labels.shape[1] + 1), every, valid & (masks != IGNORE)
     if config.s2c.source == "noise":
         assert noise is not None
-        likely = torch.cat([torch.ones_like(batch.labels[:, :1]), batch.labels], dim=1)
+        likely = pad(batch.labels.gather(1, assigned.present), (1, 0), value=1.0)
         bounds = (likely / likely.sum(1, keepdim=True)).cumsum(1)
         drawn = (noise.flatten(1)[:, :, None] >= bounds[:, None, :-1]).sum(2).view_as(noise)
         scale = assigned.spl.shape[2] // noise.shape[1]
         masks = drawn.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
-        return _one_hot(masks, like=assigned.spl), valid
-    return assigned.spl, valid
+        return _one_hot(masks, assigned.spl.shape[1]), assigned.present, valid
+    return assigned.spl, assigned.present, valid
 
 
-def _one_hot(masks: Int[Tensor, "b h w"], like: Float[Tensor, "b k h w"]) -> Float[Tensor, "b k h w"]:
+def _one_hot(masks: Int[Tensor, "b h w"], channels: int) -> Float[Tensor, "b k h w"]:
     """1 in the channel of each pixel's class; nothing where it is IGNORE."""
-    classes = torch.arange(like.shape[1], device=masks.device)
-    return (masks[:, None] == classes[:, None, None]).to(like.dtype)
+    classes = torch.arange(channels, device=masks.device)
+    return (masks[:, None] == classes[:, None, None]).float()
 
 
 def objective(terms: dict[str, Tensor], config: Config) -> Tensor:

@@ -7,7 +7,7 @@ ran. Parts, each some seconds to some minutes on two cores:
     identities   earlier_presets.json; identities.json and presets.json are of today, see identities.py
     training     training.json, names_run.json, stopped_run.tar.gz
     report       report.tar.gz (a store), tables.csv, tables.md, tables.tex, tables.txt, report_cells.json
-    sweep        interrupted_sweep.tar.gz, sweep_tables.csv, sweep_weights.json, names_sweep.json
+    sweep        interrupted_sweep.tar.gz, sweep_tables.csv, names_sweep.json
 
 Of these tables, rows without SA and the column `network` are of today, see test_report.py.
 """
@@ -71,8 +71,8 @@ def make_training(folder: Path) -> None:
         "training.json",
         {
             "made on": recipe.made_on(),
-            "one rank": {"journal": recipe.journal(folder / "run"), **recipe.digests(folder / "run")},
-            "two ranks": {"journal": recipe.journal(folder / "two"), **recipe.digests(folder / "two")},
+            "one rank": recipe.journal(folder / "run"),
+            "two ranks": recipe.journal(folder / "two"),
         },
     )
     process = recipe.start(recipe.train_command("stopped", "--tracking-uri", "none"), folder)
@@ -135,8 +135,6 @@ def make_sweep(folder: Path) -> None:
     recipe.finish(recipe.sweep_command(whole, "sweep", tables, settings, "--max-concurrent", "1"), whole)
     shutil.copyfile(whole / "sweep/tables.csv", DATA / "sweep_tables.csv")
     _write("names_sweep.json", recipe.names_in_store(whole))
-    trials = sorted((whole / "sweep/trials").glob("trial-*"))
-    _write("sweep_weights.json", {trial.name: recipe.digests(trial) for trial in trials})
     shutil.rmtree(whole)
     command = recipe.sweep_command(folder, "sweep", tables, settings, "--max-concurrent", "1")
     process = recipe.start(command, folder)

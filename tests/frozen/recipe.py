@@ -1,4 +1,4 @@
-"""What the kept fixtures and the tests that read them share: small runs, their commands, packing, digests.
+"""What the kept fixtures and the tests that read them share: small runs, their commands, packing.
 
 Fixtures were made by `make.py` from commit 25ac2bd. Commands run in a folder of their own in which the data
 set lies as `shapes`. Kept folders are packed with the path of that folder replaced by PLACE, which has the
@@ -201,21 +201,6 @@ def last_step(out: Path) -> int:
     path = out / "journal.jsonl"
     lines = path.read_text().splitlines() if path.is_file() else []
     return max((int(json.loads(line)["step"]) for line in lines if line.endswith("}")), default=0)
-
-
-def digests(out: Path) -> dict[str, str]:
-    """SHA-256 over names, types, shapes and bytes of the weights of ON and of AN, in the last checkpoint."""
-    path = max((out / "checkpoints").glob("step_*.pt"))
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    return {name: _digest(state[name]) for name in ("online", "assignment")}
-
-
-def _digest(weights: Mapping[str, torch.Tensor]) -> str:
-    whole = hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
-        whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        whole.update(tensor.contiguous().numpy().tobytes())
-    return whole.hexdigest()
 
 
 def pack(folder: Path, archive: Path, kept: Callable[[Path], bool]) -> None:

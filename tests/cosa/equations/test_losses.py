@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from cosa.equations.losses import (
     averaging_weights,
@@ -61,13 +61,15 @@ def test_c2s_worked_out_by_hand() -> None:
     raw = torch.tensor([[[0.5, 1.5, 0.0]]])
 
     expected = (0.5 * math.log(4 / 3) + 1.5 * math.log(2)) / 2
-    assert c2s_loss(seg_logits, cpl, raw).item() == pytest.approx(expected)
+    assert c2s_loss(seg_logits.log_softmax(1), cpl, raw).item() == pytest.approx(expected)
 
 
 def test_c2s_with_equal_weights_is_cross_entropy() -> None:
     seg_logits, cpl = torch.randn(2, 3, 4, 4), torch.randint(0, 3, (2, 4, 4))
 
-    torch.testing.assert_close(c2s_loss(seg_logits, cpl, torch.ones(2, 4, 4)), cross_entropy(seg_logits, cpl))
+    torch.testing.assert_close(
+        c2s_loss(seg_logits.log_softmax(1), cpl, torch.ones(2, 4, 4)), cross_entropy(seg_logits, cpl)
+    )
 
 
 @settings(max_examples=25, deadline=None)
@@ -77,9 +79,11 @@ def test_c2s_is_linear_in_the_weights(seed: int, share: float) -> None:
     cpl = torch.randint(0, 3, (1, 4, 4), generator=generator(seed))
     a, b = torch.rand(2, 1, 4, 4, generator=generator(seed))
 
-    mixed = c2s_loss(seg_logits, cpl, share * a + (1 - share) * b)
+    mixed = c2s_loss(seg_logits.log_softmax(1), cpl, share * a + (1 - share) * b)
 
-    parts = share * c2s_loss(seg_logits, cpl, a) + (1 - share) * c2s_loss(seg_logits, cpl, b)
+    parts = share * c2s_loss(seg_logits.log_softmax(1), cpl, a) + (1 - share) * c2s_loss(
+        seg_logits.log_softmax(1), cpl, b
+    )
     torch.testing.assert_close(mixed, parts)
 
 
@@ -107,7 +111,7 @@ def test_averages_of_c2s_agree_with_the_oracle(balanced: bool, seed: int) -> Non
     valid = (cpl != IGNORE) | (torch.rand(2, 4, 4, generator=random) > 0.5)
 
     weights = raw * averaging_weights(cpl, label_counts(cpl, valid), balanced=balanced)
-    found = c2s_loss(seg_logits, cpl, weights, valid.sum().float())
+    found = c2s_loss(seg_logits.log_softmax(1), cpl, weights, valid.sum().float())
 
     assert found.item() == pytest.approx(slow_c2s(seg_logits, cpl, raw, balanced=balanced), rel=1e-5)
 
@@ -124,7 +128,7 @@ def test_a_balanced_mean_worked_out_by_hand() -> None:
 def test_c2s_of_padding_alone_is_zero_and_teaches_nothing() -> None:
     seg_logits = torch.randn(1, 3, 2, 2, requires_grad=True)
 
-    loss = c2s_loss(seg_logits, torch.full((1, 2, 2), IGNORE), torch.zeros(1, 2, 2))
+    loss = c2s_loss(seg_logits.log_softmax(1), torch.full((1, 2, 2), IGNORE), torch.zeros(1, 2, 2))
     loss.backward()
 
     assert loss.item() == 0
@@ -143,12 +147,17 @@ def test_the_mean_of_c2s_over_shares_is_that_of_the_batch() -> None:
     cpl[0, :3] = IGNORE
     shares, pixels = shares_and_whole(cpl != IGNORE)
 
-    means = torch.stack([c2s_loss(seg_logits[s], cpl[s], raw[s], pixels) for s in shares])
+    means = torch.stack([c2s_loss(seg_logits[s].log_softmax(1), cpl[s], raw[s], pixels) for s in shares])
 
-    torch.testing.assert_close(means.mean(), c2s_loss(seg_logits, cpl, raw))
+    torch.testing.assert_close(means.mean(), c2s_loss(seg_logits.log_softmax(1), cpl, raw))
 
 
 # Eq. (8)
+
+
+def every(cam: Tensor) -> Tensor:
+    """All classes of `cam`, in order."""
+    return torch.arange(cam.shape[1]).expand(cam.shape[:2])
 
 
 def test_s2c_worked_out_by_hand() -> None:
@@ -157,7 +166,9 @@ def test_s2c_worked_out_by_hand() -> None:
 
     # class 1: log 2 whatever its target; class 2: -log(1 - 3/4)
     expected = (math.log(2) + math.log(4)) / 2
-    assert s2c_loss(cam, spl, torch.ones(1, 1, 1, dtype=torch.bool)).item() == pytest.approx(expected)
+    assert s2c_loss(cam, spl, every(cam), torch.ones(1, 1, 1, dtype=torch.bool)).item() == pytest.approx(
+        expected
+    )
 
 
 @settings(max_examples=25, deadline=None)
@@ -168,20 +179,36 @@ def test_s2c_is_smallest_where_the_cam_says_what_the_spl_say(seed: int) -> None:
     valid = torch.ones(1, 3, 3, dtype=torch.bool)
     other = cam + 0.3 * torch.randn(1, 3, 3, 3, generator=generator(seed))
 
-    assert s2c_loss(cam, spl, valid) <= s2c_loss(other, spl, valid)
+    assert s2c_loss(cam, spl, every(cam), valid) <= s2c_loss(other, spl, every(cam), valid)
 
 
 def test_s2c_counts_valid_pixels_alone() -> None:
     cam, spl = torch.randn(1, 2, 2, 2), torch.rand(1, 3, 2, 2)
     valid = torch.tensor([[[True, False], [False, False]]])
 
-    alone = s2c_loss(cam[..., :1, :1], spl[..., :1, :1], valid[..., :1, :1])
+    alone = s2c_loss(cam[..., :1, :1], spl[..., :1, :1], every(cam), valid[..., :1, :1])
 
-    torch.testing.assert_close(s2c_loss(cam, spl, valid), alone)
+    torch.testing.assert_close(s2c_loss(cam, spl, every(cam), valid), alone)
 
 
 def test_s2c_of_padding_alone_is_zero() -> None:
-    assert s2c_loss(torch.randn(1, 2, 2, 2), torch.rand(1, 3, 2, 2), torch.zeros(1, 2, 2) > 0).item() == 0
+    cam, nowhere = torch.randn(1, 2, 2, 2), torch.zeros(1, 2, 2) > 0
+
+    assert s2c_loss(cam, torch.rand(1, 3, 2, 2), every(cam), nowhere).item() == 0
+
+
+def test_s2c_guides_all_other_classes_towards_zero() -> None:
+    cam, valid = torch.randn(2, 5, 4, 4, requires_grad=True), torch.rand(2, 4, 4) > 0.3
+    classes = torch.tensor([[3, 1], [0, 4]])
+    spl = torch.rand(2, 3, 4, 4)
+    guide = torch.zeros(2, 5, 4, 4).scatter(1, classes[:, :, None, None].expand(-1, -1, 4, 4), spl[:, 1:])
+    expected = binary_cross_entropy_with_logits(cam, guide, reduction="none").mean(1)[valid].mean()
+
+    found = s2c_loss(cam, spl, classes, valid)
+
+    torch.testing.assert_close(found, expected)
+    (slope,), (expected_slope,) = (torch.autograd.grad(loss, cam) for loss in (found, expected))
+    torch.testing.assert_close(slope, expected_slope)
 
 
 def test_the_mean_of_s2c_over_shares_is_that_of_the_batch() -> None:
@@ -189,9 +216,9 @@ def test_the_mean_of_s2c_over_shares_is_that_of_the_batch() -> None:
     valid = torch.rand(4, 3, 3) > 0.4
     shares, pixels = shares_and_whole(valid)
 
-    means = torch.stack([s2c_loss(cam[s], spl[s], valid[s], pixels) for s in shares])
+    means = torch.stack([s2c_loss(cam[s], spl[s], every(cam[s]), valid[s], pixels) for s in shares])
 
-    torch.testing.assert_close(means.mean(), s2c_loss(cam, spl, valid))
+    torch.testing.assert_close(means.mean(), s2c_loss(cam, spl, every(cam), valid))
 
 
 # Eq. (9)

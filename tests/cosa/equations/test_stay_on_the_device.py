@@ -36,8 +36,8 @@ def assign_and_learn(mode: str) -> Tensor:
         spl = seg_pseudo_labels(seg_logits, labels, 0.01)
     loss = (
         cls_loss(cam.amax((-2, -1)), labels)
-        + c2s_loss(seg_logits, cpl, raw)
-        + s2c_loss(cam, spl, valid)
+        + c2s_loss(seg_logits.log_softmax(1), cpl, raw)
+        + s2c_loss(cam, spl, torch.arange(cam.shape[1]).expand(cam.shape[:2]), valid)
         + csc_loss(cam, cpl, doubt, 1.0, 0.5, torch.rand(2, 8, 8), 16)
     )
     loss.backward()

@@ -58,23 +58,36 @@ def assigned() -> Assignment:
         perplexity=torch.ones(2, 4, 4),
         raw=torch.ones(2, 4, 4),
     )
-    return Assignment(cam=targets, aux_cam=targets, spl=torch.full((2, 4, 4, 4), 0.25))
+    present = torch.tensor([[1, 0], [0, 2]])
+    return Assignment(cam=targets, aux_cam=targets, spl=torch.full((2, 3, 4, 4), 0.25), present=present)
+
+
+def over_all_classes(guide: Tensor, classes: Tensor) -> Tensor:
+    """`guide` with a channel for each of the three classes, 0 where it has none."""
+    full = torch.zeros(len(guide), 4, *guide.shape[2:])
+    full[:, 0] = guide[:, 0]
+    for i, named in enumerate(classes.tolist()):
+        full[i, [c + 1 for c in named]] = guide[i, 1:]
+    return full
 
 
 # What guides
 
 
 def test_the_spl_guide_by_default(batch: Batch, assigned: Assignment) -> None:
-    guide, counted = guidance(batch, assigned, config("spl"))
+    guide, classes, counted = guidance(batch, assigned, config("spl"))
 
     assert guide is assigned.spl
+    assert classes is assigned.present
     assert torch.equal(counted, batch.valid[:, 1::2, 1::2])
 
 
 def test_the_oracle_guides_by_the_ground_truth_at_the_pseudo_labels_pixels(
     batch: Batch, assigned: Assignment
 ) -> None:
-    guide, _ = guidance(batch, assigned, config("gt"))
+    guide, classes, _ = guidance(batch, assigned, config("gt"))
+
+    assert classes.tolist() == [[0, 1, 2]] * 2
 
     # stride 2 reads rows and columns 1, 3, 5, 7
     assert guide[0, 2].tolist() == [[1.0] * 4, [1.0] * 4, [0.0] * 4, [0.0] * 4]
@@ -87,7 +100,7 @@ def test_the_oracle_counts_neither_padding_nor_pixels_without_a_class(
     assert batch.masks is not None
     batch.masks[0, 5] = IGNORE
 
-    _, counted = guidance(batch, assigned, config("gt"))
+    *_, counted = guidance(batch, assigned, config("gt"))
 
     assert counted[0].all(1).tolist() == [True, True, False, True]
     assert counted[1].all(1).tolist() == [True, True, True, False]
@@ -97,7 +110,7 @@ def test_guidance_by_ground_truth_is_binary_cross_entropy_to_its_masks(
     batch: Batch, assigned: Assignment
 ) -> None:
     cam = torch.randn(2, 3, 4, 4)
-    guide, counted = guidance(batch, assigned, config("gt"))
+    guide, classes, counted = guidance(batch, assigned, config("gt"))
     assert batch.masks is not None
     masks = batch.masks[:, 1::2, 1::2]
 
@@ -108,14 +121,14 @@ def test_guidance_by_ground_truth_is_binary_cross_entropy_to_its_masks(
                 truth = (masks[i, y, x] == c + 1).float()
                 by_hand.append(binary_cross_entropy_with_logits(cam[i, c, y, x], truth))
 
-    torch.testing.assert_close(s2c_loss(cam, guide, counted), torch.stack(by_hand).mean())
+    torch.testing.assert_close(s2c_loss(cam, guide, classes, counted), torch.stack(by_hand).mean())
 
 
 def test_noise_names_the_background_and_the_image_s_classes_alone(batch: Batch, assigned: Assignment) -> None:
     drawn = set()
     for seed in range(200):
         noise = torch.rand(2, 2, 2, generator=torch.Generator().manual_seed(seed))
-        guide, _ = guidance(batch, assigned, config("noise"), noise)
+        guide = over_all_classes(*guidance(batch, assigned, config("noise"), noise)[:2])
         assert guide.sum(1).eq(1).all()
         drawn |= {(i, int(c)) for i in range(2) for c in guide[i].argmax(0).flatten()}
 
@@ -125,9 +138,9 @@ def test_noise_names_the_background_and_the_image_s_classes_alone(batch: Batch, 
 def test_noise_is_one_class_per_patch_and_each_as_likely(batch: Batch, assigned: Assignment) -> None:
     noise = torch.tensor([[[0.49, 0.51], [0.0, 0.99]], [[0.33, 0.34], [0.66, 0.67]]])
 
-    guide, _ = guidance(batch, assigned, config("noise"), noise)
+    guide, named, _ = guidance(batch, assigned, config("noise"), noise)
 
-    classes = guide.argmax(1)
+    classes = over_all_classes(guide, named).argmax(1)
     assert classes[:, ::2, ::2].tolist() == [[[0, 2], [0, 2]], [[0, 1], [1, 3]]]
     assert torch.equal(classes, classes[:, ::2, ::2].repeat_interleave(2, 1).repeat_interleave(2, 2))
 
@@ -198,7 +211,10 @@ def test_the_guidance_reaches_the_encoder_only_through_what_is_not_spared(tiny_c
         side = changed.data.crop_size // 4
         spl = torch.full((4, 7, side, side), 1 / 7)
         cam = output.cam if output.guided_cam is None else output.guided_cam
-        s2c_loss(resize(cam, (side, side)), spl, torch.ones(4, side, side, dtype=torch.bool)).backward()
+        every = torch.arange(6).expand(4, 6)
+        s2c_loss(
+            resize(cam, (side, side)), spl, every, torch.ones(4, side, side, dtype=torch.bool)
+        ).backward()
         gradients = [p.grad.flatten() for p in online.encoder.parameters() if p.grad is not None]
         return torch.cat(gradients) if gradients else torch.zeros(1)
 

@@ -128,7 +128,24 @@ def test_cpl_and_spl_are_those_of_the_fused_weak_view(network: CosaNetwork, batc
         activation = to_activation(cam, batch.labels, valid)
         assert torch.equal(targets.activation, activation.amax(1))
         assert torch.equal(targets.cpl, cam_pseudo_labels(activation, torch.tensor(0.4), valid))
-    assert torch.equal(found.spl, seg_pseudo_labels(fused.seg_logits, batch.labels, config.s2c.tau))
+    spl = seg_pseudo_labels(fused.seg_logits, batch.labels, config.s2c.tau)
+    assert torch.equal(over_all_classes(found), spl)
+
+
+def over_all_classes(found: Assignment) -> Tensor:
+    """The SPL with a channel for each class, 0 where they have none."""
+    full = torch.zeros(len(found.spl), CLASSES + 1, *found.spl.shape[2:])
+    full[:, 0] = found.spl[:, 0]
+    for i, present in enumerate(found.present.tolist()):
+        full[i, [c + 1 for c in present]] = found.spl[i, 1:]
+    return full
+
+
+def test_maps_are_made_of_the_classes_an_image_holds_alone(network: CosaNetwork, batch: Batch) -> None:
+    found = assigned(network, batch)
+
+    assert found.present.tolist() == [[0, 1], [1, 2], [0, 2], [1, 0]]  # filled up where an image holds one
+    assert found.spl.shape[1] == 3
 
 
 def test_no_class_is_assigned_that_the_image_does_not_hold(network: CosaNetwork, batch: Batch) -> None:
@@ -137,7 +154,7 @@ def test_no_class_is_assigned_that_the_image_does_not_hold(network: CosaNetwork,
     for i, labels in enumerate(batch.labels):
         absent = [c + 1 for c in range(CLASSES) if not labels[c]]
         assert not torch.isin(found.cam.cpl[i], torch.tensor(absent)).any()
-        assert found.spl[i, absent].max() == 0
+        assert over_all_classes(found)[i, absent].max() == 0
 
 
 def test_padding_is_ignored_and_weighs_nothing(network: CosaNetwork, batch: Batch) -> None:
@@ -399,7 +416,10 @@ def test_guidance_of_the_positive_part_on_the_patch_grid_worked_out_slowly(
 ) -> None:
     target, output = assigned(network, batch), output_of(batch)
 
-    found = learned(output, batch, target, settings({"s2c.cam": "relu"}))["s2c"]
+    found, spl = (
+        learned(output, batch, target, settings({"s2c.cam": "relu"}))["s2c"],
+        over_all_classes(target),
+    )
 
     # a patch is 2 x 2 of the pseudo-labels' pixels: bilinear interpolation is their mean
     total, count = 0.0, 0
@@ -410,7 +430,7 @@ def test_guidance_of_the_positive_part_on_the_patch_grid_worked_out_slowly(
                     continue
                 count += 1
                 for c in range(CLASSES):
-                    guide = target.spl[b, c + 1, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean().item()
+                    guide = spl[b, c + 1, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean().item()
                     x = max(0.0, output.cam[b, c, i, j].item())
                     total += (math.log1p(math.exp(-x)) + (1 - guide) * x) / CLASSES
     assert found.item() == pytest.approx(total / count, rel=1e-5)
@@ -458,7 +478,7 @@ def test_the_mean_over_shares_is_the_mean_over_the_batch(
             head: CamTargets(**{name: t[share] for name, t in vars(getattr(target, head)).items()})
             for head in ("cam", "aux_cam")
         }
-        half = Assignment(spl=target.spl[share], **heads)
+        half = Assignment(spl=target.spl[share], present=target.present[share], **heads)
         shares.append(
             learn(said, part, half, config, pixels=valid.sum() / 2, patches=patches, keys=keys[share])
         )
