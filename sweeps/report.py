@@ -5,7 +5,6 @@ python sweeps/report.py --sweep ablation-shapes
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -14,24 +13,27 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # imports start at the house
 
+from cosa.cli.common import Parser
 from cosa.cli.console import print_error, print_line
-from cosa.storage.files import one_line
+from cosa.storage.files import one_line, require_folder
 from cosa.tracking import TrackingError, resolve_uri
 from sweeps.runs import find_sweep
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make the report of a sweep again; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="sweeps/report.py", description="Report a sweep from MLflow.")
-    parser.add_argument("--sweep", default="", help="name of the sweep or its run's id (default: the newest)")
-    parser.add_argument("--tracking-uri", default="", help="default: MLFLOW_TRACKING_URI or runs/mlflow.db")
-    parser.add_argument("--experiment", default="cosa", help="default: cosa")
-    parser.add_argument("--out", default="", help="folder to write to (default: runs/SWEEP)")
-    found = parser.parse_args(arguments)
+    parser = Parser(prog="sweeps/report.py", description="Report a sweep from MLflow.")
+    flag = parser.flag
+    flag("--sweep", "NAME", "name of the sweep or its run's id (default: the newest)", default="")
+    flag("--tracking-uri", "URI", "MLflow store (default: MLFLOW_TRACKING_URI or runs/mlflow.db)", default="")
+    parser.experiment()
+    flag("--out", "FOLDER", "folder to write to (default: runs/SWEEP)", default="")
     from sweeps.reporting import render  # pandas and all that comes with it
     from sweeps.reporting.results import read_results
 
     try:
+        found = parser.parse_known(sys.argv[1:] if arguments is None else arguments)
+        require_folder("--out", Path(found.out))
         uri = resolve_uri(
             found.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///runs/mlflow.db"
         )

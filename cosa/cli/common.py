@@ -86,6 +86,11 @@ class Parser(argparse.ArgumentParser):
         store = "MLflow store of a run id (default MLFLOW_TRACKING_URI, else runs/mlflow.db)"
         self.flag("--tracking-uri", "URI", store)
 
+    def experiment(self) -> None:
+        """Add what names the experiment of MLflow."""
+        text = "MLflow experiment (default MLFLOW_EXPERIMENT_NAME, else cosa)"
+        self.flag("--experiment", "NAME", text, default=os.environ.get("MLFLOW_EXPERIMENT_NAME") or "cosa")
+
     def settings(self, base: Config, only: Sequence[str] = ()) -> None:
         """Add a flag per setting, by section, with the defaults of `base`; `only` these where given."""
         groups: dict[str, argparse._ArgumentGroup] = {}

@@ -210,10 +210,16 @@ def metrics_table(columns: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join(lines)
 
 
+def markdown_cell(text: str) -> str:
+    """`text` as it stands in a Markdown table, whose cells end at a bar."""
+    return text.replace("|", r"\|")
+
+
 def aligned_table(columns: Mapping[str, Sequence[str]]) -> str:
     """A Markdown table that is also readable as it stands; all columns but the first hold numbers."""
     padded = []
-    for place, (title, cells) in enumerate(columns.items()):
+    for place, (title, texts) in enumerate(columns.items()):
+        cells = [markdown_cell(text) for text in texts]
         width = max(map(len, (title, *cells)))
         rule, pad = ("-" * width, str.ljust) if place == 0 else ("-" * (width - 1) + ":", str.rjust)
         padded.append([pad(text, width) for text in (title, rule, *cells)])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from cosa.cli.common import FAILED, Parser, changed_settings, whole_number
 from cosa.cli.console import Counter, aligned_table
 from cosa.config import Config, DataConfig, nearest, override
+from cosa.storage.files import require_folder
 
 if TYPE_CHECKING:
     from cosa.data.check import SplitSummary
@@ -87,6 +88,9 @@ def _check(given: argparse.Namespace, data: DataConfig) -> int:
         print(table(summary.splits))
     print("", *summary.problems, sep="\n")
     count = len(summary.problems)
+    names = [split.name for split in summary.splits]
+    if not given.split and names == ["val"]:
+        print("val alone is there, to judge on; to train, add the images and the list of another split")
     print(f"{count} thing{'s' * (count > 1)} wrong" if count else "nothing is wrong")
     return FAILED if count else 0
 
@@ -115,6 +119,7 @@ def _show(given: argparse.Namespace, data: DataConfig) -> int:
     out: Path = given.out
     if out.suffix.lower() not in {".png", ".jpg"}:
         raise ValueError(f"--out must end in .png or .jpg, got {str(out)!r}")
+    require_folder("--out", out.absolute().parent)
     dataset = open_split(data, split)
     out.parent.mkdir(parents=True, exist_ok=True)
     draw_sample(dataset, given.images, given.seed).save(out)
@@ -132,6 +137,7 @@ def _pack(given: argparse.Namespace, data: DataConfig) -> int:
     images = {
         path for split in splits_of(data) for path in open_dataset(data, split, needs="images").image_paths
     }
+    require_folder("--out", out.parent)
     out.parent.mkdir(parents=True, exist_ok=True)
     files, sha256 = pack(root, out), digest(out)
     print(f"{out}: {files} files, {len(images)} images of the splits, {out.stat().st_size:,} bytes")

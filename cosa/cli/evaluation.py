@@ -15,6 +15,7 @@ import cosa
 from cosa.cli.common import Parser, changed_settings, find_model
 from cosa.cli.console import NETWORKS, Counter, aligned_table, metrics_table, print_error
 from cosa.config import Config, flatten, override
+from cosa.storage.files import require_folder
 
 if TYPE_CHECKING:
     from cosa.data.dataset import SegmentationDataset
@@ -83,6 +84,7 @@ def _evaluate(stored: StoredModel, given: argparse.Namespace) -> None:
 
     config, facts = stored.config, stored.facts
     out = _folder(given, stored)
+    require_folder("--out", out)
     _make(out)
     dataset = open_dataset(config.data, config.data.val_split)
     _require_same_classes(stored, dataset)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cosa.cli.common import Parser, find_model
+from cosa.storage.files import require_folder
 
 
 def main(prog: str, arguments: Sequence[str]) -> int:
@@ -24,6 +25,7 @@ def main(prog: str, arguments: Sequence[str]) -> int:
     out = given.out.expanduser().absolute()
     if out.exists():
         raise FileExistsError(f"out must not exist yet, got {str(given.out)!r}; choose another folder")
+    require_folder("--out", out)
     from cosa.model import build_model
     from cosa.storage.model_files import save_model
     from cosa.tracking import save_pyfunc

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cosa.cli.common import Parser
+from cosa.storage.files import require_folder
 
 
 def main(prog: str, arguments: Sequence[str]) -> int:
@@ -22,6 +23,7 @@ def main(prog: str, arguments: Sequence[str]) -> int:
     out = given.out.expanduser().absolute()
     if out.exists():
         raise FileExistsError(f"out must not exist yet, got {str(given.out)!r}; choose another folder")
+    require_folder("--out", out)
     import torch
 
     from cosa.data import COCO_CLASSES, VOC_CLASSES

@@ -12,6 +12,7 @@ from cosa.cli import pseudo_labels
 from cosa.cli.common import FAILED, Parser, changed_settings, find_model
 from cosa.cli.console import Counter, print_error
 from cosa.config import Config, override
+from cosa.storage.files import require_folder
 
 if TYPE_CHECKING:
     from cosa.model import ImageOutput
@@ -30,6 +31,7 @@ def main(prog: str, arguments: Sequence[str]) -> int:
     model = build_model(replace(stored, config=override(stored.config, changed_settings(given))))
     cams: list[int] = model.label_vector(given.cams or [])[0].nonzero().flatten().tolist()
     out = given.out.expanduser().absolute()
+    require_folder("--out", out)
     stems = [out / name for name in output_names(paths)]
     _keep_images(paths, [stem.with_name(f"{stem.name}.png") for stem in stems])
     skipped = []

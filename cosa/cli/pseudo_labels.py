@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from cosa.cli.common import Parser, changed_settings, find_model
 from cosa.cli.console import Counter
 from cosa.config import Config, override
+from cosa.storage.files import require_folder
 
 if TYPE_CHECKING:
     from cosa.storage.model_files import Facts
@@ -36,6 +37,7 @@ def main(prog: str, arguments: Sequence[str]) -> int:
     split = given.split or config.data.train_split
     dataset = open_dataset(config.data, split)
     out = given.pseudo_labels.expanduser().absolute()
+    require_folder("--pseudo-labels", out)
     model = build_model(replace(stored, config=config))
     summary = write_pseudo_labels(model, dataset, out, settings, counted=Counter(len(dataset)).add)
     judged = f", mIoU {100 * summary['miou']:.2f}" if "miou" in summary else ""

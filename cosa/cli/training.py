@@ -15,8 +15,8 @@ from cosa.cli.console import NETWORKS, Display, duration, metrics_table
 from cosa.config import Config, identity, override
 from cosa.config.presets import PRESETS, get_preset, is_file, short_name
 from cosa.networks.published import pinned
-from cosa.storage.files import mask
-from cosa.tracking import TrackingSpec, initialise_store, resolve_uri, ui_hint
+from cosa.storage.files import mask, require_folder
+from cosa.tracking import TrackingSpec, initialise_store, resolve_uri, sqlite_uri, ui_hint
 from cosa.training.stop import until_terminated
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ def main(prog: str, arguments: Sequence[str]) -> int:
     config = pinned(override(get_preset(given.preset), changed_settings(given)))
     name = f"{short_name(given.preset)}-{identity(config)[:8]}"
     out = given.out or Path("runs") / name
+    if "://" not in str(out):
+        require_folder("--out", Path(out).expanduser())
     if given.dry_run:
         print(_plan(config, max(1, given.workers), str(out)))
         return 0
@@ -95,6 +97,9 @@ def _run(spec: RunSpec, workers: int, display: Callable[[TrainProgress], None]) 
     """Train in this process, or on workers of Ray; SIGTERM saves a checkpoint and stops."""
     with until_terminated() as should_stop:
         if workers:
+            from cosa.distributed.session import require_cluster
+
+            require_cluster()
             from cosa.distributed.train import fit
 
             return fit(spec, workers=workers, report=display, should_stop=should_stop)
@@ -138,7 +143,7 @@ def _training_parser(prog: str, preset: str | None) -> Parser:
         "MLflow store: sqlite:///FILE, http://HOST:PORT, or none "
         "(default MLFLOW_TRACKING_URI, else mlflow.db beside the run's folder)",
     )
-    parser.flag("--experiment", "NAME", "MLflow experiment (default cosa)", default="cosa")
+    parser.experiment()
     parser.flag("--run-name", "NAME", "name of the MLflow run (default that of the folder)", default="")
     parser.switch("--dry-run", "show schedule, weights and what a GPU of 24 GB needs; train nothing")
     parser.traceback()
@@ -147,7 +152,7 @@ def _training_parser(prog: str, preset: str | None) -> Parser:
 
 
 def _tracking(given: argparse.Namespace, out: Path) -> TrackingSpec:
-    uri = given.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{out.parent}/mlflow.db"
+    uri = given.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(out.parent / "mlflow.db")
     return TrackingSpec(
         uri="" if uri == "none" else resolve_uri(uri),
         experiment=given.experiment,

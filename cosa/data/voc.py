@@ -6,6 +6,7 @@ ImageSets/Segmentation/*.txt. A classes.txt in the root, one name per line, repl
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections.abc import Sequence
@@ -117,19 +118,24 @@ def _warn_of_missing_classes(root: Path, split: str, names: Sequence[str]) -> No
 def voc_splits(root: Path) -> list[str]:
     """Splits that have a list, and `train_aug` where it can be derived."""
     lists = {path.stem for path in (root / _LISTS).glob("*.txt")}
-    derived = {"train_aug"} if (root / _MASKS[0]).is_dir() and "val" in lists else set()
-    return sorted(lists | derived)
+    if "val" in lists:
+        with contextlib.suppress(ValueError):  # of a list that breaks its format: whoever opens val is told
+            lists |= {"train_aug"} if _beside_val(root) else set()
+    return sorted(lists)
+
+
+def _beside_val(root: Path) -> tuple[str, ...]:
+    """What `train_aug` is without a list of its own: every augmented mask whose image is not in val."""
+    drawn = files_by_stem(root / _MASKS[0], (".png",))
+    return tuple(sorted(drawn.keys() - set(_list_names(root, "val")))) if drawn else ()
 
 
 def _list_names(root: Path, split: str) -> tuple[str, ...]:
-    """The image names of a split; a missing `train_aug` is every augmented mask whose image is not in val."""
+    """The image names of a split; `train_aug` may have no list."""
     path = root / _LISTS / f"{split}.txt"
     if path.is_file():
         names = tuple(_entry_name(line, path) for line in text_lines(path))
-    elif split == "train_aug" and (root / _MASKS[0]).is_dir():
-        path = root / _MASKS[0]
-        names = tuple(sorted(set(files_by_stem(path, (".png",))) - set(_list_names(root, "val"))))
-    else:
+    elif not (split == "train_aug" and (names := _beside_val(root))):
         lists = sorted(p.stem for p in (root / _LISTS).glob("*.txt"))
         raise FileNotFoundError(
             f"split must be a list in {root / _LISTS}, got {split!r}; "

@@ -53,8 +53,13 @@ _TOKEN = secrets.token_hex(32)  # without one Ray leaves one in the home folder,
 _SECRETS = frozenset({"MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"})
 """Ray shows what a job sends along to all who may see the job; a cluster's machines have their own login."""
 _OBJECT_STORE = 100 * 2**20  # bytes; nothing of size goes through Ray, whose default is a third of the memory
-_CONNECT_SECONDS = 5  # that a cluster has to answer
+_CONNECT_SECONDS = 4  # that a cluster has to answer, for the connection and for its first word
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+"""How a client of gRPC, which Ray speaks, begins (RFC 9113, 3.4); the server answers with such a frame."""
+_SETTINGS_FRAME = 4
 _FOLDERS = "cosa-ray-"
+_SOCKET = "/cosa-ray-1234567-abcdefgh/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
+_SOCKET_BYTES = 103  # of the path of a Unix socket: 107 on Linux, 103 on macOS
 _LEFTOVER_SECONDS = 600  # by then the last process of a killed Ray is gone
 
 
@@ -75,40 +80,104 @@ def ray_session(environment: Mapping[str, str] | None = None, *, dashboard: bool
     if ray.is_initialized():
         yield
         return
-    address = os.environ.get("RAY_ADDRESS", "local")
+    address = require_cluster()
+    on_terminate = signal.getsignal(signal.SIGTERM)
+    with contextlib.ExitStack() as stack:
+        options: dict[str, Any] = {}
+        if address == "local":
+            _prepare_own(environment or {})
+            prefix, place = f"{_FOLDERS}{os.getpid()}-", _short_folder()
+            folder = stack.enter_context(
+                TemporaryDirectory(prefix=prefix, dir=place, ignore_cleanup_errors=True)
+            )
+            options |= {"include_dashboard": dashboard, "_temp_dir": folder}
+            options["object_store_memory"] = _OBJECT_STORE
+        elif environment:
+            options["runtime_env"] = {"env_vars": dict(environment)}
+        hears = threading.current_thread() is threading.main_thread()
+        stack.callback(_shutdown, (signal.SIGINT, signal.SIGTERM) if hears else ())
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **options)
+        except Exception as error:  # Ray raises bare ones, with pages of its logs
+            raise _unanswered(address, error) from error
+        if hears and callable(on_terminate):
+            signal.signal(signal.SIGTERM, on_terminate)  # Ray has put its own there, which prints C++ frames
+        yield
+
+
+def require_cluster() -> str:
+    """Ask the cluster at RAY_ADDRESS for its first word; Ray would try for minutes, in lines of its log.
+
+    Returns:
+        The address, `local` where there is to be a Ray of our own.
+
+    Raises:
+        ConnectionError: It does not answer, or is not the address of a cluster.
+    """
+    address = os.environ.get("RAY_ADDRESS") or "local"
     if "://" in address and not address.startswith("ray://"):
         raise ConnectionError(
             f"RAY_ADDRESS must be a cluster's address such as 127.0.0.1:6379, got {address!r}, where jobs "
             "are submitted; unset it, or send the command there: ray job submit --working-dir . -- python ..."
         )
-    on_terminate = signal.getsignal(signal.SIGTERM)
-    with contextlib.ExitStack() as stack:
-        options: dict[str, Any] = {}
-        if address == "local":
-            law = "Ray must start on this machine"
-            remedy = "if the machine is busy, run the same command again"
-            _prepare_own(environment or {})
-            prefix = f"{_FOLDERS}{os.getpid()}-"
-            folder = stack.enter_context(TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True))
-            options |= {"include_dashboard": dashboard, "_temp_dir": folder}
-            options["object_store_memory"] = _OBJECT_STORE
-        else:
-            law = f"a Ray cluster must answer at {address!r} (RAY_ADDRESS)"
-            remedy = "start it with `ray start --head`, or unset that"
-            if environment:
-                options["runtime_env"] = {"env_vars": dict(environment)}
-        hears = threading.current_thread() is threading.main_thread()
-        stack.callback(_shutdown, (signal.SIGINT, signal.SIGTERM) if hears else ())
+    try:
+        if address != "local":
+            _require_answer(address)
+    except (OSError, ValueError) as error:
+        raise _unanswered(address, error) from None
+    return address
+
+
+def _unanswered(address: str, error: Exception) -> ConnectionError:
+    law, remedy = (
+        f"a Ray cluster must answer at {address!r} (RAY_ADDRESS)",
+        "start it with `ray start --head`, or unset that",
+    )
+    if address == "local":
+        law, remedy = "Ray must start on this machine", "if the machine is busy, run the same command again"
+    return ConnectionError(f"{law}, got {one_line(error)}; {remedy}")
+
+
+def _require_answer(address: str) -> None:
+    """Refuse an address at which nothing answers, or something that is not Ray.
+
+    Raises:
+        OSError, ValueError: What was there instead.
+    """
+    if address == "auto":  # the cluster that was last started here, if it still runs
+        from ray._private.services import canonicalize_bootstrap_address
+
+        address = canonicalize_bootstrap_address(address) or ""
+    place = re.fullmatch(r"(?:ray://)?\[?([^/]+?)\]?:(\d+)", address)  # else what else Ray knows
+    if place is None:
+        return
+    with socket.create_connection((place[1], int(place[2])), timeout=_CONNECT_SECONDS) as asked:
+        if os.environ.get("RAY_USE_TLS", "0") != "0":
+            return  # says nothing before both have shown their certificates
+        asked.sendall(_HELLO)
         try:
-            place = re.fullmatch(r"(?:ray://)?\[?([^/]+?)\]?:(\d+)", address)  # else what else Ray knows
-            if place:  # a cluster must answer there: Ray would try for minutes
-                socket.create_connection((place[1], int(place[2])), timeout=_CONNECT_SECONDS).close()
-            ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **options)
-        except Exception as error:  # Ray raises bare ones, with pages of its logs
-            raise ConnectionError(f"{law}, got {one_line(error)}; {remedy}") from error
-        if hears and callable(on_terminate):
-            signal.signal(signal.SIGTERM, on_terminate)  # Ray has put its own there, which prints C++ frames
-        yield
+            answer = asked.recv(4)
+        except TimeoutError:
+            raise TimeoutError(f"a port that is open and says nothing for {_CONNECT_SECONDS} s") from None
+        if len(answer) < 4 or answer[3] != _SETTINGS_FRAME:
+            raise ConnectionError("an answer that is not Ray's")
+
+
+def _short_folder() -> str:
+    """The folder for temporary files, or another in which the paths of Ray's sockets are not too long.
+
+    Raises:
+        ConnectionError: They are too long in each of them.
+    """
+    places = dict.fromkeys((gettempdir(), "/tmp", "/var/tmp"))  # noqa: S108 (a folder of our own is made there)
+    for place in places:
+        if len(os.fsencode(place + _SOCKET)) <= _SOCKET_BYTES and os.access(place, os.W_OK):
+            return place
+    most = _SOCKET_BYTES - len(_SOCKET)
+    raise ConnectionError(
+        f"TMPDIR must have at most {most} characters for the paths of Ray's sockets, got {gettempdir()!r}; "
+        f"set it to a shorter folder"
+    )
 
 
 def _prepare_own(environment: Mapping[str, str]) -> None:
@@ -133,7 +202,7 @@ def _prepare_own(environment: Mapping[str, str]) -> None:
 
 def _remove_leftovers() -> None:
     """Remove the folders of killed processes' Rays: tens of megabytes each, for ever."""
-    for folder in Path(gettempdir()).glob(f"{_FOLDERS}*-*"):
+    for folder in Path(_short_folder()).glob(f"{_FOLDERS}*-*"):
         owner = folder.name.removeprefix(_FOLDERS).partition("-")[0]
         with contextlib.suppress(OSError):  # another user's, or just gone
             idle = time.time() - folder.stat().st_mtime > _LEFTOVER_SECONDS

@@ -83,6 +83,18 @@ def write_error(path: Path, error: OSError) -> OSError:
     return OSError(error.errno, message) if error.errno else OSError(message)
 
 
+def require_folder(name: str, path: Path) -> None:
+    """Refuse as a folder what is a file, or lies in one.
+
+    Raises:
+        NotADirectoryError: One line that calls it `name`.
+    """
+    there = next((place for place in (path, *path.absolute().parents) if place.exists()), path)
+    if there.exists() and not there.is_dir():
+        which = "which is a file" if there == path else f"where {str(there)!r} is a file"
+        raise NotADirectoryError(f"{name} must be a folder, got {str(path)!r}, {which}; choose another path")
+
+
 def digest(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:

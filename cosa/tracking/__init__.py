@@ -25,6 +25,7 @@ from cosa.tracking.store import (
     require_name,
     resolve_uri,
     save_pyfunc,
+    sqlite_uri,
     ui_hint,
 )
 from cosa.tracking.sync import StillRunningError, sync_run
@@ -48,6 +49,7 @@ __all__ = [
     "require_name",
     "resolve_uri",
     "save_pyfunc",
+    "sqlite_uri",
     "sync_run",
     "sync_status",
     "ui_hint",

@@ -60,7 +60,25 @@ def resolve_uri(uri: str) -> str:
         )
     if not uri.startswith("sqlite"):
         return uri
-    return f"{uri.partition(':')[0]}:///{Path(uri.partition(':///')[2]).expanduser().absolute()}"
+    kind, _, rest = uri.partition(":///")
+    path, question, options = rest.partition("?")
+    return sqlite_uri(Path(path).expanduser(), kind) + question + options
+
+
+def sqlite_uri(path: Path, kind: str = "sqlite") -> str:
+    """The URI of the store in the file `path`.
+
+    Raises:
+        ValueError: MLflow cannot find the file by it. It reads `?` and `%41` as a URI's, but makes folders of
+            the path as it is written, so that to quote it does not help.
+    """
+    whole = str(path.absolute())
+    if "?" in whole or urllib.parse.unquote(whole) != whole:
+        raise ValueError(
+            f"path of a tracking store must hold no ? and no % before two hexadecimal digits, got {whole!r}; "
+            "choose another folder, or name a store elsewhere with --tracking-uri"
+        )
+    return f"{kind}:///{whole}"
 
 
 def _sqlite_path(uri: str) -> Path:

@@ -15,6 +15,7 @@ from types import MappingProxyType
 
 import pandas as pd
 
+from cosa.cli.console import markdown_cell
 from cosa.storage.files import mask
 from sweeps.reporting.comparison import comparisons
 from sweeps.reporting.grids import ABSENT, Column, Grid, Line, grids, setting
@@ -124,11 +125,12 @@ def comparison_markdown(results: Results) -> str:
 
 def _markdown(table: Grid, links: Links) -> str:
     def head(column: Column) -> str:
-        title = f"{column.title}, published" if column.group == "published" else column.title
+        title = markdown_cell(column.title) + ", published" * (column.group == "published")
         return f"**{title}**" if column.kind == "ours" else title
 
     def cell(line: Line, column: Column, text: str) -> str:
         address = links.runs(line.runs.values()) if line.is_ours(column) else ""
+        text = markdown_cell(text)
         text = f"[{text}]({address})" if text and address else text
         return f"**{text}**" if text and {"ours", "heading"} & {*line.looks} else text
 
@@ -224,7 +226,7 @@ _ESCAPED = {character: f"\\{character}" for character in "&%$#_{}"}
 _ESCAPED |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--"}
 _ESCAPED |= {"†": r"$^\dagger$", "Δ": r"$\Delta$", "✓": r"$\checkmark$", "∞": r"$\infty$", "ξ": r"$\xi$"}
 _ESCAPED |= {"τ": r"$\tau$", "ε": r"$\epsilon$", "≤": r"$\leq$", "≥": r"$\geq$", "×": r"$\times$"}
-_ESCAPED |= {"±": r"$\pm$", "−": "$-$", "<": "$<$", ">": "$>$"}
+_ESCAPED |= {"±": r"$\pm$", "−": "$-$", "<": "$<$", ">": "$>$", "|": "$|$", "[": "{[}"}
 _LATEX_HEAD = """% Made from MLflow by sweeps/report.py. In the preamble:
 % \\usepackage{booktabs,amssymb}
 """

@@ -12,8 +12,8 @@ from cosa.config import Config, absolute_paths, override
 from cosa.config.presets import PRESETS, get_preset, short_name
 from cosa.distributed.session import TrialResources
 from cosa.networks.published import pinned
-from cosa.storage.files import mask
-from cosa.tracking import require_name, resolve_uri
+from cosa.storage.files import mask, require_folder
+from cosa.tracking import require_name, resolve_uri, sqlite_uri
 from sweeps.tables import Table, get_tables
 
 _JOB_FOLDER = "runtime_resources"
@@ -78,16 +78,16 @@ def read_args(name: str, description: str, tables: Sequence[str], arguments: Seq
         )
     home = _home()
     base = pinned(absolute_paths(override(get_preset(found.preset), _settings(found.set)), home))
-    uri = (
-        found.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'runs/mlflow.db'}"
-    )
+    out = home / Path(found.out or f"runs/{name}-{short_name(found.preset)}").expanduser()
+    require_folder("--out", out)
+    uri = found.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(home / "runs/mlflow.db")
     return SweepArgs(
         name=name,
         preset=found.preset,
         base=base,
         tables=tuple(get_tables(found.tables)),
         seeds=range(base.train.seed, base.train.seed + found.seeds),
-        out=home / Path(found.out or f"runs/{name}-{short_name(found.preset)}").expanduser(),
+        out=out,
         uri=resolve_uri(uri),
         experiment=found.experiment,
         resources=TrialResources(
@@ -115,7 +115,7 @@ def _parser(name: str, description: str, tables: Sequence[str]) -> Parser:
     flag("--set", "NAME=VALUE", changes, nargs="+", action="extend", default=[])
     flag("--out", "FOLDER", f"folder of the sweep (default: runs/{name}-PRESET)", default="")
     flag("--tracking-uri", "URI", "MLflow store (default: MLFLOW_TRACKING_URI or runs/mlflow.db)", default="")
-    flag("--experiment", "NAME", "MLflow experiment (default: cosa)", default="cosa")
+    parser.experiment()
     flag("--max-concurrent", "N", "most trials at a time (default: as many as fit)", type=int)
     flag("--cpus-per-trial", "N", "CPUs and threads of a trial (default: 1)", type=float, default=1.0)
     flag("--gpus-per-trial", "N", gpus, type=lambda text: None if text == "auto" else float(text))

@@ -18,7 +18,7 @@ from cosa.cli.common import FAILED, INTERRUPTED, MISTAKE
 from cosa.cli.console import print_error, print_line
 from cosa.config import Config, DataConfig, difference, override
 from cosa.config.presets import get_preset
-from cosa.distributed.session import trial_slots
+from cosa.distributed.session import require_cluster, trial_slots
 from cosa.storage.files import lock, mask, write_atomically
 from cosa.tracking import TrackingError
 from cosa.tracking.provenance import source_tags
@@ -67,6 +67,8 @@ def run(args: SweepArgs) -> int:
         return 0
     with lock(args.out / LOCK):
         state = read_state(args.out, plan)
+        if state.remaining:
+            require_cluster()
         data_tags = check_data(args.base)
         _require_same_data(args, state, data_tags)
         state, refused = with_earlier(args, state, data_tags)

@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 from optuna.trial import FrozenTrial
 
+from cosa.cli.console import markdown_cell
 from cosa.config import Config, flatten, to_json
 from cosa.config.presets import short_name
 from sweeps.planning.folder import trial_folder
@@ -208,10 +209,10 @@ def markdown(findings: Findings) -> str:
     if findings.best:
         commands = "\n".join(findings.commands)
         parts.append(f"Best settings, {findings.why}:\n\n```\n{commands}\n```")
-    rows = [
-        f"| {label(trial)} | {100 * last_value(trial):.2f} | {', '.join(findings.settings(trial))} |"
-        for trial in findings.finished[:_TOP]
-    ]
+    rows = []
+    for trial in findings.finished[:_TOP]:
+        settings = markdown_cell(", ".join(findings.settings(trial)))
+        rows.append(f"| {label(trial)} | {100 * last_value(trial):.2f} | {settings} |")
     parts.append("\n".join(["| trial | label-free mIoU | settings |", "|:--|--:|:--|", *rows]))
     parts.append("\n".join(f"- {name}: {value}" for name, value in findings.facts.items()))
     return "\n\n".join(parts) + "\n"

@@ -20,6 +20,8 @@ from cosa.config.presets import PRESETS, get_preset
 from cosa.networks.published import pinned
 from cosa.tracking import initialise_store
 from cosa.training.trainer import NonFiniteLossError, RunSpec
+from sweeps import report
+from sweeps.running.arguments import read_args
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +69,21 @@ def test_help_lists_the_presets(capsys: pytest.CaptureFixture[str]) -> None:
 
     for name in PRESETS:
         assert f" {name} " in text
+
+
+def test_the_experiment_is_that_of_mlflows_variable(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+    shown = training._training_parser("cosa-train", None)
+    assert shown.parse_known(["shapes"]).experiment == "mine"
+    assert shown.parse_known(["shapes", "--experiment", "other"]).experiment == "other"
+    assert read_args("ablation", "", (), ["--tables", "3b"]).experiment == "mine"
+
+    initialise_store("sqlite:///mlflow.db", "cosa")
+    assert report.main(["--tracking-uri", "sqlite:///mlflow.db"]) == cli.MISTAKE
+    client = MlflowClient("sqlite:///mlflow.db")
+    assert {experiment.name for experiment in client.search_experiments()} >= {"cosa", "mine"}
 
 
 def _refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -7,6 +7,8 @@ import json
 import re
 import shutil
 import tarfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import mlflow.pyfunc
@@ -21,6 +23,8 @@ from cosa.data.open import open_dataset
 from cosa.model import build_model, load_model, resolve_model
 from cosa.storage.model_files import save_model
 from cosa.tracking import initialise_store
+from sweeps import report
+from sweeps.running.driver import main as sweep
 from tests.cosa.runs import train
 
 
@@ -38,6 +42,42 @@ def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return shutil.copytree(trained, tmp_path / "run")
+
+
+FILE_AS_FOLDER = [
+    (cli.train, ["shapes", "--tracking-uri=none", "--out"], ""),
+    (cli.train, ["shapes", "--dry-run", "--out"], ""),
+    (partial(sweep, "ablation", "", ("3b",)), ["--dry-run", "--out"], ""),
+    (report.main, ["--out"], ""),
+    (cli.predict, ["run", "voc/JPEGImages", "--out"], ""),
+    (cli.data, ["pack", "voc", "--out"], "/a.tar"),
+    (cli.data, ["show", "voc", "--out"], "/a.png"),
+    (cli.export, ["run", "--out"], "/model"),
+    (cli.import_, ["a.pth", "--out"], "/model"),
+]
+
+
+@pytest.mark.parametrize("place", ["/dev/null", "/dev/null/x", "notes.txt"])
+@pytest.mark.parametrize(("command", "arguments", "below"), FILE_AS_FOLDER)
+def test_a_file_is_refused_as_a_folder_to_write_to(
+    command: Callable[..., int],
+    arguments: list[str],
+    below: str,
+    place: str,
+    shapes_root: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("notes.txt").write_text("mine")
+    Path("voc").symlink_to(shapes_root)
+    file = "/dev/null" if place.startswith("/dev") else str(Path.cwd() / place)
+
+    assert command([*arguments, f"{place}{below}"]) == cli.MISTAKE
+
+    told = capsys.readouterr().err
+    assert "must be a folder, got" in told
+    assert "which is a file" in told or f"where {file!r} is a file" in told
+    assert told.count("\n") == 1
+    assert Path("notes.txt").read_text() == "mine"
 
 
 def _refused(capsys: pytest.CaptureFixture[str], command: str, *arguments: str) -> str:

@@ -155,6 +155,17 @@ def test_a_table_is_markdown_with_its_columns_aligned() -> None:
     ]
 
 
+def test_a_bar_in_a_name_ends_no_cell_of_a_table() -> None:
+    table = console.aligned_table({"IoU": ["car|truck", "cat"], "seg": ["10.00", "9.50"]})
+
+    assert table.splitlines() == [
+        "| IoU        |   seg |",
+        "| ---------- | ----: |",
+        r"| car\|truck | 10.00 |",
+        "| cat        |  9.50 |",
+    ]
+
+
 def test_a_metric_that_a_network_lacks_is_no_zero() -> None:
     table = console.metrics_table({"AN": {"seg_miou": 0.5}, "ON": {}})
 

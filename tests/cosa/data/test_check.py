@@ -145,6 +145,22 @@ def test_the_augmented_split_of_voc_is_checked_where_it_can_be_derived(voc: VocF
     assert splits_of(voc.config()) == ["all", "train_aug", "val"]
 
 
+def test_a_voc_folder_of_val_alone_is_checked_and_what_is_missing_is_said(
+    voc: VocFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    voc.fill({"a": [1], "b": [2]}, split="val")
+
+    assert cli.data(["check", str(voc.root)]) == 0
+
+    said = capsys.readouterr().out.splitlines()
+    assert said[-2:] == [
+        "val alone is there, to judge on; to train, add the images and the list of another split",
+        "nothing is wrong",
+    ]
+    with pytest.raises(FileNotFoundError, match=r"got 'train_aug'; there are: val$"):
+        open_dataset(voc.config(), "train_aug")
+
+
 def test_many_images_are_read_by_several_processes(voc: VocFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cosa.data.check._BATCH", 2)
     monkeypatch.setattr("cosa.data.files._WORTH_A_PROCESS", 3)

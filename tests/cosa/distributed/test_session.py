@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import pytest
 import ray
+from ray._private.utils import validate_socket_filepath
 
 from cosa.distributed import session
-from cosa.distributed.session import GROWS_TO, TrialResources, capacity, divide, ray_session, trial_slots
+from cosa.distributed.session import (
+    GROWS_TO,
+    TrialResources,
+    capacity,
+    divide,
+    ray_session,
+    require_cluster,
+    trial_slots,
+)
 
 
 @pytest.mark.parametrize(
@@ -80,6 +93,71 @@ def test_a_cluster_that_is_gone_is_told_at_once_in_one_line(entry, monkeypatch):
     assert "\n" not in str(refused.value)
 
 
+def serve_once(server, answer):
+    """Accept one connection, send `answer`, and keep silent until the other side has enough."""
+
+    def serve():
+        connection, _ = server.accept()
+        with connection, contextlib.suppress(ConnectionResetError):
+            connection.sendall(answer)
+            while connection.recv(1024):
+                pass
+
+    threading.Thread(target=serve, daemon=True).start()
+
+
+@pytest.mark.parametrize("entry", [ray_session, lambda: trial_slots(TrialResources())])
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (b"", "TimeoutError: a port that is open and says nothing for 0.2 s"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "ConnectionError: an answer that is not Ray's"),
+    ],
+)
+def test_a_port_where_no_ray_answers_is_told_in_one_line(entry, answer, said, monkeypatch):
+    monkeypatch.setattr(session, "_CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray would try for minutes"))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        serve_once(server, answer)
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{server.getsockname()[1]}")
+        with pytest.raises(ConnectionError, match="a Ray cluster must answer at") as refused, entry():
+            pass
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("prefix", ["", "ray://"])
+def test_a_cluster_that_answers_is_joined(prefix, monkeypatch):
+    server = grpc.server(ThreadPoolExecutor(1))
+    address = f"{prefix}127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    try:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        assert require_cluster() == address
+    finally:
+        server.stop(0)
+
+
+def test_rays_sockets_fit_where_the_folder_for_temporary_files_has_a_long_name(tmp_path, monkeypatch):
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr(session, "gettempdir", lambda: str(long))
+    place = session._short_folder()
+    assert place != str(long)
+    validate_socket_filepath(place + session._SOCKET)
+
+    monkeypatch.setattr(session, "gettempdir", lambda: "/tmp")
+    assert session._short_folder() == "/tmp"
+
+
+def test_a_folder_for_temporary_files_that_is_too_long_is_named_where_there_is_no_other(monkeypatch):
+    monkeypatch.setattr(session, "gettempdir", lambda: "/scratch/" + "x" * 100)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    law = "TMPDIR must have at most 1[0-9] characters for the paths of Ray's sockets, got '/scratch/xxx"
+    with pytest.raises(ConnectionError, match=law), ray_session():
+        pass
+
+
 @pytest.fixture
 def there(monkeypatch):
     """A cluster of four CPUs and one GPU."""
@@ -108,7 +186,7 @@ def test_what_is_no_list_of_resources_is_refused(there, monkeypatch, said):
 
 
 def test_folders_of_killed_processes_rays_are_removed_and_no_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(session, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(session, "_short_folder", lambda: str(tmp_path))
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     names = {

@@ -27,6 +27,7 @@ from cosa.tracking import (
     initialise_store,
     provenance,
     resolve_uri,
+    sqlite_uri,
     ui_hint,
 )
 from cosa.tracking.provenance import environment_tags, source_tags
@@ -304,7 +305,36 @@ def test_a_relative_sqlite_file_is_taken_from_here(tmp_path: Path, monkeypatch: 
     assert resolve_uri("sqlite:///runs/mlflow.db") == f"sqlite:///{tmp_path}/runs/mlflow.db"
 
 
-@pytest.mark.parametrize("uri", ["sqlite:////full/path.db", "http://host:5000", "postgresql+psycopg://h/db"])
+@pytest.mark.parametrize("folder", ["a?b", "a%25b", "a%3Fb"])
+def test_a_path_that_no_uri_can_hold_is_refused(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / folder
+    place.mkdir()
+    law = "must hold no \\? and no % before two hexadecimal digits"
+    with pytest.raises(ValueError, match=law):
+        sqlite_uri(place / "mlflow.db")
+    monkeypatch.chdir(place)
+    with pytest.raises(ValueError, match=law):
+        resolve_uri("sqlite:///mlflow.db")
+
+
+@pytest.mark.parametrize("folder", ["100%", "50% off", "#1", "ä & ö; [x]"])
+def test_a_path_with_other_signs_makes_a_store_where_it_says(folder: str, tmp_path: Path) -> None:
+    initialise_store(sqlite_uri(tmp_path / folder / "mlflow.db"), "tests")
+
+    assert (tmp_path / folder / "mlflow.db").is_file()
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "sqlite:////full/path.db",
+        "sqlite:////full/path.db?timeout=20",
+        "http://host:5000",
+        "postgresql+psycopg://h/db",
+    ],
+)
 def test_other_uris_stay_as_they_are(uri: str) -> None:
     assert resolve_uri(uri) == uri
 

@@ -205,6 +205,13 @@ def test_the_head_of_the_page_in_mlflow_holds_what_fits_and_says_where_the_rest_
     assert text.endswith("- commit: abc & def")
 
 
+def test_a_bar_in_a_name_ends_no_cell_of_markdown():
+    table = grids.Grid("T", [grids.Column("", kind="name"), grids.Column("a|b")], [grids.Line(["c|d", "1"])])
+    assert r"""|  | a\|b |
+| :-- | --: |
+| c\|d | 1 |""" in forms._markdown(table, Links())
+
+
 def test_csv_holds_every_number(results):
     rows = list(csv.DictReader(io.StringIO(forms.as_csv(results))))
     none = rows[0]
@@ -348,6 +355,8 @@ def test_latex_rules_ours_and_the_published_columns_apart(results):
         ("M† ξ ≤ ∞", r"M$^\dagger$ $\xi$ $\leq$ $\infty$"),
         ("☃", "?"),
         ("\\", r"\textbackslash{}"),
+        ("car|truck", "car$|$truck"),
+        ("[b]", "{[}b]"),  # behind the end of a row it would be a length
     ],
 )
 def test_latex_escapes_what_it_would_misread(text, escaped):
