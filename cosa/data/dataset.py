@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import cv2
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
@@ -26,6 +27,8 @@ from cosa.structures import IGNORE
 
 # What Pillow raises on files that are cut off or no image at all, beside OSError.
 _BROKEN_IMAGE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+
+_JPEG_END = b"\xff\xd9"  # where it is missing, the file is cut off: OpenCV would fill up, Pillow tells
 
 _VOC_CLASSES = 20  # of a data set whose palettes are VOC's
 
@@ -106,6 +109,13 @@ def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
         ValueError: The file is cut off, damaged, no image, or of numbers without a known range.
     """
     with decoding("image", path), Image.open(path) as image:
+        if image.format == "JPEG" and image.mode == "RGB":
+            content = np.fromfile(path, np.uint8)
+            if content[-2:].tobytes() == _JPEG_END:
+                # the pixels that Pillow decodes, by the same library, without its copies of them
+                decoded = cv2.imdecode(content, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+                if decoded is not None:
+                    return np.asarray(decoded, np.uint8)
         return to_rgb(image)
 
 
@@ -126,7 +136,7 @@ def to_rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
         )
     if "transparency" in image.info:
         image = image.convert("RGBA")  # else Pillow warns of what it then does right
-    return np.array(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))  # a conversion to itself copies
 
 
 def read_mask(path: Path, image_path: Path, classes: int) -> UInt8[np.ndarray, "h w"]:
@@ -257,8 +267,8 @@ def normalise(images: UInt8[np.ndarray, "b h w 3"], data: DataConfig) -> Float[T
         255 * torch.tensor(own or imagenet).view(3, 1, 1)
         for own, imagenet in ((data.mean, IMAGENET_MEAN), (data.std, IMAGENET_STD))
     )
-    stacked = torch.from_numpy(images).permute(0, 3, 1, 2).float()
-    return stacked.sub_(mean).div_(std).contiguous()
+    planes = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()  # while a number is one byte
+    return planes.float().sub_(mean).div_(std)
 
 
 @contextlib.contextmanager

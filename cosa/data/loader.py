@@ -85,15 +85,19 @@ class _Share:
         valid = torch.from_numpy(np.stack([pair.valid for pair in pairs]))
         masks = [pair.mask for pair in pairs if pair.mask is not None]
         return Batch(
-            weak=self._normalise([pair.weak for pair in pairs]).masked_fill_(~valid[:, None], 0),
-            strong=self._normalise([pair.strong for pair in pairs]).masked_fill_(~valid[:, None], 0),
+            weak=self._normalise([pair.weak for pair in pairs], valid),
+            strong=self._normalise([pair.strong for pair in pairs], valid),
             labels=self.dataset.labels[[index for _, index in places]],
             valid=valid,
             masks=torch.from_numpy(np.stack(masks).astype(np.int64)) if masks else None,
         )
 
-    def _normalise(self, views: Sequence[NDArray[np.uint8]]) -> Tensor:
-        return normalise(np.stack(views), self.config.data)
+    def _normalise(self, views: Sequence[NDArray[np.uint8]], valid: Tensor) -> Tensor:
+        images = normalise(np.stack(views), self.config.data)
+        for image, own in zip(images, valid, strict=True):
+            if not own.all():  # most crops have no padding
+                image.masked_fill_(~own, 0)
+        return images
 
     def _view(self, epoch: int, index: int) -> ViewPair:
         (seed,) = np.random.SeedSequence((self.config.train.seed, epoch, index)).generate_state(1)

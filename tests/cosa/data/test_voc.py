@@ -16,7 +16,7 @@ from PIL import Image
 
 from cosa.config import DataConfig
 from cosa.data import VOC_CLASSES, open_dataset
-from cosa.data.dataset import palette, to_rgb
+from cosa.data.dataset import palette, read_image, to_rgb
 from tests.cosa.data.voc_folder import VocFolder
 
 
@@ -538,6 +538,33 @@ def test_a_file_that_is_no_image_is_named(voc: VocFolder, content: bytes) -> Non
     path.write_bytes(content)
 
     assert str(path) in complaint(voc.config(), "train", ValueError)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_has_the_pixels_that_pillow_decodes_in_the_orientation_that_is_stored(
+    tmp_path: Path, mode: str
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (37, 45, len(mode) if mode != "L" else 1), np.uint8)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # a viewer is to turn it by a quarter
+    picture = Image.fromarray(noise.squeeze(), mode).resize((90, 74))  # smooth, as photographs are
+    picture.save(tmp_path / "a.jpg", quality=85, exif=turned)
+
+    with Image.open(tmp_path / "a.jpg") as stored:
+        expected = np.array(stored.convert("RGB"))
+
+    np.testing.assert_array_equal(read_image(tmp_path / "a.jpg"), expected)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_a_jpeg_that_is_cut_off_is_refused_wherever_it_ends(tmp_path: Path, share: float) -> None:
+    path = tmp_path / "a.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+
+    with pytest.raises(ValueError, match=r"image must be a readable JPEG or PNG, got .*a\.jpg"):
+        read_image(path)
 
 
 def test_a_truncated_mask_is_named(voc: VocFolder) -> None:
