@@ -9,6 +9,7 @@
         .lock                 held by the process that trains it
         log.txt               what it printed
         failure.txt           why it failed, while it is failed
+        labels/               its pseudo-labels, where it is there to write those
 
 A trial is finished exactly where the trainer's `result.json` says so for the same experiment. More tables or
 seeds in the same folder are fine, and fewer; other settings, or a row that has changed under its name, would
@@ -33,6 +34,7 @@ from sweeps.runs import PLAN, RUN_KEY, base_of
 RESULT = "result.json"
 FAILURE = "failure.txt"
 LOG = "log.txt"
+LABELS = "labels"
 LOCK = ".lock"
 STOP = ".stop"
 JOURNAL = "journal.jsonl"
@@ -93,12 +95,15 @@ def checkpoint(folder: Path, step: int) -> Path:
 def read_result(out: Path, trial: Trial) -> Result | None:
     """What the trainer wrote of a finished trial, or None where it is not finished.
 
-    A warm-up whose checkpoint is lost or torn is not finished: nothing can fork from it.
+    A warm-up whose checkpoint is lost or torn is not finished: nothing can fork from it. Neither are
+    pseudo-labels whose summary, written last, is gone.
     """
     folder = trial_folder(out, trial.name)
     result = _read_json(folder / RESULT)
     kind = "warmup_identity" if trial.kind == "warmup" else "identity"
     if result.get("step") != trial.last_step or result.get(kind) != trial.identity:
+        return None
+    if trial.kind == "labels" and not (folder / LABELS / "pseudo_labels.json").is_file():
         return None
     if trial.kind == "warmup":
         from cosa.storage.checkpoint import is_whole  # imports torch

@@ -1,7 +1,8 @@
 """What a sweep will train: rows of tables x seeds, made into distinct trials that share their warm-ups.
 
 Two rows with the same Config are one trial. Trials whose warm-up phases are the same fork from one warm-up,
-which is a trial of its own that stops where co-training would start.
+which is a trial of its own that stops where co-training would start. Standalone networks learn from the
+pseudo-labels of their seed's full model; writing those is a trial of its own, too.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from cosa import config as configs
@@ -26,18 +27,26 @@ class Trial:
 
     name: str
     """Name of its folder: of seed and identity alone, so that every sweep that holds it finds it again."""
-    kind: Literal["warmup", "trial"]
-    """`warmup` stops after `train.warmup` steps and is there to be forked from."""
+    kind: Literal["warmup", "trial", "labels"]
+    """`warmup` stops after `train.warmup` steps and is there to be forked from; `labels` trains nothing: it
+    writes the pseudo-labels of the training images, for standalone networks."""
     config: Config
-    """All of its settings."""
+    """All of its settings; those of the network whose pseudo-labels they are."""
     seed: int
     """`train.seed` of its config."""
     arms: tuple[str, ...]
-    """Rows that it fills, `3a/full`; for a warm-up those of the trials that fork from it."""
+    """Rows that it fills, `3a/full`; for a warm-up or pseudo-labels those of the trials that wait for it."""
     warmup: str | None
     """Name of the trial that it forks from, if it shares its warm-up."""
     momenta: tuple[float, ...] = ()
     """Momenta of the further ANs that a warm-up carries for its arms (Tab. 5d)."""
+    source: str | None = None
+    """Name of the trial that has what it works on: its pseudo-labels or, for those, the network."""
+
+    @property
+    def after(self) -> str | None:
+        """Name of the trial that must be finished before it starts."""
+        return self.warmup or self.source
 
     @property
     def identity(self) -> str:
@@ -51,8 +60,9 @@ class Trial:
 
     @property
     def arm(self) -> str:
-        """The first of its rows' names, or `warm-up`."""
-        return "warm-up" if self.kind == "warmup" else self.arms[0].partition("/")[2]
+        """The first of its rows' names, `warm-up`, or `pseudo-labels`."""
+        other = {"warmup": "warm-up", "labels": "pseudo-labels"}
+        return other.get(self.kind) or self.arms[0].partition("/")[2]
 
     @property
     def first_step(self) -> int:
@@ -61,8 +71,9 @@ class Trial:
 
     @property
     def last_step(self) -> int:
-        """Steps after which it is finished."""
-        return self.config.train.warmup if self.kind == "warmup" else self.config.train.iterations
+        """Steps after which it is finished; 0 for pseudo-labels."""
+        train = self.config.train
+        return {"warmup": train.warmup, "labels": 0}.get(self.kind, train.iterations)
 
     @property
     def steps(self) -> int:
@@ -72,7 +83,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Plan:
-    """All trials of a sweep; each comes after the one it forks from."""
+    """All trials of a sweep; each comes after the one that it waits for."""
 
     base: Config
     """Settings of every arm, before the arm's own changes."""
@@ -101,10 +112,12 @@ class Plan:
         return sum(trial.last_step * len(trial.arms) for trial in self.trials if trial.kind == "trial")
 
     def remaining(self, finished: Collection[str]) -> list[Trial]:
-        """Trials still to run; a warm-up only where a trial that forks from it is among them."""
-        arms = [trial for trial in self.trials if trial.kind == "trial" and trial.name not in finished]
-        needed = {name for trial in arms for name in (trial.name, trial.warmup)} - set(finished)
-        return [trial for trial in self.trials if trial.name in needed]
+        """Trials still to run; warm-ups and pseudo-labels only where one that waits for them is, too."""
+        needed: set[str | None] = set()
+        for trial in reversed(self.trials):
+            if trial.name not in finished and (trial.kind == "trial" or trial.name in needed):
+                needed |= {trial.name, trial.after}
+        return [trial for trial in self.trials if trial.name in needed - set(finished)]
 
 
 def make_plan(base: Config, tables: Sequence[Table], seeds: Sequence[int]) -> Plan:
@@ -137,10 +150,14 @@ def make_plan(base: Config, tables: Sequence[Table], seeds: Sequence[int]) -> Pl
 
 
 def _trials_of_seed(base: Config, rows: Sequence[tuple[Config, Sequence[str]]]) -> Iterator[Trial]:
-    """Each warm-up that two or more trials share, followed by its trials; then those that stand alone."""
+    """Each warm-up that two or more trials share, followed by its trials; then those that stand alone.
+
+    Standalone networks come last, behind the pseudo-labels of `base` that they learn from.
+    """
     phases: dict[str, list[tuple[Config, Sequence[str]]]] = {}
     for config, arms in rows:
-        phases.setdefault(warmup_identity(config), []).append((config, arms))
+        if config.network.architecture == "cosa":
+            phases.setdefault(warmup_identity(config), []).append((config, arms))
     for forks in phases.values():
         first, warmup = forks[0][0], None
         if len(forks) > 1 and first.train.warmup > 0:
@@ -149,6 +166,20 @@ def _trials_of_seed(base: Config, rows: Sequence[tuple[Config, Sequence[str]]]) 
             yield (warmup := shared_warmup(first, base, every, momenta))
         for config, arms in forks:
             yield trial_of(config, base.train.seed, tuple(arms), warmup)
+    standalone = [(config, arms) for config, arms in rows if config.network.architecture != "cosa"]
+    labels = None
+    if taught := tuple(row for config, arms in standalone for row in arms if not config.oracle):
+        full = trial_of(base, base.train.seed, ())
+        if all(identity(config) != identity(base) for config, _ in rows):
+            raise ValueError(
+                f"tables must hold an arm without changes beside {taught[0]}, which learns from its "
+                "pseudo-labels, got none; add it"
+            )
+        name = full.name.replace("trial", "labels", 1)
+        yield (labels := Trial(name, "labels", base, base.train.seed, taught, None, source=full.name))
+    for config, arms in standalone:
+        trial = trial_of(config, base.train.seed, tuple(arms))
+        yield trial if config.oracle or labels is None else replace(trial, source=labels.name)
 
 
 def trial_of(config: Config, seed: int, arms: tuple[str, ...], warmup: Trial | None = None) -> Trial:
@@ -188,12 +219,7 @@ def draw_tree(plan: Plan, finished: Collection[str] = (), reused: Collection[str
         f"{counted(kinds['trial'], 'distinct trial')}, {counted(kinds['warmup'], 'shared warm-up')}"
     )
     lines = [headline]
-    roots = [trial for trial in plan.trials if trial.warmup is None]
-    for root in roots:
-        forks = [trial for trial in plan.trials if trial.warmup == root.name]
-        branch, margin = ("└─ ", "   ") if root is roots[-1] else ("├─ ", "│  ")
-        lines.append(_tree_line(root, branch, marks))
-        lines += [_tree_line(f, margin + ("└─ " if f is forks[-1] else "├─ "), marks) for f in forks]
+    lines += _branches(plan, None, "", marks)
     alone, distinct, planned = plan.row_iterations, plan.distinct_iterations, plan.iterations
     lines.append(
         f"iterations: {alone:,} for every row on its own, {distinct:,} with equal rows merged, "
@@ -216,11 +242,17 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _tree_line(trial: Trial, branch: str, marks: Mapping[str, str]) -> str:
-    rows = "" if trial.kind == "warmup" else "  " + " ".join(trial.arms)
-    rows += "  (oracle: trains on ground-truth masks)" if trial.config.oracle else ""
-    mark = f"  {marks[trial.name]}" if trial.name in marks else ""
-    return f"{branch}{trial.label}".ljust(36) + f"{trial.steps:>9,} iterations{rows}{mark}"
+def _branches(plan: Plan, after: str | None, margin: str, marks: Mapping[str, str]) -> Iterator[str]:
+    """The trials that wait for the one called `after`, each followed by those that wait for it."""
+    trials = [trial for trial in plan.trials if trial.after == after]
+    for trial in trials:
+        branch, inner = ("└─ ", "   ") if trial is trials[-1] else ("├─ ", "│  ")
+        rows = "  " + " ".join(trial.arms) if trial.kind == "trial" else ""
+        rows += "  (oracle: trains on ground-truth masks)" if trial.config.oracle else ""
+        mark = f"  {marks[trial.name]}" if trial.name in marks else ""
+        steps = "" if trial.kind == "labels" else f"{trial.steps:>9,} iterations"
+        yield (f"{margin}{branch}{trial.label}".ljust(36) + f"{steps}{rows}{mark}").rstrip()
+        yield from _branches(plan, trial.name, margin + inner, marks)
 
 
 def to_json(plan: Plan, reused: Mapping[str, str] | None = None) -> str:
@@ -244,6 +276,7 @@ def to_json(plan: Plan, reused: Mapping[str, str] | None = None) -> str:
                 "warmup": trial.warmup,
                 "identity": trial.identity,
                 "iterations": trial.steps,
+                **({"source": trial.source} if trial.source else {}),
                 **({RUN_KEY: runs[trial.name]} if trial.name in runs else {}),
             }
             for trial in plan.trials

@@ -30,7 +30,7 @@ from sweeps.planning.plan import Trial
 from sweeps.running.arguments import SweepArgs
 from sweeps.running.progress import SweepProgress, best_so_far
 from sweeps.running.queue import Attempt, TrialQueue
-from sweeps.running.trial import make_spec, run_trial
+from sweeps.running.trial import LabelsSpec, make_spec, run_trial
 
 SECONDS = "seconds"
 """What a trial tells Tune of itself: how long it was in its own hands."""
@@ -45,7 +45,7 @@ PATIENCE = 25.0
 class TrialSearcher(Searcher):
     """Hands Tune the queue's next trial whenever one is ready, and watches it end."""
 
-    def __init__(self, queue: TrialQueue, make: Callable[[Trial], RunSpec]) -> None:
+    def __init__(self, queue: TrialQueue, make: Callable[[Trial], RunSpec | LabelsSpec]) -> None:
         """Nothing runs yet; `make` says which run a trial is."""
         super().__init__()
         self.queue, self.out, self.line, self._make = queue, queue.out, LiveLine(), make
@@ -122,7 +122,7 @@ def launch(
     track: Callable[[Trial], TrackingSpec],
     data_tags: Mapping[str, str],
 ) -> tuple[Mapping[str, Result], Mapping[str, str]]:
-    """Run `trials` of a plan, each after the one it forks from, and tell the time; needs a running Ray.
+    """Run `trials` of a plan, each after the one it waits for, and tell the time; needs a running Ray.
 
     Args:
         state: What the live view counts as done before.
@@ -139,7 +139,9 @@ def launch(
         KeyboardInterrupt: Ctrl-C or SIGTERM, once the trials have saved and stopped.
     """
     queue = TrialQueue(trials, slots.count, args.out)
-    searcher = TrialSearcher(queue, lambda trial: make_spec(trial, args.out, track(trial), data_tags))
+    searcher = TrialSearcher(
+        queue, lambda trial: make_spec(trial, args.out, track(trial), data_tags, state.reused)
+    )
     total = len(state.plan.trials)
 
     def head() -> list[str]:
@@ -178,7 +180,7 @@ def where_time_went(wall: float, slots: int, ended: Sequence[Attempt], inside: f
     )
 
 
-def _tracked_at(uri: str, spec: RunSpec) -> RunSpec:
+def _tracked_at(uri: str, spec: RunSpec | LabelsSpec) -> RunSpec | LabelsSpec:
     return replace(spec, tracking=replace(spec.tracking, uri=uri))
 
 

@@ -44,7 +44,7 @@ class SweepProgress:
         width = max((len(run.trial.label) for run, _ in steps), default=0)
         bars = []
         for run, step in steps:
-            full = round(_BAR * step / run.trial.last_step)
+            full = round(_BAR * step / max(run.trial.last_step, 1))
             bar = "█" * full + "░" * (_BAR - full)
             bars.append(f"  {run.trial.label:<{width}}  {bar}  {step:>6,} of {run.trial.last_step:,}")
         return " | ".join([*head, *running, *left]), [" | ".join([*head, *left]), *bars]
@@ -87,21 +87,29 @@ class SweepProgress:
         told = [(run, run.seconds, run.steps) for run in list(self._queue.ended) if not run.why and run.steps]
         begun = [(run, now - run.started, step - run.first_step) for run, step in steps]
         told += [(run, seconds, done) for run, seconds, done in begun if done > _MEASURABLE * run.steps]
-        paces: dict[str, list[float]] = {"warmup": [], "trial": []}  # seconds per step, start-up included
+        paces: dict[tuple[bool, str], list[float]] = {}  # seconds per step, start-up included
         own = {}
         for run, seconds, done in told:
             own[run.trial.name] = seconds / done
-            paces[run.trial.kind].append(seconds / done)
-        any_kind = paces["trial"] or paces["warmup"]
-        if not any_kind:
+            paces.setdefault(_pace(run.trial), []).append(seconds / done)
+        if not paces:
             return None
-        mean = {kind: fmean(values or any_kind) for kind, values in paces.items()}
+        any_kind = paces[min(paces)]  # of trials rather than of warm-ups
+
+        def pace(trial: Trial) -> float:
+            return fmean(paces.get(_pace(trial), any_kind))
+
         running = {
-            run.trial.name: own.get(run.trial.name, mean[run.trial.kind]) * (run.trial.last_step - step)
+            run.trial.name: own.get(run.trial.name, pace(run.trial)) * (run.trial.last_step - step)
             for run, step in steps
         }
         waiting = list(self._queue.waiting.values())
-        return play_forward(waiting, running, lambda t: mean[t.kind] * t.steps, self._queue.slots)
+        return play_forward(waiting, running, lambda t: pace(t) * t.steps, self._queue.slots)
+
+
+def _pace(trial: Trial) -> tuple[bool, str]:
+    """What trials must have in common for the speed of one to say something of the other's."""
+    return trial.kind == "warmup", trial.config.network.architecture
 
 
 def play_forward(
@@ -125,7 +133,7 @@ def play_forward(
     while ends or todo:
         open_names = {trial.name for trial in todo} | {name for _, name in ends}
         for trial in list(todo):
-            if len(ends) < slots and trial.warmup not in open_names:
+            if len(ends) < slots and trial.after not in open_names:
                 heapq.heappush(ends, (now + estimate(trial), trial.name))
                 todo.remove(trial)
         if not ends:  # what is left waits for a trial that nobody will run

@@ -70,7 +70,7 @@ class TrialQueue:
         if len(self.running) >= self.slots:
             return None
         for trial in self.waiting.values():
-            if trial.warmup not in self.waiting and trial.warmup not in self.running:
+            if trial.after not in self.waiting and trial.after not in self.running:
                 step = max(trial.first_step, read_step(trial_folder(self.out, trial.name)))
                 del self.waiting[trial.name]
                 self.running[trial.name] = Attempt(trial, self.clock(), step)
@@ -78,11 +78,12 @@ class TrialQueue:
         return None
 
     def end(self, name: str, why: str = "") -> None:
-        """A running trial has ended, failed where there is a reason: what forks from it cannot run then."""
+        """A running trial has ended, failed where there is a reason: what waits for it cannot run then."""
         run = self.running.pop(name)
         self.ended.append(replace(run, seconds=self.clock() - run.started, why=why))
         if why:
             self.failures[name] = why
-            for fork in [trial.name for trial in self.waiting.values() if trial.warmup == name]:
-                del self.waiting[fork]
-                self.failures[fork] = f"not run: {name} failed"
+            for trial in [*self.waiting.values()]:  # in the order of the plan: what waits comes later
+                if trial.after in self.failures:
+                    del self.waiting[trial.name]
+                    self.failures[trial.name] = f"not run: {trial.after} failed"

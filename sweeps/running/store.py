@@ -154,7 +154,7 @@ class Sweep:
             "cosa.val_fingerprint": str(result.get("val_fingerprint", "")),
             **({ORACLE_TAG: trial.config.s2c.source} if trial.config.oracle else {}),
         }
-        told = read_step(folder) == trial.last_step
+        told = trial.steps > 0 and read_step(folder) == trial.last_step
         tracker = spec.tracker()
         tracker.start(trial.config, out=folder, tags=tags)
         if not told:

@@ -72,7 +72,12 @@ def _metrics() -> Iterator[Metric]:
             )
 
 
-METRICS: Mapping[str, Metric] = types.MappingProxyType({metric.key: metric for metric in _metrics()})
+LABELS_MIOU = "train/assignment/labels_miou"
+_LABELS = Metric(LABELS_MIOU, "pseudo-labels", "mIoU of the files that standalone networks learn from")
+
+METRICS: Mapping[str, Metric] = types.MappingProxyType(
+    {metric.key: metric for metric in (*_metrics(), _LABELS)}
+)
 """By key; those of AN without a prefix in their titles, since rows are judged on AN where they have one."""
 
 

@@ -24,6 +24,7 @@ from sweeps.planning.plan import Trial
 from sweeps.running.launch import NO_RESULT, TrialSearcher, run_on_tune
 from sweeps.running.progress import SweepProgress
 from sweeps.running.queue import TrialQueue
+from sweeps.running.trial import LabelsSpec
 from sweeps.tables.metrics import SEG_MIOU, judged_key
 from sweeps.tuning.arguments import Budget, SearchArgs
 from sweeps.tuning.study import (
@@ -50,7 +51,7 @@ class StudySearcher(TrialSearcher):
         study: SearchStudy,
         budget: Budget,
         slots: int,
-        make: Callable[[Trial], RunSpec],
+        make: Callable[[Trial], RunSpec | LabelsSpec],
         earlier: Mapping[str, Result],
     ) -> None:
         """Take from the folders what a killed driver did not note; nothing runs yet.

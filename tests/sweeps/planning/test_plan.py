@@ -176,3 +176,69 @@ def test_a_plan_names_the_weights_that_each_arm_starts_from():
         ("test_vit.r160_in1k", (0.5, 0.5, 0.5)),
     ]
     assert plan.base == plan.trials[0].config
+
+
+# Standalone networks
+
+NETWORK = {
+    "network.architecture": "deeplabv3plus",
+    "network.encoder": "resnet18",
+    "network.pretrained": False,
+    "network.aux_head": False,
+}
+TAUGHT = table_of({}, NETWORK, {**NETWORK, "optim.lr": 0.9})
+
+
+def test_standalone_networks_wait_for_the_pseudo_labels_of_their_seed_s_full_model():
+    plan = make_plan(BASE, [TAUGHT], [0, 1])
+
+    for seed in (0, 1):
+        full, labels, *networks = [trial for trial in plan.trials if trial.seed == seed]
+        assert [full.kind, labels.kind, *(t.kind for t in networks)] == ["trial", "labels", "trial", "trial"]
+        assert (full.after, labels.after) == (None, full.name)
+        assert [trial.after for trial in networks] == [labels.name] * 2
+        assert labels.arms == ("t/arm1", "t/arm2")
+        assert (labels.identity, labels.steps, labels.label) == (
+            full.identity,
+            0,
+            f"pseudo-labels, seed {seed}",
+        )
+
+
+def test_pseudo_labels_are_of_the_model_without_changes_beside_others():
+    plan = make_plan(BASE, [table_of({}, {"csc.weight": 0.0}, NETWORK)], [0])
+
+    warmup, full, _, labels, network = plan.trials
+    assert (full.warmup, full.config) == (warmup.name, override(plan.base, {"train.seed": 0}))
+    assert (labels.source, network.source) == (full.name, labels.name)
+
+
+def test_standalone_networks_without_the_model_that_teaches_them_are_refused():
+    with pytest.raises(ValueError, match="must hold an arm without changes beside t/arm1, which learns"):
+        make_plan(BASE, [table_of({"csc.weight": 0.0}, NETWORK)], [0])
+
+
+def test_pseudo_labels_are_made_again_only_for_a_network_that_still_needs_them():
+    plan = make_plan(BASE, [TAUGHT], [0])
+    full, labels, one, other = (trial.name for trial in plan.trials)
+
+    def left(*finished):
+        return [trial.name for trial in plan.remaining(finished)]
+
+    assert left() == [full, labels, one, other]
+    assert left(full) == [labels, one, other]
+    assert left(full, labels, one) == [other]
+    assert left(full, one) == [labels, other]
+    assert left(full, one, other) == []
+    assert left(one, other) == [full]
+
+
+def test_the_tree_shows_what_waits_for_what():
+    tree = planning.draw_tree(make_plan(BASE, [TAUGHT], [0]))
+
+    assert tree.splitlines()[1:5] == [
+        "└─ arm0, seed 0                            10 iterations  t/arm0",
+        "   └─ pseudo-labels, seed 0",
+        "      ├─ arm1, seed 0                      10 iterations  t/arm1",
+        "      └─ arm2, seed 0                      10 iterations  t/arm2",
+    ]

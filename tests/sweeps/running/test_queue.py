@@ -72,6 +72,23 @@ def test_a_warmup_finished_earlier_holds_nothing_up():
     assert start_all(queue) == ["a0, seed 0"]
 
 
+def test_a_failed_model_keeps_its_pseudo_labels_and_what_they_teach_from_starting():
+    network = {"network.architecture": "upernet", "network.encoder": "resnet18", "network.pretrained": False}
+    table = Table(name="t", title="", reference="a", arms=(Arm("a"), Arm("b", network)))
+    full, labels, taught, *others = make_plan(BASE, [table], [0, 1]).trials
+    queue = TrialQueue([full, labels, taught, *others], 1, NOWHERE)
+
+    queue.start_next()
+    queue.end(full.name, "broken")
+
+    assert queue.failures == {
+        full.name: "broken",
+        labels.name: f"not run: {full.name} failed",
+        taught.name: f"not run: {labels.name} failed",
+    }
+    assert [trial.name for trial in queue.waiting.values()] == [trial.name for trial in others]
+
+
 def test_a_failed_warmup_keeps_its_own_arms_alone_from_starting():
     plan = plan_of(arms=2, seeds=2)
     warmup, *arms = plan.trials[:3]

@@ -10,6 +10,7 @@ import pytest
 
 from cosa.config import Config, TrainConfig
 from cosa.data.open import read_fingerprints
+from cosa.evaluation import pseudo_labels
 from cosa.storage.files import InUseError, lock
 from cosa.tracking import TrackingSpec
 from cosa.training import trainer
@@ -113,3 +114,65 @@ def test_a_trial_on_a_machine_with_other_data_than_the_sweeps_fails_naming_it(tm
         trial.run_trial(spec, tmp_path, workers=1)
     reason = folders.read_failure(tmp_path / "trials" / one.name)
     assert f"on {socket.gethostname()}: 24 images to train on; copy them there again" in reason
+
+
+# Pseudo-labels
+
+NETWORK = {"network.architecture": "upernet", "network.encoder": "resnet18", "network.pretrained": False}
+TAUGHT = Table(name="t", title="", reference="full", arms=(Arm("full"), Arm("upernet", NETWORK)))
+
+
+@pytest.fixture
+def begin(tmp_path, tiny_config):
+    """Runs trials of the sweep in `tmp_path`, for real; a trained model and its pseudo-labels."""
+    full, labels, _ = make_plan(tiny_config, [TAUGHT], [0]).trials
+    seen = read_fingerprints(tiny_config.data)
+
+    def run(one, **more):
+        return trial.run_trial(
+            trial.make_spec(one, tmp_path, TrackingSpec(), seen, **more), tmp_path, workers=1
+        )
+
+    run(full)
+    return full, labels, run
+
+
+def test_pseudo_labels_of_a_trial_s_network_are_a_trial_of_their_own(begin, tmp_path):
+    _, labels, run = begin
+    assert folders.read_result(tmp_path, labels) is None
+
+    assert run(labels)
+
+    result = folders.read_result(tmp_path, labels)
+    folder = folders.trial_folder(tmp_path, labels.name)
+    assert result["metrics"].keys() == {"train/assignment/labels_miou"}
+    assert len([*(folder / "labels").glob("*.png")]) == 24
+    (folder / "labels" / "pseudo_labels.json").unlink()
+    assert folders.read_result(tmp_path, labels) is None
+
+
+def test_pseudo_labels_go_on_with_the_image_where_they_were_stopped(begin, tmp_path, monkeypatch):
+    _, labels, run = begin
+    written = []
+    index_png = pseudo_labels.index_png
+    monkeypatch.setattr(pseudo_labels, "index_png", lambda c: written.append(1) or index_png(c))
+    stop = trial.StopFile(tmp_path / folders.STOP)
+    monkeypatch.setattr("cosa.training.stop._LOOK_SECONDS", 0.0)
+    stop.give()
+
+    assert not run(labels)
+    stop.path.unlink()
+    assert run(labels)
+
+    assert 0 < written.index(1) + 1 < len(written) == 24
+
+
+def test_pseudo_labels_of_a_model_that_is_gone_fail_in_one_line(begin, tmp_path):
+    full, labels, run = begin
+
+    with pytest.raises(FileNotFoundError, match="model must be"):
+        run(labels, reused={full.name: "0" * 32})
+
+    reason = folders.read_failure(folders.trial_folder(tmp_path, labels.name))
+    assert reason.startswith("FileNotFoundError: model must be a run's folder")
+    assert folders.read_result(tmp_path, labels) is None
