@@ -7,7 +7,9 @@ only. Each term is a mean over pixels. A worker or micro-batch that holds a shar
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -110,6 +112,44 @@ def s2c_loss(
     # against a probability q the cross-entropy of M is softplus(M) - q M, and most q are 0
     losses = (functional.softplus(cam).sum(1) - (spl[:, 1:] * guided).sum(1)) / cam.shape[1]
     return _mean(losses, valid, pixels)
+
+
+def over_images(
+    maps: Float[Tensor, "b n p q"], terms: Callable[[Tensor, slice], Sequence[Tensor]]
+) -> tuple[Tensor, ...]:
+    """Terms of small maps that are sums over images, made of one image at a time.
+
+    What a term needs at full resolution, 81 classes of COCO for instance, is gone before the next image: the
+    gradient on `maps` is made along with the value and is all that is kept.
+
+    Args:
+        maps: What the terms are functions of; their gradient reaches nothing else.
+        terms: Terms of one image's maps, (1 n p q), and its place in the batch.
+    """
+    summed: Tensor = _OverImages.apply(maps, terms)  # type: ignore[no-untyped-call]
+    return summed.unbind()
+
+
+class _OverImages(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, terms: Callable[[Tensor, slice], Sequence[Tensor]]) -> Tensor:
+        values, slopes = [], []
+        for i in range(len(maps)):
+            place = slice(i, i + 1)
+            with torch.enable_grad():
+                image = maps[place].detach().requires_grad_()
+                found = terms(image, place)
+                slopes.append(
+                    torch.stack([torch.autograd.grad(term, image, retain_graph=True)[0] for term in found])
+                )
+            values.append(torch.stack([term.detach() for term in found]))
+        ctx.save_for_backward(torch.cat(slopes, 1))
+        return torch.stack(values).sum(0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (slopes,) = ctx.saved_tensors
+        return torch.einsum("t,tbnpq->bnpq", gradients[0], slopes), None
 
 
 def _mean(

@@ -16,7 +16,15 @@ from torch.nn.functional import pad
 
 from cosa.config import Config
 from cosa.equations.cam import to_activation
-from cosa.equations.losses import averaging_weights, c2s_loss, cls_loss, csc_loss, label_counts, s2c_loss
+from cosa.equations.losses import (
+    averaging_weights,
+    c2s_loss,
+    cls_loss,
+    csc_loss,
+    label_counts,
+    over_images,
+    s2c_loss,
+)
 from cosa.equations.pseudo_labels import cam_pseudo_labels, max_activation, seg_pseudo_labels
 from cosa.equations.reliability import perplexity, reliability_sum, reliability_weights
 from cosa.equations.threshold import Threshold, activation_histogram
@@ -154,16 +162,26 @@ def learn(
     size = (assigned.spl.shape[2], assigned.spl.shape[3])
     if config.c2s.weight:
         assert output.seg_logits is not None
-        log_probs = resize(output.seg_logits, size).log_softmax(1)
         valid = middles(batch.valid, config.cam.stride).sum().float() if pixels is None else pixels
-        terms["c2s"] = c2s_loss(log_probs, assigned.cam.cpl, assigned.cam.raw, valid)
+        heads = {"c2s": assigned.cam}
         if config.c2s.aux and config.network.aux_head:
-            terms["aux_c2s"] = c2s_loss(log_probs, assigned.aux_cam.cpl, assigned.aux_cam.raw, valid)
+            heads["aux_c2s"] = assigned.aux_cam
+
+        def c2s(seg_logits: Tensor, i: slice) -> list[Tensor]:
+            log_probs = resize(seg_logits, size).log_softmax(1)
+            return [c2s_loss(log_probs, head.cpl[i], head.raw[i], valid) for head in heads.values()]
+
+        terms |= zip(heads, over_images(output.seg_logits, c2s), strict=True)
     if config.guided:
         cam = output.cam if output.guided_cam is None else output.guided_cam
         guide, classes, counted = guidance(batch, assigned, config, noise)
         if config.s2c.cam == "raw":
-            terms["s2c"] = s2c_loss(resize(cam, size), guide, classes, counted, pixels)
+            valid = counted.sum().float() if pixels is None else pixels
+
+            def s2c(cam: Tensor, i: slice) -> list[Tensor]:
+                return [s2c_loss(resize(cam, size), guide[i], classes[i], counted[i], valid)]
+
+            (terms["s2c"],) = over_images(cam, s2c)
         else:
             grid = (cam.shape[2], cam.shape[3])
             on_patches = middles(counted, size[0] // grid[0])

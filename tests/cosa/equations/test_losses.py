@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, interpolate
 
 from cosa.equations.losses import (
     averaging_weights,
@@ -16,6 +16,7 @@ from cosa.equations.losses import (
     contrast_regions,
     csc_loss,
     label_counts,
+    over_images,
     s2c_loss,
 )
 from cosa.structures import IGNORE
@@ -219,6 +220,26 @@ def test_the_mean_of_s2c_over_shares_is_that_of_the_batch() -> None:
     means = torch.stack([s2c_loss(cam[s], spl[s], every(cam[s]), valid[s], pixels) for s in shares])
 
     torch.testing.assert_close(means.mean(), s2c_loss(cam, spl, every(cam), valid))
+
+
+# One image at a time
+
+
+def test_terms_made_of_one_image_at_a_time_have_the_sums_and_gradients_of_the_batch() -> None:
+    maps = torch.randn(3, 2, 4, 4, dtype=torch.float64, requires_grad=True)
+    weights = torch.rand(3, 2, 8, 8, dtype=torch.float64)
+
+    def terms(maps: Tensor, place: slice) -> list[Tensor]:
+        large = interpolate(maps, size=(8, 8), mode="bilinear")
+        return [(large.square() * weights[place]).sum(), large.sigmoid().sum()]
+
+    found, expected = over_images(maps, terms), terms(maps, slice(None))
+
+    torch.testing.assert_close(torch.stack(found), torch.stack(expected))
+    for factors in ((1.0, 0.0), (0.3, 2.0)):
+        objectives = [sum(f * t for f, t in zip(factors, some, strict=True)) for some in (found, expected)]
+        slope, expected_slope = (torch.autograd.grad(o, maps, retain_graph=True)[0] for o in objectives)
+        torch.testing.assert_close(slope, expected_slope)
 
 
 # Eq. (9)
