@@ -20,6 +20,15 @@ IGNORE = 255
 """Class of pixels that no loss and no metric counts: padding in training, VOC's borders in evaluation."""
 
 
+def present_classes(labels: Float[Tensor, "b c"]) -> Int[Tensor, "b n"]:
+    """Indices in [0, c) of the classes that each image holds, ascending, then of some that it does not.
+
+    n is the most that one image of the batch holds, at least 1; reading it waits for the device of `labels`.
+    """
+    width = max(1, int(labels.sum(1).max()))
+    return labels.argsort(stable=True, dim=1, descending=True)[:, :width]
+
+
 @dataclass(frozen=True)
 class Batch:
     """Weak and strong view of the same crops: a pixel of one is the same pixel of the other."""
@@ -35,15 +44,11 @@ class Batch:
     masks: Int[Tensor, "b h w"] | None = None
     """Ground truth in [0, k) or IGNORE; there for the oracle of the guidance study alone."""
     present: Int[Tensor, "b n"] | None = None
-    """Indices in [0, c) of the classes that each image holds, ascending, then of some that it does not: n is
-    the most that one image of the batch holds, at least 1. Told from `labels` before they are on a device,
-    since their number is a size."""
+    """See `present_classes`; told from `labels` before they are on a device, since their number is a size."""
 
     def __post_init__(self) -> None:
         if self.present is None:
-            width = max(1, int(self.labels.sum(1).max()))
-            order = self.labels.argsort(stable=True, dim=1, descending=True)
-            object.__setattr__(self, "present", order[:, :width])
+            object.__setattr__(self, "present", present_classes(self.labels))
 
     def to(self, device: torch.device) -> Self:
         """The batch on `device`, copied without waiting where its memory is pinned."""

@@ -58,7 +58,7 @@ from cosa.evaluation.metrics import (
 )
 from cosa.networks.multiscale import multiscale, resize, view_count
 from cosa.networks.network import CosaNetwork
-from cosa.structures import EvaluationBatch, FusedOutput, split
+from cosa.structures import EvaluationBatch, FusedOutput, present_classes, split
 
 # Names of the confusion matrices of S; {} takes miou, cmiou or iou.
 _SEGMENTATIONS = ("seg_{}", "seg_{}_labelled")
@@ -126,18 +126,28 @@ def evaluate(
         begun = time.perf_counter_ns()
         scales, flip = config.evaluation.scales, config.evaluation.flip
         size = (batch.images.shape[2], batch.images.shape[3])
-        fused = multiscale(network, batch.images.to(device), scales=scales, flip=flip, size=size)
+        present = present_classes(batch.labels)
+        fused = multiscale(
+            network,
+            batch.images.to(device, non_blocking=True),
+            scales=scales,
+            flip=flip,
+            size=size,
+            cam_classes=present.to(device),
+        )
         images = split(fused, len(batch.names))
+        held = [row[: max(1, int(own))] for row, own in zip(present, batch.labels.sum(1), strict=True)]
         labels, masks = batch.labels.to(device), [mask.to(device) for mask in batch.masks]
         if crf and masks:
             _count_refined(counts, images, batch, masks, config, begun)
         counts["images"] += torch.tensor([len(labels), len(masks)], device=device)
         counts["cls"] += score_counts(fused.cls_logits, labels)
         counts["aux_cls"] += score_counts(fused.aux_cls_logits, labels)
-        for image, own, mask in zip(images, labels[:, None], masks, strict=False):  # masks of all or none
+        # masks of all or none
+        for image, own, mask, indices in zip(images, labels[:, None], masks, held, strict=False):
             if segmentation:
                 _count_segmentation(counts, image, own, mask)
-            _count_cams(counts, image, own, mask, xi, config)
+            _count_cams(counts, image, own, indices.to(device), mask, xi, config)
     counts = {name: reduce(count) for name, count in counts.items()}
     own_xi = {"cpl": xi, "aux_cpl": aux_xi}
     return _summarise(counts, config, classes, affected, own_xi, segmentation=segmentation)
@@ -169,17 +179,19 @@ def _count_cams(
     counts: dict[str, Tensor],
     image: FusedOutput,
     labels: Float[Tensor, "1 c"],
+    present: Int[Tensor, " n"],
     target: Int[Tensor, "h w"],
     xi: float,
     config: Config,
 ) -> None:
-    """Count an image's CPL, of both CAMs and of their mean, and how good and sure those of M are."""
+    """Count an image's CPL, of both CAMs and of their mean, and how good and sure those of M are.
+
+    The first n maps of the image are those of the classes in `present`; all others would be 0.
+    """
     size = (target.shape[0], target.shape[1])
     everywhere = torch.ones_like(target, dtype=torch.bool)[None]
-    present = labels[0].nonzero().flatten()  # maps of other classes are 0: of COCO's 80 that is nearly all
-    present = present if len(present) else present.new_zeros(1)
     activation, aux_activation = (
-        to_activation(resize(raw[:, present], size), labels[:, present], everywhere)[0]
+        to_activation(resize(raw[:, : len(present)], size), labels[:, present], everywhere)[0]
         for raw in (image.cam, image.aux_cam)
     )
     nu, strongest = activation.max(0)

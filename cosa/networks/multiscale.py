@@ -14,6 +14,7 @@ from cosa.networks.network import CosaNetwork
 from cosa.structures import FusedOutput, NetworkOutput
 
 
+@torch.no_grad()
 def multiscale(
     network: CosaNetwork,
     images: Float[Tensor, "b 3 _h _w"],
@@ -47,20 +48,19 @@ def multiscale(
     cam = aux_cam = None
     sums: tuple[Tensor, ...] = ()
     for scale in scales:
-        seen = None
+        seen: tuple[Tensor, ...] = ()
         for output, mirrored in _views(network, images, scale, flip):
             view = _upright(output, mirrored, size, cam_classes, seg_classes)
             maps, logits = (view.cam, view.aux_cam), (view.seg_logits, view.cls_logits, view.aux_cls_logits)
-            seen = (
-                maps if seen is None else (torch.maximum(seen[0], maps[0]), torch.maximum(seen[1], maps[1]))
-            )
-            sums = tuple(map(torch.add, sums, logits)) if sums else logits
-        assert seen is not None
+            # in place: maps in the size of the images leave the cache, and new memory costs as much again
+            seen = tuple(map(_maximum_, seen, maps)) if seen else maps
+            sums = tuple(map(Tensor.add_, sums, logits)) if sums else logits
+        assert seen
         cam = seen[0] if cam is None else _fused(cam, seen[0], fusion)
         aux_cam = seen[1] if aux_cam is None else _fused(aux_cam, seen[1], aux_fusion)
     assert cam is not None
     assert aux_cam is not None
-    seg_logits, cls_logits, aux_cls_logits = (total / view_count(scales, flip=flip) for total in sums)
+    seg_logits, cls_logits, aux_cls_logits = (total.div_(view_count(scales, flip=flip)) for total in sums)
     return FusedOutput(
         cam=cam,
         aux_cam=aux_cam,
@@ -97,7 +97,12 @@ def _fused(
     """The maps of the scales `before` with that of one more scale."""
     if how == "last":
         return cam
-    return torch.maximum(before, cam) if how == "max" else before.relu() + cam.relu()
+    return _maximum_(before, cam) if how == "max" else before.relu_().add_(cam.relu_())
+
+
+def _maximum_(before: Tensor, cam: Tensor) -> Tensor:
+    """The larger of each two values, in the memory of the first."""
+    return torch.maximum(before, cam, out=before)
 
 
 def _upright(
