@@ -27,7 +27,7 @@ from cosa.data.dataset import normalise, read_image, to_rgb
 from cosa.equations.cam import to_activation
 from cosa.equations.pseudo_labels import keep_labelled
 from cosa.networks.multiscale import multiscale, resize
-from cosa.networks.network import CosaNetwork, build_network
+from cosa.networks.network import CosaNetwork, autocast, build_network
 from cosa.storage import checkpoint
 from cosa.storage.model_files import Facts, NetworkName, StoredModel, read_model_folder, read_state
 from cosa.structures import FusedOutput, Ranks, split
@@ -227,8 +227,7 @@ class Model:
 
     def autocast(self) -> torch.autocast:
         """The precision that the run was trained in."""
-        bf16 = self.config.train.precision == "bf16"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
+        return autocast(self.config.train, self.device)
 
     def label_vector(self, names: Sequence[str]) -> Float[Tensor, "1 c"]:
         """Image-level labels from class names.

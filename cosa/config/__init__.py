@@ -345,8 +345,9 @@ class TrainConfig(Section):
     """Images per step over all workers together: the result does not depend on how many share it."""
     accumulate: Count = 1
     """Micro-batches each worker splits its share of a batch into, to save memory, >= 1."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """`bf16` computes the networks in bfloat16 autocast; losses and weights stay in fp32."""
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """`bf16` computes the networks in bfloat16 autocast; losses and weights stay in fp32. `auto` is `bf16` on
+    GPUs that have it and `fp32` elsewhere. With `fp32` a GPU that has TF32 multiplies matrices in it."""
     compile: OnMachine[bool] = False
     """Compile the networks with torch.compile: pays off on GPUs and long runs."""
     log_every: OnMachine[Count] = 50

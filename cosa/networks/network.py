@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cosa.config import NetworkConfig
+from cosa.config import NetworkConfig, TrainConfig
 from cosa.networks.encoder import Encoder, build_encoder
 from cosa.networks.heads import CamHead, LargeFov
 from cosa.structures import NetworkOutput
@@ -55,6 +56,18 @@ class CosaNetwork(nn.Module):
             seg_logits=self.decoder(features).float() if segment else None,
             guided_cam=None if detach == "none" else self.cam_head.guided(features, detach).float(),
         )
+
+
+def in_bf16(config: TrainConfig, device: torch.device) -> bool:
+    """Whether networks compute in bfloat16: `train.precision` says so, or leaves it to `device`."""
+    if config.precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return config.precision == "bf16"
+
+
+def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
+    """The context in which networks compute as `train.precision` says."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=in_bf16(config, device))
 
 
 def build_network(

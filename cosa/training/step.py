@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +15,7 @@ from torch.optim import AdamW
 from cosa.config import Config, to_json
 from cosa.equations.threshold import make_threshold
 from cosa.networks.ema import assignment_of, follow
-from cosa.networks.network import CosaNetwork, build_network
+from cosa.networks.network import CosaNetwork, autocast, build_network
 from cosa.storage import checkpoint
 from cosa.structures import Assignment, Batch, Ranks, split
 from cosa.training.optim import build_optimizer, clip_gradients, learning_rate_scale, set_learning_rate
@@ -116,6 +115,8 @@ def build_state(
         raise ValueError(
             f"evaluation.size must be a multiple of the patch size {patch}, got {config.evaluation.size}"
         )
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.fp32_precision = "tf32"  # as convolutions compute by torch's default
     online = online.to(device).train()
     assignment = assignment_of(online)
     if config.train.compile:
@@ -142,7 +143,12 @@ def wrap(state: TrainingState, config: Config, ranks: Ranks) -> nn.Module:
         return state.online
     unused = not cotraining(state, config) or config.c2s.weight == 0
     device_ids = [ranks.device] if ranks.device.type == "cuda" else None
-    return DistributedDataParallel(state.online, device_ids=device_ids, find_unused_parameters=unused)
+    return DistributedDataParallel(
+        state.online,
+        device_ids=device_ids,
+        find_unused_parameters=unused,
+        gradient_as_bucket_view=True,  # no second copy of all gradients
+    )
 
 
 def cotraining(state: TrainingState, config: Config) -> bool:
@@ -170,16 +176,13 @@ def training_step(
         The terms of the loss on this rank, unweighted, on the device.
     """
     torch.manual_seed(config.train.seed * 2**32 + state.step)  # for stochastic depth
-    autocast = functools.partial(
-        torch.autocast, ranks.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"
-    )
     count, cotrains = config.train.accumulate, cotraining(state, config)
     assigned: Sequence[Assignment | None] = [None] * count
     keys: Sequence[Tensor | None] = [None] * count
     noise: Sequence[Tensor | None] = [None] * count
     pixels = patches = None
     if cotrains:
-        with autocast():
+        with autocast(config.train, ranks.device):
             assigned = split(_assign(state, batch, config, ranks), count)
         valid = middles(batch.valid, config.cam.stride)
         pixels = ranks.total(valid.sum()) / (ranks.world * count)
@@ -199,7 +202,8 @@ def training_step(
         if isinstance(learner, DistributedDataParallel) and i < count - 1:
             exchange = learner.no_sync()  # ranks exchange gradients once, after the last micro-batch
         with exchange:
-            with autocast():  # the network alone: CSC's similarities would be bfloat16, too
+            # the network alone: CSC's similarities would be bfloat16, too
+            with autocast(config.train, ranks.device):
                 output = learner(part.strong, segment=segment, detach=detach)
             part_terms = learn(
                 output,

@@ -20,6 +20,7 @@ from cosa.config import Config, identity, to_json, warmup_identity
 from cosa.data.loader import step_names, train_batches
 from cosa.data.open import TRAINING_TAG, VALIDATION_TAG, RunData, open_run_data
 from cosa.evaluation.evaluate import coexistence_indices
+from cosa.networks.network import in_bf16
 from cosa.networks.published import pinned, starting_point
 from cosa.storage import checkpoint
 from cosa.storage.files import write_atomically
@@ -232,6 +233,9 @@ class _Run:
             oracle = {"cosa.oracle": self.config.s2c.source} if self.config.oracle else {}
             begun_from = {f"cosa.encoder.{name}": text for name, text in self.begun_from.items()}
             tags = {**self.data.tags, **oracle, **begun_from}
+            if self.config.train.precision == "auto":
+                tags["cosa.precision"] = "bf16" if in_bf16(self.config.train, self.ranks.device) else "fp32"
+                log.info("train.precision auto is %s on %s", tags["cosa.precision"], self.ranks.device)
             self._record_encoder()
             self.tracker.start(self.config, out=self.out, tags=tags, resume_step=state.step)
             self.storage.push(keep=self.config.train.keep_checkpoints)

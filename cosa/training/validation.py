@@ -15,15 +15,13 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
 from cosa.config import Config
 from cosa.data.dataset import SegmentationDataset
 from cosa.data.loader import evaluation_batches
 from cosa.data.open import RunData
 from cosa.evaluation.evaluate import Evaluation, evaluate
 from cosa.evaluation.panels import panel_indices, panel_rows, save_panels
-from cosa.networks.network import CosaNetwork
+from cosa.networks.network import CosaNetwork, autocast
 from cosa.storage.files import write_atomically
 from cosa.structures import Ranks
 from cosa.training.step import TrainingState
@@ -62,7 +60,7 @@ def evaluate_networks(
     state.metrics, state.details, files = {}, {}, []
     state.online.eval()
     networks = {"assignment": state.assignment, "online": state.online}
-    with torch.autocast(ranks.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
+    with autocast(config.train, ranks.device):
         if data.validation:
             found = {name: judge(network, data.validation) for name, network in networks.items()}
             for name, one in found.items():

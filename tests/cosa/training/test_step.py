@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from cosa.config import Config, override
+from cosa.config import Config, TrainConfig, override
 from cosa.data import open_dataset, train_batches
-from cosa.networks.network import CosaNetwork
+from cosa.networks.network import CosaNetwork, in_bf16
 from cosa.structures import Batch, Ranks
 from cosa.training import step as step_module
 from cosa.training.step import TERMS, TrainingState, build_state, cotraining, training_step, wrap
@@ -331,6 +331,17 @@ def test_bf16_says_nearly_what_fp32_says(config: Config, batches: list[Batch]) -
     for name in ("cls", "aux_cls", "s2c"):
         assert float(found[name]) == pytest.approx(float(expected[name]), rel=0.02)
         assert float(found[name]) != float(expected[name])
+
+
+@pytest.mark.parametrize("has_it", [True, False])
+def test_the_precision_auto_is_bf16_on_a_gpu_that_has_it_and_nowhere_else(
+    monkeypatch: pytest.MonkeyPatch, has_it: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: has_it)
+    settings = TrainConfig(precision="auto")
+
+    assert in_bf16(settings, torch.device("cuda")) is has_it
+    assert not in_bf16(settings, torch.device("cpu"))
 
 
 # What is remembered of broken steps
