@@ -91,6 +91,10 @@ class Parser(argparse.ArgumentParser):
         text = "MLflow experiment (default MLFLOW_EXPERIMENT_NAME, else cosa)"
         self.flag("--experiment", "NAME", text, default=os.environ.get("MLFLOW_EXPERIMENT_NAME") or "cosa")
 
+    def system_metrics(self) -> None:
+        """Add the flag that leaves the machine's metrics out."""
+        self.switch("--no-system-metrics", "leave the load of CPU, memory and GPUs out of MLflow")
+
     def settings(self, base: Config, only: Sequence[str] = ()) -> None:
         """Add a flag per setting, by section, with the defaults of `base`; `only` these where given."""
         groups: dict[str, argparse._ArgumentGroup] = {}

@@ -145,6 +145,7 @@ def _training_parser(prog: str, preset: str | None) -> Parser:
     )
     parser.experiment()
     parser.flag("--run-name", "NAME", "name of the MLflow run (default that of the folder)", default="")
+    parser.system_metrics()
     parser.switch("--dry-run", "show schedule, weights and what a GPU of 24 GB needs; train nothing")
     parser.traceback()
     parser.settings(get_preset(preset) if preset else Config())
@@ -158,6 +159,7 @@ def _tracking(given: argparse.Namespace, out: Path) -> TrackingSpec:
         experiment=given.experiment,
         run_name=given.run_name,
         tags={"mlflow.source.name": "cosa-train"},
+        system_metrics=not given.no_system_metrics,
     )
 
 

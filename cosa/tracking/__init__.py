@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from cosa.tracking.journal import RUN_FILE, find_tracked, read_run_id, sync_status
 from cosa.tracking.store import (
+    KIND,
     RunGoneError,
     TrackingError,
     download_model,
@@ -29,11 +30,13 @@ from cosa.tracking.store import (
     ui_hint,
 )
 from cosa.tracking.sync import StillRunningError, sync_run
-from cosa.tracking.tracker import DATA_TAG, MlflowTracker, Tracker, TrackingSpec
+from cosa.tracking.tracker import DATA_TAG, VALIDATION_TAG, MlflowTracker, Tracker, TrackingSpec
 
 __all__ = [
     "DATA_TAG",
+    "KIND",
     "RUN_FILE",
+    "VALIDATION_TAG",
     "MlflowTracker",
     "RunGoneError",
     "StillRunningError",

@@ -1,7 +1,8 @@
 """A run's journal: what was told, on the disk before anything else, and how much of it the store has.
 
     journal.jsonl            an entry a line: metrics as {"step", "time", NAME: VALUE...}; of a tracked run
-                             also entries of other kinds: {"step", "time", "kind": "file"...}
+                             also entries of other kinds: {"step", "time", "kind": "file"...}, among them
+                             metrics of the machine, which no other run of the experiment repeats
     run.json                 the run's id in the store, and how much of the journal is there: SyncState
     tracking/journal.jsonl   entries that left the journal because a resumed run trains their steps again;
                              in folders that older code began, all that their trackers were told
@@ -39,7 +40,8 @@ class Entry:
     """What a run was told at one moment."""
 
     kind: str
-    """`open`, `metrics`, `file` or `finish`; empty for a torn line, or one that no tracker was told."""
+    """`open`, `data`, `metrics`, `file`, `tags` or `finish`; empty for a torn line, or one that no tracker
+    was told."""
     end: int
     """Where the next line begins, in bytes."""
     content: Mapping[str, Any]
@@ -61,7 +63,7 @@ def read_entries(path: Path, start: int = 0) -> Iterator[Entry]:
             odd = {tag.removeprefix(ODD_TAG): text for tag, text in line.content["tags"].items()}
             metrics = {name: float(text.split()[0]) for name, text in odd.items()} | line.content["metrics"]
         elif kind == "metrics":
-            rest = {"step", "time", "at", "again", *line.content.get("again", ())}
+            rest = {"kind", "step", "time", "at", "again", *line.content.get("again", ())}
             metrics = {fit(name): value for name, value in line.content.items() if name not in rest}
         yield Entry(kind, line.end, line.content, metrics)
 

@@ -1,4 +1,4 @@
-"""What a result was made with: the commit, versions and hardware, as plain tags.
+"""What a result was made with: the commit, versions and hardware, as plain tags; how busy the hardware was.
 
 Nothing here names a host, a user or a folder, and no environment variable is kept.
 """
@@ -11,6 +11,7 @@ import os
 import platform
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -56,3 +57,28 @@ def environment_tags() -> dict[str, str]:
         "cosa.host.memory_gib": f"{psutil.virtual_memory().total / 2**30:.0f}",
         "cosa.host.gpus": gpus,
     }
+
+
+class MachineLoad:
+    """How busy this machine is, as MLflow measures and names it, without a client that writes by itself."""
+
+    def __init__(self) -> None:
+        """Begin to measure."""
+        from mlflow.system_metrics.metrics import cpu_monitor, gpu_monitor
+
+        cpus: Any = cpu_monitor.CPUMonitor  # without annotations
+        gpus: Any = gpu_monitor.GPUMonitor
+        self._monitors = [cpus()]
+        with contextlib.suppress(ImportError, RuntimeError):  # no GPU of NVIDIA, or no library to ask it with
+            self._monitors.append(gpus())
+        psutil.cpu_percent()  # the next call tells of the time since this one
+
+    def sample(self) -> dict[str, float]:
+        """Of the CPUs since the last call, of memory and GPUs now; what cannot be had is left out."""
+        found: dict[str, float] = {}
+        for monitor in self._monitors:
+            with contextlib.suppress(OSError):
+                monitor.collect_metrics()
+                found |= {f"system/{name}": value for name, value in monitor.aggregate_metrics().items()}
+            monitor.clear_metrics()
+        return found

@@ -30,6 +30,8 @@ _MAKE_SECONDS = 120  # that a store takes to be made at most, on a busy machine
 _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 """The databases that MLflow writes to directly, with the port each listens on where the URI names none."""
 
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""Tag of an experiment that MLflow's UI shows as training runs, and not as talks with a language model."""
 _DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -127,7 +129,7 @@ def initialise_store(uri: str, experiment: str) -> str:
             if resolved.startswith("sqlite"):  # MLflow's default is relative to whoever reads it
                 place = (_sqlite_path(resolved).parent / "mlartifacts").as_uri()
             try:
-                return str(client.create_experiment(experiment, artifact_location=place))
+                return str(client.create_experiment(experiment, artifact_location=place, tags=KIND))
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise

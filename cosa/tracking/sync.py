@@ -126,6 +126,10 @@ class RunSync:
                     self._write_metrics(group)
                 case "file":
                     self._keep_file(content["path"], content["folder"])
+                case "data":
+                    self._name_data(content["datasets"])
+                case "tags":
+                    self._log(tags=content["tags"])
                 case "finish":
                     self._finish(content)
         except MlflowException as error:
@@ -188,6 +192,19 @@ class RunSync:
                     odd.setdefault(f"{ODD_TAG}{name}", f"{value} at step {step}")
         known = self._client.get_run(self.state.run_id).data.tags if odd else {}
         self._log(metrics=metrics, tags={tag: text for tag, text in odd.items() if tag not in known})
+
+    def _name_data(self, datasets: Sequence[Mapping[str, str]]) -> None:
+        """Name the data that the run reads as inputs; those that it has already stay."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        inputs = [
+            DatasetInput(
+                Dataset(known["name"], known["digest"], known["source_type"], known["source"]),
+                [InputTag("mlflow.data.context", known["context"])],
+            )
+            for known in datasets
+        ]
+        self._client.log_inputs(self.state.run_id, inputs)
 
     def _log(
         self, *, metrics: Sequence[Metric] = (), params: Sequence[Param] = (), tags: Mapping[str, str]

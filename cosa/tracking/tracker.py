@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import secrets
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ from cosa.tracking.journal import (
     rewind,
     sync_status,
 )
-from cosa.tracking.provenance import environment_tags, source_tags
+from cosa.tracking.provenance import MachineLoad, environment_tags, source_tags
 from cosa.tracking.store import TrackingError, require_mlflow, require_name, resolve_uri
 from cosa.tracking.sync import Syncer, sync_run
 
@@ -31,11 +32,14 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 Tags = Mapping[str, str]
 
 DATA_TAG = "cosa.data_fingerprint"
-"""Tag under which the trainer records which data it read."""
+"""Tag under which the trainer records which data it read to learn from."""
+VALIDATION_TAG = "cosa.val_fingerprint"
+"""And which it was judged on; empty where it was not."""
 
 _log = logging.getLogger(__name__)
 _MAX_PARAM = 6000  # characters; MLflow's own limit
 _MAX_TAG = 8000
+_MAX_DIGEST = 36
 _FIRST_SECONDS = 5.0  # that `start` waits for a slow store to tell the run's id; one that is away costs none
 _LAST_SECONDS = 120.0  # for the last files of a finished run
 _STOP_SECONDS = 5.0  # for those of one that is stopped: whoever stops it may not wait long
@@ -98,6 +102,9 @@ class Tracker:
         values = {name: float(value) for name, value in metrics.items()}
         self._tell(**({"again": again} if again else {}), **values)
 
+    def log_costs(self, costs: Mapping[str, float]) -> None:
+        """Have a store keep what the run took by now, as metrics that no other run of it would repeat."""
+
     def log_artifact(self, path: Path, folder: str = "") -> None:
         """Have a store keep a copy of the file `path` under `folder`; the file stays where it is."""
 
@@ -122,6 +129,7 @@ class MlflowTracker(Tracker):
     """
 
     _syncer: Syncer | None = None
+    _load: MachineLoad | None = None
 
     def __init__(self, spec: TrackingSpec) -> None:
         """Remember where to track; nothing is contacted before `start`."""
@@ -161,10 +169,23 @@ class MlflowTracker(Tracker):
             tags={key: mask(value)[:_MAX_TAG] for key, value in facts.items()},
             params={name: _text(value)[:_MAX_PARAM] for name, value in configs.flatten(config).items()},
         )
+        if datasets := _datasets(config, facts):
+            self._tell(kind="data", datasets=datasets)
         self.log_text(configs.to_json(config), "config.json")
+        self._load = MachineLoad() if self._spec.system_metrics else None
         self._syncer = Syncer(out, self._uri)
         self._syncer.flush(_FIRST_SECONDS)
         self._warn()
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Keep the metrics of one step, see `Tracker.log_metrics`, and how busy the machine was before it."""
+        super().log_metrics(metrics, step)
+        if self._load is not None:
+            self.log_costs(self._load.sample())
+
+    def log_costs(self, costs: Mapping[str, float]) -> None:
+        """Keep what the run took, see `Tracker.log_costs`."""
+        self._tell(kind="metrics", **costs)
 
     def settle(self, seconds: float = 60.0) -> None:
         """Wait until the store has all that it was told.
@@ -219,6 +240,24 @@ def _warn_of_the_rest(out: Path, reason: str) -> None:
         )
 
 
+def _datasets(config: Config, facts: Tags) -> list[dict[str, str]]:
+    """The data that a run reads as MLflow's datasets; their digests are the fingerprints among its tags."""
+    data = config.data
+    source = json.dumps({"uri": mask(data.archive or data.root)})
+    read = (("training", data.train_split, DATA_TAG), ("validation", data.val_split, VALIDATION_TAG))
+    return [
+        {
+            "name": f"{Path(data.root).name} {split}",
+            "digest": facts[tag][:_MAX_DIGEST],
+            "source_type": "local",
+            "source": source,
+            "context": context,
+        }
+        for context, split, tag in read
+        if facts.get(tag)
+    ]
+
+
 def _text(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
@@ -237,6 +276,8 @@ class TrackingSpec:
     """Run that a new run is nested under."""
     tags: Tags = field(default_factory=dict)
     """Further tags of the run."""
+    system_metrics: bool = True
+    """Whether its metrics come with those of the machine: CPU, memory and GPUs."""
 
     def __post_init__(self) -> None:
         require_name("experiment", self.experiment)

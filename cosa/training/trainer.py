@@ -8,6 +8,8 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import resource
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -321,9 +323,39 @@ class _Run:
         """Judge both networks; the state keeps what is found."""
         begun = time.perf_counter()
         files = evaluate_networks(self.state, self.data, self.config, self.ranks, self.out)
-        self.evaluating += time.perf_counter() - begun
+        took = time.perf_counter() - begun
+        self.evaluating += took
+        if images := self._judged():
+            self.tracker.log_costs({"cost/evaluation_images_per_second": images / took})
         for path in files:
             self.tracker.log_artifact(path, path.parent.name)
+
+    def _judged(self) -> int:
+        """Images that this step's evaluation judges, those of both networks counted twice."""
+        data, most = self.data, self.config.evaluation.max_images
+        splits = [data.validation, data.validation]
+        splits += [data.judged] if self.state.step == self.config.train.iterations else []
+        return sum(min(len(split), most or len(split)) for split in splits if split)
+
+    def _costs(self) -> dict[str, float]:
+        """What the run took, by the names that a store keeps it under.
+
+        GPU-hours are those of all sessions with the ranks of this one; memory is the most that the first
+        rank's process held in this session, on its GPU where it has one.
+        """
+        state, ranks, gpu = self.state, self.ranks, self.ranks.device.type == "cuda"
+        if gpu:
+            peak = torch.cuda.max_memory_allocated(ranks.device)
+        else:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+                1 if sys.platform == "darwin" else 1024
+            )
+        return {
+            "cost/parameters": sum(one.numel() for one in state.assignment.parameters()),
+            "cost/seconds": state.seconds,
+            "cost/gpu_hours": state.seconds / 3600 * ranks.world * gpu,
+            "cost/peak_memory_gib": peak / 2**30,
+        }
 
     def _whole(self) -> checkpoint.State:
         """The whole state, as a checkpoint holds it."""
@@ -396,6 +428,7 @@ class _Run:
                 **{name: whole[name] for name in ("classes", "seconds", "run_id", "data_fingerprint")},
                 "val_fingerprint": self.data.tags[VALIDATION_TAG],
             }
+            self.tracker.log_costs(self._costs())
             write_atomically(self.out / "result.json", json.dumps(result, indent=2) + "\n")
             self.tracker.log_artifact(self.out / "result.json")
         self.ranks.wait()

@@ -134,7 +134,7 @@ class FullModel:
     values: pd.DataFrame
     """A line per seed. Columns are metrics by the keys of AN, ON's where the preset has no AN; IoU of single
     classes, `seg_iou/cat`, and likewise of `seg_iou_labelled`, `cpl_iou` and `aux_cpl_iou`; `hours` of
-    training, evaluations and warm-up included."""
+    training, evaluations and warm-up included; what else it took, `cost/peak_memory_gib` among it."""
     classes: tuple[str, ...]
     """Background first."""
     runs: Mapping[int, str] = field(default_factory=dict)
@@ -142,7 +142,7 @@ class FullModel:
     images: int | None = None
     """Images that it was judged on; None where their number is not known."""
     parameters: int | None = None
-    """Numbers in the assignment network; None where its weights were not kept."""
+    """Numbers in the assignment network; None where they are not known."""
 
 
 @dataclass(frozen=True)
@@ -322,7 +322,7 @@ def read_full_model(
         metrics = {
             key.replace(f"/{network}/", "/assignment/"): value
             for key, value in run.data.metrics.items()
-            if f"/{network}/" in key
+            if f"/{network}/" in key or key.startswith("cost/")
         }
         values[seed] = {**metrics, **ious, "hours": seconds / 3600}
     if not runs:
@@ -334,19 +334,23 @@ def read_full_model(
         pd.DataFrame.from_dict(values, orient="index"),
         ("background", *classes),
         ids,
-        *_counted(client, next(iter(ids.values()))),
+        *_counted(client, next(iter(runs.values()))),
     )
 
 
-def _counted(client: MlflowClient, run_id: str) -> tuple[int | None, int | None]:
+def _counted(client: MlflowClient, run: Run) -> tuple[int | None, int | None]:
     """Images that a run's last evaluation judged, by its histogram of single images; numbers in its final AN.
 
-    These are known by the size of its file: four bytes each behind a short header.
+    Of a run that does not tell these they are known by the size of its file, four bytes each behind a short
+    header.
     """
+    run_id, told = run.info.run_id, run.data.metrics.get("cost/parameters")
     analyses = sorted(item.path for item in client.list_artifacts(run_id, "analysis"))
     images: Any = read_json(client, run_id, analyses[-1]) if analyses else {}
     for name in ("networks", "assignment", "images", "iou", "count"):
         images = images.get(name, {})
+    if told is not None:
+        return sum(images) if images else None, int(told)
     files = [*client.list_artifacts(run_id), *client.list_artifacts(run_id, "model")]
     sizes = (item.file_size for item in files if item.path.endswith(".safetensors") and item.file_size)
     size = next(sizes, None)

@@ -39,6 +39,8 @@ class SweepArgs:
     uri: str
     """MLflow's tracking URI."""
     experiment: str
+    system_metrics: bool
+    """Whether trials keep how busy their machines were."""
     resources: TrialResources
     """What each trial asks of the cluster."""
     retries: int
@@ -90,6 +92,7 @@ def read_args(name: str, description: str, tables: Sequence[str], arguments: Seq
         out=out,
         uri=resolve_uri(uri),
         experiment=found.experiment,
+        system_metrics=not found.no_system_metrics,
         resources=TrialResources(
             found.cpus_per_trial, found.gpus_per_trial, found.workers_per_trial, found.max_concurrent
         ),
@@ -116,6 +119,7 @@ def _parser(name: str, description: str, tables: Sequence[str]) -> Parser:
     flag("--out", "FOLDER", f"folder of the sweep (default: runs/{name}-PRESET)", default="")
     flag("--tracking-uri", "URI", "MLflow store (default: MLFLOW_TRACKING_URI or runs/mlflow.db)", default="")
     parser.experiment()
+    parser.system_metrics()
     flag("--max-concurrent", "N", "most trials at a time (default: as many as fit)", type=int)
     flag("--cpus-per-trial", "N", "CPUs and threads of a trial (default: 1)", type=float, default=1.0)
     flag("--gpus-per-trial", "N", gpus, type=lambda text: None if text == "auto" else float(text))

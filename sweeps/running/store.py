@@ -6,6 +6,7 @@ process could not say: a finished trial's run is complete, a failed one's carrie
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,9 @@ from cosa.config.presets import short_name
 from cosa.storage.files import mask
 from cosa.tracking import (
     DATA_TAG,
+    KIND,
     RUN_FILE,
+    VALIDATION_TAG,
     MlflowTracker,
     TrackingError,
     TrackingSpec,
@@ -50,8 +53,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _SECONDS = 120.0
 """How long the driver waits for its own run to be made: nothing else goes on meanwhile."""
-_KIND_TAG = "mlflow.experimentKind"
-"""Of an experiment: whether MLflow's UI shows training runs or conversations with a language model first."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ class Sweep:
     """Tags that the parent shares with every trial."""
     base: Config
     """What every arm starts from."""
+    system_metrics: bool = True
+    """Whether trials keep how busy their machines were."""
 
     def __enter__(self) -> Self:
         return self
@@ -96,6 +99,7 @@ class Sweep:
             run_name=trial.label,
             parent_run_id=self.run_id,
             tags=tags,
+            system_metrics=self.system_metrics,
         )
 
     def sync(self, state: SweepState, failures: Mapping[str, str]) -> None:
@@ -151,11 +155,13 @@ class Sweep:
             return
         tags = {
             DATA_TAG: str(result.get("data_fingerprint", "")),
-            "cosa.val_fingerprint": str(result.get("val_fingerprint", "")),
+            VALIDATION_TAG: str(result.get("val_fingerprint", "")),
             **({ORACLE_TAG: trial.config.s2c.source} if trial.config.oracle else {}),
         }
         told = trial.steps > 0 and read_step(folder) == trial.last_step
-        tracker = spec.tracker()
+        tracker = dataclasses.replace(
+            spec, system_metrics=False
+        ).tracker()  # this is not the load it trained at
         tracker.start(trial.config, out=folder, tags=tags)
         if not told:
             tracker.log_metrics(result["metrics"], trial.last_step)
@@ -223,14 +229,19 @@ def open_sweep(args: SweepArgs, plan: Plan, reused: Mapping[str, str] | None = N
         "cosa.reused": str(len(reused or {})),
     }
     spec = TrackingSpec(
-        uri=args.uri, experiment=args.experiment, run_name=args.out.name, tags={**shared, **own}
+        uri=args.uri,
+        experiment=args.experiment,
+        run_name=args.out.name,
+        tags={**shared, **own},
+        system_metrics=False,
     )
     tracker = MlflowTracker(spec)
     tracker.start(plan.base, out=args.out)
     tracker.log_text(to_json(plan, reused), PLAN)
     tracker.settle(_SECONDS)
     assert tracker.run_id is not None  # it has settled
-    return Sweep(args.out, args.uri, args.experiment, tracker.run_id, tracker, shared, plan.base)
+    found = tracker.run_id
+    return Sweep(args.out, args.uri, args.experiment, found, tracker, shared, plan.base, args.system_metrics)
 
 
 def _claim(client: MlflowClient, experiment_id: str, name: str) -> None:
@@ -245,8 +256,9 @@ def _claim(client: MlflowClient, experiment_id: str, name: str) -> None:
             f"--experiment must be new or hold runs of cosa, got {name!r} with runs of another project "
             f"such as {others[0].info.run_name!r}; name another"
         )
-    if _KIND_TAG not in client.get_experiment(experiment_id).tags:
-        client.set_experiment_tag(experiment_id, _KIND_TAG, "custom_model_development")
+    for tag, kind in KIND.items():
+        if tag not in client.get_experiment(experiment_id).tags:  # as earlier versions made it
+            client.set_experiment_tag(experiment_id, tag, kind)
 
 
 def _check_same_store(root: Path, uri: str) -> None:

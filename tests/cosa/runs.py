@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -86,6 +86,7 @@ class Recorder(Tracker):
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
+        self.costs: dict[str, float] = {}
 
     def start(self, config: Any, *, out: Path, tags: Any = None, resume_step: int | None = None) -> None:
         super().start(config, out=out, tags=tags, resume_step=resume_step)
@@ -94,6 +95,9 @@ class Recorder(Tracker):
     def log_metrics(self, metrics: Any, step: int) -> None:
         super().log_metrics(metrics, step)
         self.calls.append(("metrics", step, tuple(metrics)))
+
+    def log_costs(self, costs: Mapping[str, float]) -> None:
+        self.costs |= costs
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
         assert path.is_file()

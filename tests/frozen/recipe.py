@@ -34,6 +34,8 @@ CLOCK = ("seconds", "time", "train/images_per_second")
 """What two runs of the same experiment may differ in."""
 PATIENCE = 280.0  # seconds; a busy machine starts Ray slowly
 NON_FINITE = "cosa.non_finite."
+NEWER = ("cost/", "sweep/", "system/")
+"""How metrics begin that came later."""
 PLACE = "@PLACE@".ljust(160, "@")
 """Stands in a kept file for the folder that it was made in."""
 
@@ -332,9 +334,16 @@ def names_in_store(folder: Path) -> dict[str, dict[str, list[str]]]:
 
 
 def without_newer(names: Mapping[str, Mapping[str, list[str]]]) -> dict[str, dict[str, list[str]]]:
-    """Names in a store but for the settings that the kept version did not have."""
+    """Names in a store but for what the kept version did not have: settings, and metrics of what a run took.
+
+    It had no costs, no load of the machine and no progress of a sweep: a report read parameters from the size
+    of a file, and MLflow's page of system metrics was empty.
+    """
     return {
-        run: {kind: [name for name in some if name not in EARLIER] for kind, some in kinds.items()}
+        run: {
+            kind: [name for name in some if name not in EARLIER and not name.startswith(NEWER)]
+            for kind, some in kinds.items()
+        }
         for run, kinds in names.items()
     }
 

@@ -25,6 +25,7 @@ from cosa.config import Config
 from cosa.storage.files import read_lines
 from cosa.storage.run_folder import read_metrics
 from cosa.tracking import (
+    DATA_TAG,
     MlflowTracker,
     RunGoneError,
     StillRunningError,
@@ -100,7 +101,7 @@ def out(tmp_path: Path) -> Path:
 
 
 def begin(store: Store, out: Path) -> MlflowTracker:
-    tracker = MlflowTracker(TrackingSpec(uri=store.uri, experiment="tests"))
+    tracker = MlflowTracker(TrackingSpec(uri=store.uri, experiment="tests", system_metrics=False))
     tracker.start(Config(), out=out)
     return tracker
 
@@ -154,6 +155,25 @@ def test_what_a_run_left_is_delivered_later(store: Store, out: Path) -> None:
     assert store.status(found.run_id) == "FAILED"
     kept = {item.path for item in store.client.list_artifacts(found.run_id)}
     assert kept == {"config.json", "panels"}
+
+
+def test_data_and_what_the_machine_did_are_delivered_later_and_once(store: Store, out: Path) -> None:
+    store.go()
+    tracker = MlflowTracker(TrackingSpec(uri=store.uri, experiment="tests"))
+    tracker.start(Config(), out=out, tags={DATA_TAG: "abc"})
+    tracker.log_metrics({"loss": 1.0}, 1)
+    tracker.finish()
+    store.come_back()
+
+    sync_run(out)
+    deliver_again(out)
+
+    (run_id,) = store.runs()
+    run = store.client.get_run(run_id)
+    assert [found.dataset.digest for found in run.inputs.dataset_inputs] == ["abc"]
+    ((step, used),) = store.history(run_id, "system/system_memory_usage_megabytes")
+    assert step == 1
+    assert used > 0
 
 
 def test_a_store_that_comes_back_while_a_run_goes_on_gets_what_it_missed(store: Store, out: Path) -> None:
@@ -272,7 +292,7 @@ def test_a_resumed_run_delivers_once_what_it_trains_again(store: Store, out: Pat
     die(tracker)
     store.come_back()
 
-    again = MlflowTracker(TrackingSpec(uri=store.uri, experiment="tests"))
+    again = MlflowTracker(TrackingSpec(uri=store.uri, experiment="tests", system_metrics=False))
     again.start(Config(), out=out, resume_step=1)
     for step in (2, 3, 4):
         again.log_metrics({"loss": step / 2}, step)
@@ -327,7 +347,7 @@ def test_a_run_that_was_not_tracked_at_first_brings_its_history(store: Store, ou
     alone.log_metrics({"loss": 0.5}, 1)
     assert find_tracked(out) == []
 
-    tracker = MlflowTracker(TrackingSpec(uri=store.uri, experiment="tests"))
+    tracker = MlflowTracker(TrackingSpec(uri=store.uri, experiment="tests", system_metrics=False))
     tracker.start(Config(), out=out, resume_step=1)
     tracker.log_metrics({"loss": 1.0}, 2)
     tracker.finish()
@@ -387,7 +407,7 @@ def test_a_run_of_the_time_of_two_journals_is_given_to_the_store_once(
 
 
 def test_a_run_of_the_time_of_two_journals_goes_on(store: Store, out: Path, old: str) -> None:
-    again = MlflowTracker(TrackingSpec(uri=store.uri, experiment="tests"))
+    again = MlflowTracker(TrackingSpec(uri=store.uri, experiment="tests", system_metrics=False))
     again.start(Config(), out=out, resume_step=20)
     for step in range(30, 70, 10):
         again.log_metrics({"train/loss/total": step / 100, "val/assignment/iou/café": float("nan")}, step)

@@ -18,8 +18,10 @@ from mlflow.entities import Run
 
 from cosa.config import Config, identity, override
 from cosa.storage.files import mask
+from cosa.storage.run_folder import read_metrics
 from cosa.tracking import (
     DATA_TAG,
+    VALIDATION_TAG,
     MlflowTracker,
     Tracker,
     TrackingError,
@@ -47,7 +49,7 @@ def client(uri: str) -> MlflowClient:
 
 
 def _tracker(uri: str, **more: Any) -> MlflowTracker:
-    return MlflowTracker(TrackingSpec(uri=uri, experiment="tests", **more))
+    return MlflowTracker(TrackingSpec(**{"uri": uri, "experiment": "tests", "system_metrics": False} | more))
 
 
 def _tracked(tracker: MlflowTracker, out: Path, config: Config | None = None, **start: Any) -> str:
@@ -96,6 +98,74 @@ def test_a_run_says_what_it_was_made_with(uri: str, client: MlflowClient, tmp_pa
     assert {"cosa.version.torch", "cosa.version.python", "cosa.host.cpus", "cosa.host.gpus"} <= set(tags)
 
 
+def test_a_run_names_the_data_it_reads_as_mlflows_datasets(
+    uri: str, client: MlflowClient, tmp_path: Path
+) -> None:
+    config = override(Config(), {"data.root": "/data/pictures"})
+
+    run_id = _tracked(_tracker(uri), tmp_path, config, tags={DATA_TAG: "abc", VALIDATION_TAG: "def"})
+
+    found = {
+        found.dataset.name: (
+            found.dataset.digest,
+            found.dataset.source,
+            found.tags[0].key,
+            found.tags[0].value,
+        )
+        for found in _run(client, run_id).inputs.dataset_inputs
+    }
+    source, context = '{"uri": "/data/pictures"}', "mlflow.data.context"
+    assert found == {
+        "pictures train_aug": ("abc", source, context, "training"),
+        "pictures val": ("def", source, context, "validation"),
+    }
+
+
+def test_a_run_without_validation_names_none(uri: str, client: MlflowClient, tmp_path: Path) -> None:
+    run_id = _tracked(_tracker(uri), tmp_path, tags={DATA_TAG: "abc", VALIDATION_TAG: ""})
+
+    assert [one.dataset.digest for one in _run(client, run_id).inputs.dataset_inputs] == ["abc"]
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_metrics_come_with_those_of_the_machine_unless_they_are_left_out(
+    uri: str, client: MlflowClient, tmp_path: Path, wanted: bool
+) -> None:
+    tracker = _tracker(uri, system_metrics=wanted)
+    run_id = _tracked(tracker, tmp_path)
+
+    tracker.log_metrics({"loss": 1.0}, 7)
+    tracker.settle()
+
+    metrics = _run(client, run_id).data.metrics
+    assert metrics["loss"] == 1.0
+    assert TrackingSpec().system_metrics
+    if wanted:
+        assert 0 <= metrics["system/cpu_utilization_percentage"] <= 100
+        assert [step for step, _ in _history(client, run_id, "system/system_memory_usage_percentage")] == [7]
+    assert any(name.startswith("system/") for name in metrics) == wanted
+
+
+def test_what_a_run_took_is_a_metric_and_no_step_of_its_journal(
+    uri: str, client: MlflowClient, tmp_path: Path
+) -> None:
+    tracker = _tracker(uri)
+    run_id = _tracked(tracker, tmp_path)
+
+    tracker.log_metrics({"loss": 1.0}, 7)
+    tracker.log_costs({"cost/seconds": 2.5})
+    tracker.settle()
+
+    assert _history(client, run_id, "cost/seconds") == [(7, 2.5)]
+    assert list(read_metrics(tmp_path)) == [(7, {"loss": 1.0})]
+
+
+def test_a_new_experiment_opens_as_training_of_models(uri: str, client: MlflowClient) -> None:
+    experiment = client.get_experiment(initialise_store(uri, "new"))
+
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+
+
 def test_a_run_is_nested_under_its_parent(uri: str, client: MlflowClient, tmp_path: Path) -> None:
     parent = _tracked(_tracker(uri), tmp_path / "parent")
 
@@ -130,7 +200,8 @@ def test_more_metrics_than_one_request_takes_all_arrive(
     tracker.log_metrics({f"metric {i}": float(i) for i in range(1500)}, 1)
     tracker.settle()
 
-    assert len(_run(client, run_id).data.metrics) == 1500
+    found = _run(client, run_id).data.metrics
+    assert len([name for name in found if name.startswith("metric ")]) == 1500
 
 
 def test_a_class_name_that_mlflow_refuses_is_made_fit(uri: str, client: MlflowClient, tmp_path: Path) -> None:

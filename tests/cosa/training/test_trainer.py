@@ -200,6 +200,19 @@ def test_a_run_in_bf16_trains_and_is_judged(tiny_config: Config, tmp_path: Path)
     }
 
 
+def test_a_run_tells_what_it_took(short: Config, tmp_path: Path) -> None:
+    tracker = Recorder()
+
+    result = train(short, out=tmp_path, tracker=tracker)
+
+    weights = load_file(tmp_path / "model/model.safetensors").values()
+    assert tracker.costs["cost/parameters"] == sum(tensor.numel() for tensor in weights)
+    assert tracker.costs["cost/seconds"] == result.seconds
+    assert tracker.costs["cost/gpu_hours"] == 0
+    assert 0.01 < tracker.costs["cost/peak_memory_gib"] < 100
+    assert tracker.costs["cost/evaluation_images_per_second"] > 0
+
+
 def test_result_json_is_written_after_everything_else(
     short: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

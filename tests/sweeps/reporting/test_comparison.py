@@ -133,6 +133,13 @@ def test_table_7_has_our_hours_and_parameters():
     assert ours(table(7, values=VALUES.drop(columns="hours")))[0][4:] == ("–", "–", "–")
 
 
+def test_table_7_says_what_ours_took_of_memory_and_how_fast_it_judges():
+    took = VALUES.assign(**{"cost/peak_memory_gib": 9.5, "cost/evaluation_images_per_second": 31.25})
+    said = "Ours took 9.5 GiB of memory at most, and judges 31.2 images per second."
+    assert said in table(7, values=took).remarks
+    assert not any("GiB" in remark for remark in table(7).remarks)
+
+
 def test_table_11_has_our_classes_under_the_papers():
     by_class = {line.cells[0]: line.cells for line in table(11).lines}
     assert titles(table(11))[:4] == ["class", "ours, labelled", "ours, label-free", "AdvCAM"]

@@ -42,6 +42,7 @@ def root(tmp_path):
 
 def open_sweep(uri, root, plan=PLAN, experiment="test"):
     given = ["--preset", "voc", "--out", str(root), "--tracking-uri", uri, "--experiment", experiment]
+    given.append("--no-system-metrics")  # of the machine that tests it
     return store.open_sweep(read_args("ablation", "", ("3b",), given), plan)
 
 
