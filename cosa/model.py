@@ -264,15 +264,16 @@ class Predictor:
 
     model: Model
 
-    def predict(self, model_input: Any) -> list[UInt8[np.ndarray, "_h _w"]]:
-        """The class of each pixel of each image, as `Model.predict`.
+    def predict(self, model_input: Any) -> list[UInt8[np.ndarray, "_h _w"]] | UInt8[np.ndarray, "n h w"]:
+        """The class of each pixel of each image, as `Model.predict`; one array for one array of images.
 
         Args:
             model_input: A data frame whose first column names image files, a list of what `Model.predict`
                 takes, or one uint8 array (images, height, width, 3).
         """
         images = model_input.iloc[:, 0] if hasattr(model_input, "iloc") else model_input
-        return [self.model.predict(image) for image in images]
+        classes = [self.model.predict(image) for image in images]
+        return np.stack(classes) if isinstance(model_input, np.ndarray) else classes
 
 
 def _load_pyfunc(path: str) -> Predictor:

@@ -16,7 +16,7 @@ if __name__ == "__main__":
 from cosa.cli.common import Parser
 from cosa.cli.console import print_error, print_line
 from cosa.storage.files import one_line, require_folder
-from cosa.tracking import TrackingError, resolve_uri
+from cosa.tracking import TrackingError, resolve_uri, ui_steps
 from sweeps.runs import find_sweep
 
 
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     print_line(render.terminal(results))
     print_line(f"report: {files[0]}")
-    print_line(f"MLflow: {render.ui_command(uri)}")
+    print_line(f"MLflow: {ui_steps(uri)}")
     return 0
 
 

@@ -139,8 +139,12 @@ def find_model(given: argparse.Namespace, network: NetworkName = "assignment") -
     """What `Parser.source` lets the user name."""
     from cosa.model import resolve_model
 
-    uri = given.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///runs/mlflow.db"
-    return resolve_model(given.source, network=network, tracking_uri=uri)
+    return resolve_model(given.source, network=network, tracking_uri=store_of(given))
+
+
+def store_of(given: argparse.Namespace) -> str:
+    """The tracking URI that the user means; by default that of sweeps."""
+    return given.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///runs/mlflow.db"
 
 
 def first_line(documented: object) -> str:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cosa.cli.common import Parser, find_model
+from cosa.cli.common import Parser, find_model, store_of
 from cosa.storage.files import require_folder
+
+if TYPE_CHECKING:
+    from cosa.storage.model_files import StoredModel
+
+_EXAMPLE = 32
+"""Pixels of the side of the picture that a registered model is shown with: it takes any size."""
 
 
 def main(prog: str, arguments: Sequence[str]) -> int:
@@ -18,24 +27,55 @@ def main(prog: str, arguments: Sequence[str]) -> int:
         "`cosa.model.load_model(DIR)` and the other commands take it.",
     )
     parser.source()
-    parser.flag("--out", "DIR", "a folder that is not there yet", type=Path, required=True)
+    parser.flag("--out", "DIR", "a folder that is not there yet", type=Path)
     parser.switch("--mlflow", "as an MLflow model, for mlflow.pyfunc.load_model(DIR)")
+    text = "make it a version of this model in MLflow's registry, of the run that it is from; needs no --out"
+    parser.flag("--register", "NAME", text, default="")
+    parser.experiment()
     parser.traceback()
     given = parser.parse_known(arguments)
-    out = given.out.expanduser().absolute()
-    if out.exists():
+    if not (given.out or given.register):
+        parser.error("--out DIR or --register NAME is missing")
+    out = given.out.expanduser().absolute() if given.out else None
+    if out is not None and out.exists():
         raise FileExistsError(f"out must not exist yet, got {str(given.out)!r}; choose another folder")
-    require_folder("--out", out)
+    if out is not None:
+        require_folder("--out", out)
     from cosa.model import build_model
     from cosa.storage.model_files import save_model
     from cosa.tracking import save_pyfunc
 
-    model = build_model(find_model(given))
+    stored = find_model(given)
+    model = build_model(stored)
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / "model" if given.mlflow else out
+        folder = Path(place) / "model"
         save_model(folder, model.network, model.config, model.classes, facts=model.facts)
-        if given.mlflow:
+        places = [("mlflow.pyfunc.load_model", _register(given, folder, stored))] if given.register else []
+        if out is not None and given.mlflow:
             save_pyfunc(folder, out)
-    how = "mlflow.pyfunc.load_model" if given.mlflow else "cosa.model.load_model"
-    print(f"the network after {model.facts.step} steps in {out}; {how}({str(out)!r}) loads it")
+        elif out is not None:
+            shutil.copytree(folder, out)
+    if out is not None:
+        places.append(("mlflow.pyfunc.load_model" if given.mlflow else "cosa.model.load_model", str(out)))
+    for how, where in places:
+        print(f"the network after {model.facts.step} steps in {where}; {how}({where!r}) loads it")
     return 0
+
+
+def _register(given: argparse.Namespace, folder: Path, stored: StoredModel) -> str:
+    """Register the model in `folder`; returns its URI there."""
+    import numpy as np
+
+    from cosa.tracking import read_run_id, register_model
+
+    picture = np.arange(_EXAMPLE * _EXAMPLE * 3, dtype=np.uint8).reshape(1, _EXAMPLE, _EXAMPLE, 3)
+    run_id = stored.facts.run_id or (read_run_id(stored.folder) if stored.folder else "")
+    return register_model(
+        folder,
+        given.register,
+        uri=store_of(given),
+        experiment=given.experiment,
+        run_id=run_id,
+        step=stored.facts.step,
+        example=picture,
+    )

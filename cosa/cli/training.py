@@ -16,7 +16,7 @@ from cosa.config import Config, identity, override
 from cosa.config.presets import PRESETS, get_preset, is_file, short_name
 from cosa.networks.published import pinned
 from cosa.storage.files import mask, require_folder
-from cosa.tracking import TrackingSpec, initialise_store, resolve_uri, sqlite_uri, ui_hint
+from cosa.tracking import TrackingSpec, initialise_store, resolve_uri, sqlite_uri, ui_steps
 from cosa.training.stop import until_terminated
 
 if TYPE_CHECKING:
@@ -173,4 +173,4 @@ def _print_result(result: Result, config: Config, tracking: TrackingSpec) -> Non
     print(f"\ncheckpoint  {result.checkpoint}")
     if result.run_id and tracking.uri:
         print(f"MLflow run  {result.run_id} in {mask(tracking.uri)}")
-        print(f"to see it   {ui_hint(tracking.uri)}")
+        print(f"to see it   {ui_steps(tracking.uri)}")

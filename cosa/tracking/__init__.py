@@ -23,11 +23,13 @@ from cosa.tracking.store import (
     explained,
     find_run,
     initialise_store,
+    register_model,
     require_name,
     resolve_uri,
     save_pyfunc,
     sqlite_uri,
     ui_hint,
+    ui_steps,
 )
 from cosa.tracking.sync import StillRunningError, sync_run
 from cosa.tracking.tracker import DATA_TAG, VALIDATION_TAG, MlflowTracker, Tracker, TrackingSpec
@@ -49,6 +51,7 @@ __all__ = [
     "find_tracked",
     "initialise_store",
     "read_run_id",
+    "register_model",
     "require_name",
     "resolve_uri",
     "save_pyfunc",
@@ -56,4 +59,5 @@ __all__ = [
     "sync_run",
     "sync_status",
     "ui_hint",
+    "ui_steps",
 ]

@@ -16,6 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 import cosa
 from cosa.storage.files import lock, mask, one_line
 
@@ -32,6 +35,8 @@ _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Tag of an experiment that MLflow's UI shows as training runs, and not as talks with a language model."""
+UI_PAGE = "/#/experiments?workflowType=machine_learning"
+"""Of MLflow's UI: without the query it shows whatever experiment as talks with a language model (3.17)."""
 _DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -92,8 +97,14 @@ def ui_hint(uri: str) -> str:
     """How to look at the runs: the command for a store in a file or database, the address of a server."""
     resolved = mask(resolve_uri(uri))
     if resolved.startswith("http"):
-        return resolved
+        return resolved.rstrip("/") + UI_PAGE
     return f"mlflow ui --backend-store-uri {shlex.quote(resolved)}"
+
+
+def ui_steps(uri: str) -> str:
+    """The same in words for people: the command, and what to open then."""
+    hint = ui_hint(uri)
+    return hint if hint.startswith("http") else f"{hint}, then http://127.0.0.1:5000{UI_PAGE}"
 
 
 def require_name(what: str, name: str) -> None:
@@ -194,8 +205,67 @@ def save_pyfunc(model: Path, out: Path) -> None:
         out,
         loader_module="cosa.model",
         data_path=str(model),
-        pip_requirements=[f"cosa-wsss=={cosa.__version__}"],
+        pip_requirements=_requirements(),
     )
+
+
+def register_model(
+    model: Path, name: str, *, uri: str, experiment: str, run_id: str, step: int, example: NDArray[np.uint8]
+) -> str:
+    """Log a model's folder as an MLflow model and make it a version of a registered one.
+
+    Args:
+        model: Its files are copied.
+        name: Of the registered model, made where there is none.
+        uri: Tracking URI, see `resolve_uri`.
+        experiment: Holds it where the store has no run `run_id`; else it is a model of that run.
+        run_id: The run that it was trained in; may be empty.
+        step: Of the run's metrics that are to be shown beside it.
+        example: Images (n h w 3), of which its signature is made and which are kept as its example.
+
+    Returns:
+        What loads it: `models:/NAME/VERSION`.
+
+    Raises:
+        ValueError: The registry takes no such name.
+        TrackingError: The store does not answer or refuses it, or MLflow is not installed.
+    """
+    if not name or re.search("[/:]", name):
+        raise ValueError(f"--register must be a name without / and :, got {name!r}; choose another")
+    resolved = resolve_uri(uri)
+    with explained(resolved):
+        import mlflow
+        from mlflow.models import Model, ModelSignature
+        from mlflow.types import Schema, TensorSpec
+
+        known = find_run(connect(resolved), run_id)
+        mlflow.set_tracking_uri(resolved)
+        mlflow.set_registry_uri(resolved)
+        experiment_id = known.info.experiment_id if known else initialise_store(resolved, experiment)
+        mlflow.set_experiment(experiment_id=experiment_id)
+        pixel = np.dtype(np.uint8)
+        info = Model.log(
+            artifact_path=None,
+            name="model",
+            flavor=mlflow.pyfunc,
+            flavor_name="python_function",
+            registered_model_name=name,
+            run_id=known.info.run_id if known else None,
+            step=step,
+            loader_module="cosa.model",
+            data_path=str(model),
+            pip_requirements=_requirements(),
+            input_example=example,
+            signature=ModelSignature(
+                inputs=Schema([TensorSpec(pixel, (-1, -1, -1, 3))]),
+                outputs=Schema([TensorSpec(pixel, (-1, -1, -1))]),
+            ),
+        )
+    return f"models:/{name}/{info.registered_model_version}"
+
+
+def _requirements() -> list[str]:
+    return [f"cosa-wsss=={cosa.__version__}"]
 
 
 def _make_whole(path: Path) -> None:

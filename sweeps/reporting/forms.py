@@ -38,6 +38,10 @@ def legend(results: Results) -> str:
     return f"Percent; ours on {results.preset}, {network}, {over}; {test}"
 
 
+_TRAINING_VIEW = {"workflowType": "machine_learning"}
+"""Of MLflow's pages, which otherwise show any experiment as talks with a language model."""
+
+
 @dataclass(frozen=True)
 class Links:
     """Addresses of a store's runs; all are empty where no server shows the store."""
@@ -60,7 +64,7 @@ class Links:
         Sorted by a metric, MLflow lists trials side by side instead of folding them under their sweep.
         """
         view = {
-            "workflowType": "machine_learning",
+            **_TRAINING_VIEW,
             "searchFilter": trial_filter(sweep),
             "orderByKey": f"metrics.`{SEG_MIOU}`",
             "orderByAsc": "false",
@@ -71,8 +75,8 @@ class Links:
     def _page(self, path: str, query: Mapping[str, str] = MappingProxyType({})) -> str:
         if not self.uri.startswith(("http://", "https://")):
             return ""
-        more = f"?{urllib.parse.urlencode(query, quote_via=urllib.parse.quote)}" if query else ""
-        return f"{mask(self.uri).replace('***@', '').rstrip('/')}/#/{path}{more}"
+        more = urllib.parse.urlencode({**query, **_TRAINING_VIEW}, quote_via=urllib.parse.quote)
+        return f"{mask(self.uri).replace('***@', '').rstrip('/')}/#/{path}?{more}"
 
 
 def trial_filter(sweep: str) -> str:

@@ -150,5 +150,4 @@ def write_files(folder: Path, contents: Mapping[str, bytes]) -> list[Path]:
 
 def ui_command(uri: str) -> str:
     """The one command, or the address, that shows the runs."""
-    hint = ui_hint(uri)
-    return hint if hint.startswith("http") else f"{hint} --host 127.0.0.1"
+    return ui_hint(uri)

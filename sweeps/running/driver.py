@@ -20,7 +20,7 @@ from cosa.config import Config, DataConfig, difference, override
 from cosa.config.presets import get_preset
 from cosa.distributed.session import require_cluster, trial_slots
 from cosa.storage.files import lock, mask, write_atomically
-from cosa.tracking import TrackingError
+from cosa.tracking import TrackingError, ui_steps
 from cosa.tracking.provenance import source_tags
 from sweeps.planning import cost
 from sweeps.planning.folder import LOCK, Result, SweepState, read_state, require_same_sweep, taken_before
@@ -273,7 +273,7 @@ def _report(args: SweepArgs, sweep: Sweep, *, failed: bool) -> None:
     sweep.close(render.headline(found), files, failed=failed)
     print_line(render.terminal(found))
     print_line(f"report: {files[0]}")
-    print_line(f"MLflow: {render.ui_command(args.uri)}")
+    print_line(f"MLflow: {ui_steps(args.uri)}")
 
 
 def _exit_code(plan: Plan, failures: Mapping[str, str]) -> int:

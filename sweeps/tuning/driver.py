@@ -17,7 +17,7 @@ from cosa.config import override
 from cosa.config.presets import short_name
 from cosa.distributed.session import trial_slots
 from cosa.storage.files import lock
-from cosa.tracking import TrackingError, read_run_id
+from cosa.tracking import TrackingError, read_run_id, ui_steps
 from sweeps.planning.cost import Speed, price
 from sweeps.planning.folder import LOCK, Result, SweepState, read_state, trial_folder
 from sweeps.planning.plan import Plan, Trial, shared_warmup, trial_of
@@ -50,7 +50,6 @@ def run(args: SearchArgs) -> int:
     if args.sweep.dry_run:
         show_costs(args)
         return 0
-    from sweeps.reporting.render import ui_command
     from sweeps.tuning import report
     from sweeps.tuning.study import JOURNAL, open_study
 
@@ -72,7 +71,7 @@ def run(args: SearchArgs) -> int:
             parent.close(report.markdown(findings)[:8000], files, failed=bool(findings.failures))
     print_line(report.text(findings))
     print_line(f"report: {files[0]}")
-    print_line(f"MLflow: {ui_command(args.sweep.uri)}")
+    print_line(f"MLflow: {ui_steps(args.sweep.uri)}")
     if findings.failures:
         print_error(f"{len(findings.failures)} failed; --retry-failed tries the search's again:")
     for label, why in findings.failures.items():

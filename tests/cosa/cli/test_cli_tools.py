@@ -22,7 +22,7 @@ from cosa.config import Config
 from cosa.data.open import open_dataset
 from cosa.model import build_model, load_model, resolve_model
 from cosa.storage.model_files import save_model
-from cosa.tracking import initialise_store
+from cosa.tracking import TrackingSpec, initialise_store, read_run_id
 from sweeps import report
 from sweeps.running.driver import main as sweep
 from tests.cosa.runs import train
@@ -360,6 +360,33 @@ def test_an_export_loads_in_python_and_in_mlflow(pictures: list[str], run: Path)
     expected = load_model(run).predict(pictures[0])
     np.testing.assert_array_equal(load_model("plain").predict(pictures[0]), expected)
     np.testing.assert_array_equal(mlflow.pyfunc.load_model("served").predict([pictures[0]])[0], expected)
+
+
+def test_a_registered_model_is_a_version_with_signature_and_example_that_predicts(
+    tiny_config: Config, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    out = tmp_path / "tracked"
+    spec = TrackingSpec(uri=uri, experiment="mine", system_metrics=False)
+    train(tiny_config, out=out, tracking=spec)
+    for version in ("1", "2"):
+        assert cli.export([str(out), "--register", "cosa", "--tracking-uri", uri]) == 0
+        assert f"models:/cosa/{version}" in capsys.readouterr().out
+
+    found = mlflow.pyfunc.load_model("models:/cosa/2")
+    pictures = np.arange(2 * 40 * 30 * 3, dtype=np.uint8).reshape(2, 40, 30, 3)
+    expected = [load_model(out).predict(picture) for picture in pictures]
+    np.testing.assert_array_equal(found.predict(pictures), expected)
+    assert found.metadata.run_id == read_run_id(out)
+    assert [one.type.name for one in found.metadata.signature.inputs] == ["uint8"]
+    assert found.input_example.shape == (1, 32, 32, 3)
+
+
+def test_an_export_needs_a_place_and_a_name_that_registries_take(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--out DIR or --register NAME is missing" in _refused(capsys, "export", "run")
+    assert "--register must be a name without / and :, got 'a/b'" in _refused(
+        capsys, "export", "run", "--register", "a/b"
+    )
 
 
 def test_an_export_does_not_overwrite(capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,6 +31,7 @@ from cosa.tracking import (
     resolve_uri,
     sqlite_uri,
     ui_hint,
+    ui_steps,
 )
 from cosa.tracking.provenance import environment_tags, source_tags
 
@@ -486,7 +487,9 @@ def test_a_whole_run_on_a_server_shows_nobody_its_password(
 
 def test_the_hint_names_the_command_for_a_file_and_the_address_of_a_server() -> None:
     assert ui_hint("sqlite:////runs/mlflow.db") == "mlflow ui --backend-store-uri sqlite:////runs/mlflow.db"
-    assert ui_hint("http://me:secret@host:5000") == "http://***@host:5000"
+    page = "#/experiments?workflowType=machine_learning"
+    assert ui_hint("http://me:secret@host:5000") == f"http://***@host:5000/{page}"
+    assert ui_steps("sqlite:////runs/mlflow.db").endswith(f"mlflow.db, then http://127.0.0.1:5000/{page}")
 
 
 def test_a_spec_without_a_uri_keeps_a_journal_and_nothing_else() -> None:

@@ -249,7 +249,10 @@ SERVER = "https://user:secret@mlflow.example:5000/"
 
 def test_a_number_leads_to_its_run_and_one_over_seeds_to_their_comparison():
     links = Links(SERVER, "7")
-    assert links.runs(["abc"]) == "https://mlflow.example:5000/#/experiments/7/runs/abc"
+    assert (
+        links.runs(["abc"])
+        == "https://mlflow.example:5000/#/experiments/7/runs/abc?workflowType=machine_learning"
+    )
     both = links.runs(["def", "abc"])
     assert both.startswith("https://mlflow.example:5000/#/compare-runs?runs=%5B%22def%22%2C%22abc%22")
     assert links.runs([]) == ""
