@@ -187,6 +187,10 @@ class MlflowTracker(Tracker):
         """Keep what the run took, see `Tracker.log_costs`."""
         self._tell(kind="metrics", **costs)
 
+    def set_tags(self, tags: Tags) -> None:
+        """Have the store set tags of the run, in order with all else that it is told."""
+        self._tell(kind="tags", tags=dict(tags))
+
     def settle(self, seconds: float = 60.0) -> None:
         """Wait until the store has all that it was told.
 

@@ -22,9 +22,6 @@ from sweeps.reporting.grids import ABSENT, Column, Grid, Line, grids, setting
 from sweeps.reporting.results import LEAST_PAIRS, FilledTable, Results, Row, shown_and_online
 from sweeps.tables.metrics import METRICS, SEG_MIOU
 
-_NOTE_LENGTH = 8000
-"""Characters that MLflow keeps of a tag, such as the one that heads a run's page."""
-
 
 def legend(results: Results) -> str:
     """What the numbers of a report are, in a line."""
@@ -40,6 +37,8 @@ def legend(results: Results) -> str:
 
 _TRAINING_VIEW = {"workflowType": "machine_learning"}
 """Of MLflow's pages, which otherwise show any experiment as talks with a language model."""
+_NOTE_LENGTH = 7800
+"""Characters of the text that heads a run's page, where MLflow keeps 8,000 and a link stands above it."""
 
 
 @dataclass(frozen=True)

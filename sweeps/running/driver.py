@@ -260,7 +260,7 @@ def _train(
             print_line(
                 f"--max-concurrent {args.resources.concurrent} does not fit: give each trial less than a CPU"
             )
-        return launch(state, trials, args, slots, sweep.spec, data_tags)
+        return launch(state, trials, args, slots, sweep.spec, data_tags, sweep.tell)
 
 
 def _report(args: SweepArgs, sweep: Sweep, *, failed: bool) -> None:

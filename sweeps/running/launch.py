@@ -28,7 +28,7 @@ from cosa.training.trainer import RunSpec, TrainProgress, ignore
 from sweeps.planning.folder import STOP, Result, SweepState, read_failure, read_result, scratch, trial_folder
 from sweeps.planning.plan import Trial
 from sweeps.running.arguments import SweepArgs
-from sweeps.running.progress import SweepProgress, best_so_far
+from sweeps.running.progress import SweepProgress, Tell, best_so_far
 from sweeps.running.queue import Attempt, TrialQueue
 from sweeps.running.trial import LabelsSpec, make_spec, run_trial
 
@@ -121,6 +121,7 @@ def launch(
     slots: Slots,
     track: Callable[[Trial], TrackingSpec],
     data_tags: Mapping[str, str],
+    tell: Tell | None = None,
 ) -> tuple[Mapping[str, Result], Mapping[str, str]]:
     """Run `trials` of a plan, each after the one it waits for, and tell the time; needs a running Ray.
 
@@ -131,6 +132,7 @@ def launch(
         slots: What each trial gets.
         track: Where to track a trial.
         data_tags: Fingerprints of the data that a trial must find on its machine; empty takes any.
+        tell: Told how the sweep stands, now and then.
 
     Returns:
         Results of the trials that finished and, of those that did not, the reasons in one line, by name.
@@ -151,7 +153,8 @@ def launch(
         return [f"{done}/{total} done", *failed, *([best] if best else [])]
 
     begun = time.monotonic()
-    errors = run_on_tune(searcher, SweepProgress(queue, head), args, slots)
+    progress = SweepProgress(queue, head, before=total - len(trials), tell=tell)
+    errors = run_on_tune(searcher, progress, args, slots)
     spent = where_time_went(time.monotonic() - begun, slots.count, queue.ended, searcher.inside)
     print_line(f"trained for {spent}")
     return searcher.results, {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import threading
 import time
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from statistics import fmean
 
-from cosa.cli.console import LiveLine, duration
+from cosa.cli.console import LiveLine, duration, markdown_cell
 from sweeps.planning.folder import Result, read_step, trial_folder
 from sweeps.planning.plan import Trial
 from sweeps.running.queue import Attempt, TrialQueue
@@ -17,15 +18,26 @@ from sweeps.tables.metrics import METRICS, SEG_MIOU, judged_key
 
 _MEASURABLE = 0.1
 """Part of a trial that must be done before its speed says anything: it starts with imports."""
+_TELL_SECONDS = 30
 _BAR = 20
 """Characters of a trial's bar on a terminal."""
+
+
+Tell = Callable[[Mapping[str, float], str], object]
+"""Takes how a sweep stands: counts by their metric's name, and Markdown."""
 
 
 class SweepProgress:
     """How a queue stands. The running trials' journals say how far they are; nothing is asked of them."""
 
     def __init__(
-        self, queue: TrialQueue, head: Callable[[], Sequence[str]], *, all_queued: bool = True
+        self,
+        queue: TrialQueue,
+        head: Callable[[], Sequence[str]],
+        *,
+        all_queued: bool = True,
+        before: int = 0,
+        tell: Tell | None = None,
     ) -> None:
         """Nothing is read yet.
 
@@ -33,8 +45,11 @@ class SweepProgress:
             queue: What runs and waits.
             head: What stands first: how much is done, what failed, the best so far.
             all_queued: Whether all that will ever run is in the queue, so that an end can be foretold.
+            before: Trials that were done before.
+            tell: Told how things stand twice a minute, and in the end.
         """
         self._queue, self._head, self._all_queued = queue, head, all_queued
+        self._before, self._tell = before, tell
 
     def lines(self) -> tuple[str, list[str]]:
         """How things stand now: in a line, and in one for all of it with one for each running trial."""
@@ -55,8 +70,12 @@ class SweepProgress:
         stop = threading.Event()
 
         def refresh() -> None:
+            told = 0.0
             while not stop.wait(every):
                 line.show(*self.lines())
+                if time.monotonic() - told >= _TELL_SECONDS:
+                    told = time.monotonic()
+                    self._tell_now()
 
         thread = threading.Thread(target=refresh, name="progress", daemon=True)
         thread.start()
@@ -66,6 +85,32 @@ class SweepProgress:
             stop.set()
             thread.join()
             line.clear()
+            self._tell_now()
+
+    def _tell_now(self) -> None:
+        if self._tell:
+            with contextlib.suppress(OSError):  # a full disk ends trials, which say so
+                self._tell(*self.standing())
+
+    def standing(self) -> tuple[dict[str, float], str]:
+        """How things stand now: counts of trials and, where it is known, the hours left; and as Markdown."""
+        queue, steps = self._queue, self.steps()
+        ended = [run.why for run in list(queue.ended)]
+        counts: dict[str, float] = {
+            "sweep/done": self._before + ended.count(""),
+            "sweep/running": len(steps),
+            "sweep/waiting": len(queue.waiting),
+            "sweep/failed": len(queue.failures),
+        }
+        left = self.seconds_left(steps) if self._all_queued else None
+        if left is not None:
+            counts["sweep/hours_left"] = left / 3600
+        rows = [
+            f"| {markdown_cell(run.trial.label)} | {step:,} of {run.trial.last_step:,} |"
+            for run, step in steps
+        ]
+        head = " | ".join([*self._head(), *self._time_left(steps)]).replace("|", "·")
+        return counts, "\n".join([head, "", "| running now | steps |", "|:--|--:|", *rows]) if rows else head
 
     def steps(self) -> list[tuple[Attempt, int]]:
         """The running trials, each with its step."""

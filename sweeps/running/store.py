@@ -102,6 +102,16 @@ class Sweep:
             system_metrics=self.system_metrics,
         )
 
+    def tell(self, counts: Mapping[str, float], markdown: str) -> None:
+        """Show how the sweep stands while it runs: as metrics, and at the head of its page."""
+        self.tracker.log_metrics(counts, int(counts["sweep/done"] + counts["sweep/failed"]))
+        self._note(
+            f"{markdown}\n\nTables of what is finished: `python sweeps/report.py --sweep {self.out.name}`"
+        )
+
+    def _note(self, markdown: str) -> None:
+        self.tracker.set_tags({"mlflow.note.content": markdown})
+
     def sync(self, state: SweepState, failures: Mapping[str, str]) -> None:
         """Bring MLflow to what the folders say.
 
@@ -196,7 +206,11 @@ class Sweep:
 
     def close(self, markdown: str, report: Sequence[Path], *, failed: bool) -> None:
         """Show the tables at the head of the sweep's page, keep the report's files, and close the run."""
-        self.tag("mlflow.note.content", markdown)
+        client = client_of(self.uri)
+        with explained(self.uri):
+            experiment = client.get_run(self.run_id).info.experiment_id
+        place = f"#/experiments/{experiment}/runs/{self.run_id}/artifacts/report/{report[0].name}"
+        self._note(f"[The whole report]({place}), as one page.\n\n{markdown}"[:8000])
         for path in report:
             within = "figures" if path.parent.name == "figures" else ""
             self.tracker.log_artifact(path, f"report/{within}".rstrip("/"))

@@ -119,14 +119,14 @@ def _train(
         searcher = StudySearcher(args, study, budget, slots.count, make, earlier)
         if not searcher.exhausted:
             print_line(f"{slots.count} at a time, {budget} spent before")
-            search(searcher, args, slots)
+            search(searcher, args, slots, parent.tell)
             budget.note(0)
         state = confirmation()
         if not (left := state.remaining):
             return state.plan, {}
         best = len(state.plan.tables[0].arms) - 1
         print_line(f"confirming the best {best} and the preset: {len(left)} runs")
-        _, failures = launch(state, left, args.sweep, slots, parent.spec, data_tags)
+        _, failures = launch(state, left, args.sweep, slots, parent.spec, data_tags, parent.tell)
         return state.plan, failures
 
 

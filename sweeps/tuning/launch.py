@@ -22,7 +22,7 @@ from cosa.training.trainer import RunSpec, TrainProgress
 from sweeps.planning.folder import Result, read_result, trial_folder
 from sweeps.planning.plan import Trial
 from sweeps.running.launch import NO_RESULT, TrialSearcher, run_on_tune
-from sweeps.running.progress import SweepProgress
+from sweeps.running.progress import SweepProgress, Tell
 from sweeps.running.queue import TrialQueue
 from sweeps.running.trial import LabelsSpec
 from sweeps.tables.metrics import SEG_MIOU, judged_key
@@ -177,8 +177,8 @@ class StudySearcher(TrialSearcher):
         return True
 
 
-def search(searcher: StudySearcher, args: SearchArgs, slots: Slots) -> None:
-    """Run trials until the budget is spent; needs a running Ray.
+def search(searcher: StudySearcher, args: SearchArgs, slots: Slots, tell: Tell | None = None) -> None:
+    """Run trials until the budget is spent, telling `tell` now and then; needs a running Ray.
 
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM, once the trials have saved and stopped.
@@ -194,5 +194,5 @@ def search(searcher: StudySearcher, args: SearchArgs, slots: Slots) -> None:
                 {"step": progress.step} | {n: progress.metrics.get(key, math.nan) for n, key in keys.items()}
             )
 
-    progress = SweepProgress(searcher.queue, searcher.head, all_queued=False)
+    progress = SweepProgress(searcher.queue, searcher.head, all_queued=False, tell=tell)
     run_on_tune(searcher, progress, args.sweep, slots, report)

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from cosa.cli.console import LiveLine
 from cosa.config import Config, TrainConfig
 from sweeps.planning.folder import trial_folder
 from sweeps.planning.plan import make_plan
@@ -160,3 +161,33 @@ def test_the_best_so_far_is_by_on_where_a_trial_has_no_an():
     }
     results = {trial.name: {"metrics": metrics[trial.arm]} for trial in trials if trial.kind == "trial"}
     assert best_so_far(trials, results) == "best a, seed 0: label-free mIoU 50.0"
+
+
+def test_how_things_stand_is_told_as_counts_and_as_markdown(sweep):
+    warmup = sweep.start()
+    sweep.now = 50.0
+    sweep.end(warmup)
+    trial = sweep.start()
+    sweep.write(trial, 120)
+    sweep.now = 60.0
+
+    counts, markdown = sweep.view(before=4).standing()
+
+    # half a second a step: 80 steps of this trial and 100 of the one that waits
+    assert counts == {
+        "sweep/done": 5,
+        "sweep/running": 1,
+        "sweep/waiting": 1,
+        "sweep/failed": 0,
+        "sweep/hours_left": pytest.approx(90 / 3600),
+    }
+    assert markdown.splitlines()[0].startswith("1/3 done · ")
+    assert markdown.splitlines()[-1] == f"| {trial.label} | 120 of 200 |"
+
+
+def test_a_view_tells_how_things_stand_in_the_end(sweep):
+    told = []
+    view = sweep.view(tell=lambda counts, _: told.append(counts["sweep/running"]))
+    with view.shown(LiveLine(), every=0.01):
+        sweep.start()
+    assert told[-1] == 1

@@ -192,6 +192,23 @@ def test_a_sweep_is_stopped_by_what_stops_it_and_not_by_its_store(uri, root, mon
     assert "must answer" in caplog.text
 
 
+def test_the_parent_shows_how_the_sweep_stands_and_then_its_tables_with_a_link(uri, root, tmp_path):
+    sweep = open_sweep(uri, root)
+    sweep.tell({"sweep/done": 2, "sweep/failed": 1, "sweep/running": 3}, "2 of 6 done")
+    sweep.tracker.settle()
+    run = read(uri, sweep.run_id)
+    assert run.data.metrics == {"sweep/done": 2, "sweep/failed": 1, "sweep/running": 3}
+    assert run.data.tags["mlflow.note.content"].startswith("2 of 6 done")
+
+    page = tmp_path / "report.html"
+    page.write_text("a page")
+    sweep.close("### Table 3b", [page], failed=False)
+    link = f"(#/experiments/{run.info.experiment_id}/runs/{sweep.run_id}/artifacts/report/report.html)"
+    note = read(uri, sweep.run_id).data.tags["mlflow.note.content"]
+    assert link in note
+    assert note.endswith("### Table 3b")
+
+
 def test_a_deleted_run_is_written_again_from_the_result(uri, root):
     sweep = open_sweep(uri, root)
     store.client_of(uri).delete_run(train(sweep, root, TRIAL))
