@@ -20,7 +20,7 @@ from typing import TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from cosa.storage.files import lock
+from cosa.storage.files import lock, shorten_tmpdir
 from cosa.structures import IGNORE
 
 _THREADS = 8  # files are read in parallel: most of the wait is the disk's, and decoding frees the GIL
@@ -204,6 +204,8 @@ def in_processes(
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = min(cores, _MOST_PROCESSES, math.ceil(len(items) / _WORTH_A_PROCESS))
         workers = 0 if workers == 1 else workers
+    if workers:
+        shorten_tmpdir()  # tensors come over sockets there
     results: Iterable[R | Exception] = DataLoader(
         _Results(function, items),
         batch_size=None,

@@ -19,12 +19,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory, gettempdir
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
 
-from cosa.storage.files import one_line
+from cosa.storage.files import one_line, shorten_tmpdir, temporary_folder
 
 GROWS_TO = "COSA_GROWS_TO"
 """Variable that says what a cluster may grow to, CPU=64,GPU=8: Ray does not, so who starts its head does."""
@@ -59,7 +59,6 @@ _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)
 _SETTINGS_FRAME = 4
 _FOLDERS = "cosa-ray-"
 _SOCKET = "/cosa-ray-1234567-abcdefgh/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
-_SOCKET_BYTES = 103  # of the path of a Unix socket: 107 on Linux, 103 on macOS
 _LEFTOVER_SECONDS = 600  # by then the last process of a killed Ray is gone
 
 
@@ -73,6 +72,7 @@ def ray_session(environment: Mapping[str, str] | None = None, *, dashboard: bool
 
     Raises:
         ConnectionError: The cluster at RAY_ADDRESS does not answer, or no Ray started here.
+        OSError: TMPDIR is too long for Ray's sockets, and there is no other folder for them.
     """
     os.environ.update({**_SETTINGS, **os.environ})
     import ray
@@ -86,7 +86,7 @@ def ray_session(environment: Mapping[str, str] | None = None, *, dashboard: bool
         options: dict[str, Any] = {}
         if address == "local":
             _prepare_own(environment or {})
-            prefix, place = f"{_FOLDERS}{os.getpid()}-", _short_folder()
+            prefix, place = f"{_FOLDERS}{os.getpid()}-", temporary_folder(_SOCKET)
             folder = stack.enter_context(
                 TemporaryDirectory(prefix=prefix, dir=place, ignore_cleanup_errors=True)
             )
@@ -163,23 +163,6 @@ def _require_answer(address: str) -> None:
             raise ConnectionError("an answer that is not Ray's")
 
 
-def _short_folder() -> str:
-    """The folder for temporary files, or another in which the paths of Ray's sockets are not too long.
-
-    Raises:
-        ConnectionError: They are too long in each of them.
-    """
-    places = dict.fromkeys((gettempdir(), "/tmp", "/var/tmp"))  # noqa: S108 (a folder of our own is made there)
-    for place in places:
-        if len(os.fsencode(place + _SOCKET)) <= _SOCKET_BYTES and os.access(place, os.W_OK):
-            return place
-    most = _SOCKET_BYTES - len(_SOCKET)
-    raise ConnectionError(
-        f"TMPDIR must have at most {most} characters for the paths of Ray's sockets, got {gettempdir()!r}; "
-        f"set it to a shorter folder"
-    )
-
-
 def _prepare_own(environment: Mapping[str, str]) -> None:
     """Set this process up for a Ray of its own: loopback alone, a token, an environment, no leftovers.
 
@@ -190,6 +173,7 @@ def _prepare_own(environment: Mapping[str, str]) -> None:
     from ray._raylet import Config  # type: ignore[attr-defined]
 
     home = str(Path(__file__).parents[2])
+    shorten_tmpdir()
     os.environ.update(environment)  # inherited by every process of it
     os.environ.update({**_OWN_SETTINGS, **os.environ})
     os.environ["PYTHONPATH"] = os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -202,7 +186,7 @@ def _prepare_own(environment: Mapping[str, str]) -> None:
 
 def _remove_leftovers() -> None:
     """Remove the folders of killed processes' Rays: tens of megabytes each, for ever."""
-    for folder in Path(_short_folder()).glob(f"{_FOLDERS}*-*"):
+    for folder in Path(temporary_folder(_SOCKET)).glob(f"{_FOLDERS}*-*"):
         owner = folder.name.removeprefix(_FOLDERS).partition("-")[0]
         with contextlib.suppress(OSError):  # another user's, or just gone
             idle = time.time() - folder.stat().st_mtime > _LEFTOVER_SECONDS

@@ -12,14 +12,17 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
 _LONGEST = 500  # characters of an error that are worth reading
+_SOCKET_BYTES = 103
 _TAIL = 65_536  # bytes; a line of a journal has a few thousand at most
 
 
@@ -93,6 +96,32 @@ def require_folder(name: str, path: Path) -> None:
     if there.exists() and not there.is_dir():
         which = "which is a file" if there == path else f"where {str(there)!r} is a file"
         raise NotADirectoryError(f"{name} must be a folder, got {str(path)!r}, {which}; choose another path")
+
+
+def temporary_folder(socket: str, most: int = _SOCKET_BYTES) -> str:
+    """The system's folder for temporary files, or another in which the path of a Unix socket is not too long.
+
+    Args:
+        socket: The socket's path below that folder, at its longest.
+        most: Bytes that the whole may have: 107 on Linux, 103 on macOS.
+
+    Raises:
+        OSError: It is too long in each of them; one line.
+    """
+    for place in dict.fromkeys((gettempdir(), "/tmp", "/var/tmp")):  # noqa: S108 (folders of our own are made there)
+        if len(os.fsencode(place + socket)) <= most and os.access(place, os.W_OK):
+            return place
+    raise OSError(
+        f"TMPDIR must have at most {most - len(socket)} characters for the paths of sockets in it, got "
+        f"{gettempdir()!r}; set it to a shorter folder"
+    )
+
+
+def shorten_tmpdir() -> None:
+    """Have this process, and those that it starts, keep temporary files where Python's own sockets fit."""
+    place = temporary_folder("/pymp-abcdefgh/listener-abcdefgh")
+    if place != gettempdir():
+        os.environ["TMPDIR"] = tempfile.tempdir = place
 
 
 def digest(path: Path) -> str:

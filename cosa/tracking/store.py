@@ -16,17 +16,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 import cosa
 from cosa.storage.files import lock, mask, one_line
 
 if TYPE_CHECKING:
+    import numpy as np
     from mlflow import MlflowClient
     from mlflow.entities import Run
+    from numpy.typing import NDArray
+
+    Images = NDArray[np.uint8]
 else:
-    MlflowClient = Run = Any  # their import takes seconds; tests check annotations as the program runs
+    MlflowClient = Run = Images = (
+        Any  # their import takes seconds; tests check annotations as the program runs
+    )
 
 _CHECK_SECONDS = 15  # of two tries each: a server that many runs wake at once is slow
 _MAKE_SECONDS = 120  # that a store takes to be made at most, on a busy machine
@@ -210,7 +213,7 @@ def save_pyfunc(model: Path, out: Path) -> None:
 
 
 def register_model(
-    model: Path, name: str, *, uri: str, experiment: str, run_id: str, step: int, example: NDArray[np.uint8]
+    model: Path, name: str, *, uri: str, experiment: str, run_id: str, step: int, example: Images
 ) -> str:
     """Log a model's folder as an MLflow model and make it a version of a registered one.
 
@@ -235,6 +238,7 @@ def register_model(
     resolved = resolve_uri(uri)
     with explained(resolved):
         import mlflow
+        import numpy as np
         from mlflow.models import Model, ModelSignature
         from mlflow.types import Schema, TensorSpec
 

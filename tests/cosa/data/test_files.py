@@ -6,9 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from cosa.data import files
 from cosa.data.files import in_processes
@@ -66,3 +69,18 @@ if __name__ == "__main__":
 
     assert len(children) >= 2
     assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE]
+
+
+def _squares(number: int) -> torch.Tensor:
+    return torch.tensor([number, number**2])
+
+
+def test_tensors_come_from_processes_where_the_folder_for_temporary_files_has_a_long_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setenv("TMPDIR", str(long))
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+
+    assert [found.tolist() for found in in_processes(_squares, range(3), 1)] == [[0, 0], [1, 1], [2, 4]]

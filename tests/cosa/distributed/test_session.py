@@ -26,6 +26,7 @@ from cosa.distributed.session import (
     require_cluster,
     trial_slots,
 )
+from cosa.storage.files import temporary_folder
 
 
 @pytest.mark.parametrize(
@@ -141,21 +142,8 @@ def test_a_cluster_that_answers_is_joined(prefix, monkeypatch):
 def test_rays_sockets_fit_where_the_folder_for_temporary_files_has_a_long_name(tmp_path, monkeypatch):
     long = tmp_path / ("x" * 100)
     long.mkdir()
-    monkeypatch.setattr(session, "gettempdir", lambda: str(long))
-    place = session._short_folder()
-    assert place != str(long)
-    validate_socket_filepath(place + session._SOCKET)
-
-    monkeypatch.setattr(session, "gettempdir", lambda: "/tmp")
-    assert session._short_folder() == "/tmp"
-
-
-def test_a_folder_for_temporary_files_that_is_too_long_is_named_where_there_is_no_other(monkeypatch):
-    monkeypatch.setattr(session, "gettempdir", lambda: "/scratch/" + "x" * 100)
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    law = "TMPDIR must have at most 1[0-9] characters for the paths of Ray's sockets, got '/scratch/xxx"
-    with pytest.raises(ConnectionError, match=law), ray_session():
-        pass
+    monkeypatch.setattr("cosa.storage.files.gettempdir", lambda: str(long))
+    validate_socket_filepath(temporary_folder(session._SOCKET) + session._SOCKET)
 
 
 @pytest.fixture
@@ -186,7 +174,7 @@ def test_what_is_no_list_of_resources_is_refused(there, monkeypatch, said):
 
 
 def test_folders_of_killed_processes_rays_are_removed_and_no_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(session, "_short_folder", lambda: str(tmp_path))
+    monkeypatch.setattr(session, "temporary_folder", lambda _: str(tmp_path))
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     names = {

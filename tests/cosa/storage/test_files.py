@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from cosa.storage import files
 from cosa.storage.files import (
     InUseError,
     append_line,
@@ -149,3 +150,16 @@ def test_an_error_is_one_line_without_passwords(error: BaseException, told: str,
 
 def test_an_error_that_says_too_much_is_cut() -> None:
     assert len(one_line(ValueError("x" * 10_000))) == 500
+
+
+def test_a_long_folder_for_temporary_files_is_left_where_sockets_would_not_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(files, "gettempdir", lambda: "/tmp/short")
+    monkeypatch.setattr(os, "access", lambda place, _: place != "/tmp")
+    assert files.temporary_folder("/a", most=12) == "/tmp/short"
+    assert files.temporary_folder("/a", most=11) == "/var/tmp"
+    with pytest.raises(
+        OSError, match=r"TMPDIR must have at most 7 characters .*, got '/tmp/short'; set it to a s"
+    ):
+        files.temporary_folder("/a", most=9)
