@@ -26,11 +26,12 @@ from cosa.config import Config, nearest
 from cosa.data.dataset import normalise, read_image, to_rgb
 from cosa.equations.cam import to_activation
 from cosa.equations.pseudo_labels import keep_labelled
-from cosa.networks.multiscale import multiscale, resize
-from cosa.networks.network import CosaNetwork, autocast, build_network
+from cosa.networks.multiscale import AnyNetwork, look, resize
+from cosa.networks.network import autocast, build_network
+from cosa.networks.segmentation import build_segmentation_network
 from cosa.storage import checkpoint
 from cosa.storage.model_files import Facts, NetworkName, StoredModel, read_model_folder, read_state
-from cosa.structures import FusedOutput, Ranks, split
+from cosa.structures import FusedOutput, FusedSegmentation, Ranks, split
 from cosa.tracking import download_model
 
 Picture = str | Path | Image.Image | np.ndarray
@@ -42,7 +43,7 @@ _MAX_ELEMENTS = 2**26  # numbers held at a time where class maps of a huge image
 def load_model(
     source: str | Path,
     *,
-    network: NetworkName = "assignment",
+    network: NetworkName | None = None,
     tracking_uri: str = "",
     device: torch.device | None = None,
 ) -> Model:
@@ -54,13 +55,14 @@ def load_model(
 
 
 def resolve_model(
-    source: str | Path, *, network: NetworkName = "assignment", tracking_uri: str = ""
+    source: str | Path, *, network: NetworkName | None = None, tracking_uri: str = ""
 ) -> StoredModel:
     """The network that a run's folder, a checkpoint, a model's folder or an MLflow run id holds.
 
     Args:
-        source: Any of these. A run's folder stands for its final AN, else for its newest checkpoint.
-        network: `online` is kept in checkpoints alone.
+        source: Any of these. A run's folder stands for its final network, else for its newest checkpoint.
+        network: By default what the run is for: AN, or its standalone network. `online` is kept in
+            checkpoints alone.
         tracking_uri: MLflow store that knows the run id.
 
     Raises:
@@ -70,7 +72,7 @@ def resolve_model(
     """
     path = Path(source).expanduser().absolute()
     folders = [path.parent if path.suffix == ".safetensors" else path]
-    if network == "assignment" and (path / "result.json").is_file():
+    if network != "online" and (path / "result.json").is_file():
         folders.append(path / "model")
     for folder in folders:
         if (folder / "model.json").is_file():
@@ -105,7 +107,8 @@ def build_model(stored: StoredModel, *, device: torch.device | None = None) -> M
     """
     device = device or Ranks.current().device
     config = stored.config
-    network = build_network(config.network, len(stored.classes), config.data.crop_size, state=stored.weights)
+    build = build_segmentation_network if config.standalone else build_network
+    network = build(config.network, len(stored.classes), config.data.crop_size, state=stored.weights)
     own = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     got = {name: tuple(tensor.shape) for name, tensor in stored.weights.items()}
     classes = got.get("cam_head.weight", (0,))[0]
@@ -129,15 +132,26 @@ def build_model(stored: StoredModel, *, device: torch.device | None = None) -> M
 class ImageOutput:
     """What the network says of one image; maps get the image's own size only where they are asked for."""
 
-    fused: FusedOutput
+    fused: FusedSegmentation
     """All scales and flips together, of this image alone."""
     size: tuple[int, int]
     """Height and width of the image."""
 
     @property
+    def cams(self) -> FusedOutput:
+        """`fused` of CoSA's network.
+
+        Raises:
+            ValueError: It is of a standalone one.
+        """
+        if not isinstance(self.fused, FusedOutput):
+            raise ValueError("model must be CoSA's to have CAMs, got a standalone segmentation network")
+        return self.fused
+
+    @property
     def cls_probs(self) -> Float32[np.ndarray, " c"]:
         """Probability that the image holds each class, from Z."""
-        return np.asarray(self.fused.cls_logits[0].sigmoid().cpu())
+        return np.asarray(self.cams.cls_logits[0].sigmoid().cpu())
 
     def classes(self, labels: Float[Tensor, "1 c"] | None = None) -> UInt8[np.ndarray, "h w"]:
         """The likeliest class of each pixel; with labels, of the image's own classes alone.
@@ -172,7 +186,7 @@ class ImageOutput:
 
     def activation(self, index: int) -> Float32[np.ndarray, "h w"]:
         """The CAM of class `index` in [0, c), scaled to [0, 1]."""
-        cam = resize(self.fused.cam[:, index : index + 1], self.size)
+        cam = resize(self.cams.cam[:, index : index + 1], self.size)
         everywhere = torch.ones(1, *self.size, dtype=torch.bool, device=cam.device)
         return np.asarray(to_activation(cam, cam.new_ones(1, 1), everywhere)[0, 0].cpu())
 
@@ -187,7 +201,7 @@ class Model:
     """Names of the foreground classes; class 0 of a prediction is the background."""
     facts: Facts
     """What else is known of its training."""
-    network: CosaNetwork
+    network: AnyNetwork
     """In evaluation mode, on `device`."""
     device: torch.device
     """Where it computes."""
@@ -221,7 +235,7 @@ class Model:
         squares = np.stack([np.array(one.resize(size, Image.Resampling.BILINEAR)) for one in pictures])
         inputs = normalise(squares, self.config.data).to(self.device)
         with self.autocast():
-            fused = multiscale(self.network, inputs, scales=settings.scales, flip=settings.flip, size=size)
+            fused = look(self.network, inputs, scales=settings.scales, flip=settings.flip, size=size)
         each = zip(split(fused, len(pictures)), pictures, strict=True)
         return [ImageOutput(one, (picture.height, picture.width)) for one, picture in each]
 

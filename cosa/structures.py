@@ -42,7 +42,8 @@ class Batch:
     valid: Bool[Tensor, "b h w"]
     """False on padding."""
     masks: Int[Tensor, "b h w"] | None = None
-    """Ground truth in [0, k) or IGNORE; there for the oracle of the guidance study alone."""
+    """Classes in [0, k) or IGNORE, meaningless on padding: what a standalone network learns, or the ground
+    truth for the oracle of the guidance study."""
     present: Int[Tensor, "b n"] | None = None
     """See `present_classes`; told from `labels` before they are on a device, since their number is a size."""
 
@@ -110,9 +111,17 @@ class SegmentationOutput:
     """The same by the auxiliary head, which training alone reads; None where there is none."""
 
 
-@dataclass(frozen=True)
-class FusedOutput:
-    """What one network says of a batch over several scales and flips, in one resolution.
+@dataclass(frozen=True, kw_only=True)
+class FusedSegmentation:
+    """What a network says of a batch over several scales and flips, in one resolution."""
+
+    seg_logits: Float[Tensor, "b m h w"]
+    """S, mean over scales and flips."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusedOutput(FusedSegmentation):
+    """The same of CoSA's network, with its CAMs and what they rest on.
 
     n of M's maps and m of S's, those that the caller wanted: all c and all k where it did not say.
     """
@@ -121,8 +130,6 @@ class FusedOutput:
     """M, raw, maximum over scales and flips."""
     aux_cam: Float[Tensor, "b n h w"]
     """M-dagger, raw, maximum over scales and flips."""
-    seg_logits: Float[Tensor, "b m h w"]
-    """S, mean over scales and flips."""
     cls_logits: Float[Tensor, "b c"]
     """Z, mean over scales and flips."""
     aux_cls_logits: Float[Tensor, "b c"]
@@ -158,7 +165,7 @@ class Assignment:
     """See `Batch`; classes that the image does not hold are 0 in `spl`, and so are all others."""
 
 
-T = TypeVar("T", Batch, FusedOutput, Assignment, CamTargets)
+T = TypeVar("T", bound=Batch | FusedSegmentation | Assignment | CamTargets)
 Item = TypeVar("Item")
 
 

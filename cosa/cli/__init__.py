@@ -1,4 +1,4 @@
-"""The commands: `cosa-train`, `-evaluate`, `-predict`, `-export`, `-import`, `-data` and `-track`.
+"""The commands: `cosa-train`, `-segment`, `-evaluate`, `-predict`, `-export`, `-import`, `-data`, `-track`.
 
 Every setting of a Config is a flag, described by the string under its field. Nothing heavy is imported
 before the command line is understood, so that `--help` and a mistyped flag answer at once. Each command
@@ -23,6 +23,7 @@ __all__ = [
     "export",
     "import_",
     "predict",
+    "segment",
     "track",
     "train",
 ]
@@ -31,6 +32,8 @@ _ONWARD = "the same command goes on from the last checkpoint"
 
 train = partial(run_command, "cosa-train", training.main, goes_on=_ONWARD)
 """`cosa-train`: train one preset, with any of its settings changed; the same command line resumes."""
+segment = partial(run_command, "cosa-segment", partial(training.main, standalone=True), goes_on=_ONWARD)
+"""`cosa-segment`: train a standalone segmentation network on pseudo-labels or on masks."""
 evaluate = partial(run_command, "cosa-evaluate", evaluation.main)
 """`cosa-evaluate`: judge a trained network, perhaps on other data or scales; or submit it to VOC."""
 predict = partial(run_command, "cosa-predict", prediction.main)

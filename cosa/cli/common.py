@@ -135,7 +135,7 @@ def whole_number(text: str) -> int:
     return int(text)
 
 
-def find_model(given: argparse.Namespace, network: NetworkName = "assignment") -> StoredModel:
+def find_model(given: argparse.Namespace, network: NetworkName | None = None) -> StoredModel:
     """What `Parser.source` lets the user name."""
     from cosa.model import resolve_model
 

@@ -166,7 +166,8 @@ def _evaluation_line(progress: TrainProgress) -> str:
         values = [progress.metrics.get(f"val/{network}/{name}", math.nan) for name in names]
         if not all(map(math.isnan, values)):
             seg, labelled, cpl = (f"{100 * value:.1f}" for value in values)
-            found.append(f"{short} seg {seg}, with image labels {labelled}, CPL {cpl}")
+            of_cams = "" if network == "standalone" else f", CPL {cpl}"
+            found.append(f"{short} seg {seg}, with image labels {labelled}{of_cams}")
     return f"step {progress.step}: {' | '.join(found)}" if found else ""
 
 
@@ -180,7 +181,8 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
-NETWORKS = {"assignment": "AN", "online": "ON"}
+NETWORKS = {"assignment": "AN", "online": "ON", "standalone": "network"}
+"""How a run's networks are called in tables and lines."""
 
 _CAPTIONS = {
     "seg_miou": "segmentation mIoU, label-free protocol",

@@ -56,8 +56,8 @@ def _parser(prog: str) -> Parser:
     parser.add_argument(
         "--network",
         choices=list(NETWORKS),
-        default="assignment",
-        help="which of the two networks; the online one is in checkpoints alone (default assignment)",
+        help="which of a run's networks; the online one is in checkpoints alone (default assignment, or the "
+        "standalone one)",
     )
     parser.switch("--crf", "also after a dense CRF (Tab. 6); needs the extra `crf`")
     out = "folder of evaluation.json and evaluation.md (default evaluation/SPLIT in the run's folder)"
@@ -88,6 +88,10 @@ def _evaluate(stored: StoredModel, given: argparse.Namespace) -> None:
     _make(out)
     dataset = open_dataset(config.data, config.data.val_split)
     _require_same_classes(stored, dataset)
+    if config.standalone and not dataset.has_masks:
+        raise ValueError(
+            f"split must have masks to judge a standalone network, got {config.data.val_split!r}"
+        )
     if not dataset.has_masks:
         print_error(f"split {config.data.val_split!r} has no masks: classification alone can be judged")
     model = build_model(stored)
@@ -122,7 +126,7 @@ def _folder(given: argparse.Namespace, stored: StoredModel) -> Path:
         stored.folder / "evaluation" if stored.folder else Path("evaluation").absolute() / str(given.source)
     )
     split, network = stored.config.data.val_split, stored.facts.network
-    return home / (split if network == "assignment" else f"{split}-{network}")
+    return home / (f"{split}-{network}" if network == "online" else split)
 
 
 def _make(folder: Path) -> None:

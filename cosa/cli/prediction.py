@@ -28,6 +28,8 @@ def main(prog: str, arguments: Sequence[str]) -> int:
 
     paths = find_images(given.images)
     stored = find_model(given)
+    if given.cams is not None and stored.config.standalone:
+        raise ValueError(f"--cams must be left out, got {given.source!r}, a standalone network without CAMs")
     model = build_model(replace(stored, config=override(stored.config, changed_settings(given))))
     cams: list[int] = model.label_vector(given.cams or [])[0].nonzero().flatten().tolist()
     out = given.out.expanduser().absolute()
@@ -40,8 +42,8 @@ def main(prog: str, arguments: Sequence[str]) -> int:
         if prediction.output is None:
             skipped.append(f"{prediction.path}: {prediction.error}")
         else:
-            shown = cams if given.cams else _likely(prediction.output)
-            write_prediction(prediction, stem, model.classes, cams=shown if given.cams is not None else ())
+            shown = cams or _likely(prediction.output) if given.cams is not None else ()
+            write_prediction(prediction, stem, model.classes, cams=shown)
     print(f"{len(paths) - len(skipped)} class maps with their overlays in {out}")
     if skipped:
         print_error("\n  ".join([f"skipped {len(skipped)} of {len(paths)} images:", *skipped]))

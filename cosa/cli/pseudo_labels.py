@@ -31,7 +31,12 @@ def main(prog: str, arguments: Sequence[str]) -> int:
     from cosa.evaluation.pseudo_labels import LabelSettings, write_pseudo_labels
     from cosa.model import build_model
 
+    _require_finished(given.source)
     stored = find_model(given)
+    if stored.config.standalone:
+        raise ValueError(
+            f"source must be a CoSA run, got {given.source!r}, a standalone network without CAMs"
+        )
     config = override(stored.config, changed_settings(given))
     settings = LabelSettings(source=given.cam, xi=_threshold(given, stored.facts), ignore=given.ignore)
     split = given.split or config.data.train_split
@@ -78,9 +83,20 @@ def _parser(prog: str) -> Parser:
     return parser
 
 
+def _require_finished(source: str) -> None:
+    """Refuse the folder of a run that has not ended: its newest checkpoint would be taken without a word."""
+    folder = Path(source).expanduser()
+    if (folder / "checkpoints").is_dir() and not (folder / "result.json").is_file():
+        raise ValueError(
+            f"source must be a finished run, got {str(folder)!r}, which has no result.json; finish it, or "
+            "name one of its checkpoints"
+        )
+
+
 def _threshold(given: argparse.Namespace, facts: Facts) -> float:
-    if given.xi == "own":
-        return facts.aux_xi if given.cam == "aux_cam" else facts.xi
+    own = facts.aux_xi if given.cam == "aux_cam" else facts.xi
+    if given.xi == "own" and own is not None:
+        return own
     try:
         return float(given.xi)
     except ValueError:

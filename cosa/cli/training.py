@@ -1,4 +1,4 @@
-"""`cosa-train PRESET`: train one preset, or a file of settings, with any of them changed."""
+"""`cosa-train PRESET`, `cosa-segment PRESET`: train a preset or a file of settings, any of them changed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from cosa.cli.common import Parser, changed_settings, first_line, whole_number
 from cosa.cli.console import NETWORKS, Display, duration, metrics_table
 from cosa.config import Config, identity, override
-from cosa.config.presets import PRESETS, get_preset, is_file, short_name
+from cosa.config.presets import PRESETS, Presets, get_preset, is_file, short_name
+from cosa.config.recipes import STANDALONE
 from cosa.networks.published import pinned
 from cosa.storage.files import mask, require_folder
 from cosa.tracking import TrackingSpec, initialise_store, resolve_uri, sqlite_uri, ui_steps
@@ -23,14 +24,21 @@ if TYPE_CHECKING:
     from cosa.training.trainer import Result, RunSpec, TrainProgress
 
 
-def main(prog: str, arguments: Sequence[str]) -> int:
-    """What `cosa-train` does; returns the exit code."""
-    preset = next((name for name in arguments if name in PRESETS or is_file(name)), None)
-    parser = _training_parser(prog, preset)
+def main(prog: str, arguments: Sequence[str], *, standalone: bool = False) -> int:
+    """What `cosa-train` does, or `cosa-segment` where `standalone`; returns the exit code."""
+    presets = STANDALONE if standalone else PRESETS
+    preset = next((name for name in arguments if name in presets or is_file(name)), None)
+    parser = _training_parser(prog, preset, presets)
     if not arguments:
         parser.error("PRESET is missing")
     given = parser.parse_known(arguments)
-    config = pinned(override(get_preset(given.preset), changed_settings(given)))
+    config = pinned(override(get_preset(given.preset, presets), changed_settings(given)))
+    if config.standalone != standalone:
+        of, other = ("a standalone network", "train") if standalone else ("cosa", "segment")
+        architecture = config.network.architecture
+        raise ValueError(
+            f"network.architecture must be {of}, got {architecture!r}; cosa-{other} trains that one"
+        )
     name = f"{short_name(given.preset)}-{identity(config)[:8]}"
     out = given.out or Path("runs") / name
     if "://" not in str(out):
@@ -42,7 +50,7 @@ def main(prog: str, arguments: Sequence[str]) -> int:
 
     spec = RunSpec(config=config, out=out)
     storage = spec.storage
-    spec = replace(spec, tracking=_tracking(given, storage.folder))
+    spec = replace(spec, tracking=_tracking(prog, given, storage.folder))
     display = Display()
     logger = logging.getLogger("cosa")
     logger.addHandler(display)
@@ -80,12 +88,15 @@ def _plan(config: Config, workers: int, out: str) -> str:
         "run": f"{mask(out)}, identity {identity(config)}",
         "data": f"{data.train_split} of {data.layout} in {data.root}",
         "weights": network.weights or f"{'none: ' * network.from_scratch}{network.encoder}",
-        "schedule": f"{steps:,} steps of {train.batch_size} images, {steps * train.batch_size:,} seen; "
-        f"warm-up {train.warmup:,}, co-training {steps - train.warmup:,}",
+        "schedule": f"{steps:,} steps of {train.batch_size} images, {steps * train.batch_size:,} seen"
+        + ("" if config.standalone else f"; warm-up {train.warmup:,}, co-training {steps - train.warmup:,}"),
         "at a time": f"{each} images of {data.crop_size} pixels, workers {workers}, "
         f"train.accumulate {train.accumulate}",
     }
-    if network.encoder.startswith("vit_base_patch16_224") and data.crop_size == 448:
+    if config.standalone:
+        labels = config.segmentation.labels or "none yet: --labels names a folder of pseudo-labels"
+        lines["labels"] = "masks: the upper bound, an oracle" if config.oracle else labels
+    elif network.encoder.startswith("vit_base_patch16_224") and data.crop_size == 448:
         fitting = max(n for n in range(1, _GPU_24_GB + 1) if train.batch_size % (workers * n) == 0)
         needed = train.batch_size // (workers * fitting)
         advice = "enough" if each <= fitting else f"needs --train.accumulate {needed}, for the same batches"
@@ -110,18 +121,25 @@ def _run(spec: RunSpec, workers: int, display: Callable[[TrainProgress], None]) 
         return train(spec, report=display, should_stop=should_stop)
 
 
-def _training_parser(prog: str, preset: str | None) -> Parser:
-    presets = "\n".join(f"  {name:10} {first_line(make)}" for name, make in PRESETS.items())
+def _training_parser(prog: str, preset: str | None, presets: Presets) -> Parser:
+    width = max(map(len, presets))
+    listed = "\n".join(f"  {name:{width}} {first_line(make)}" for name, make in presets.items())
     shown = f"`{preset}`" if preset else "the paper's setting; name a preset to see its own"
+    standalone = presets is STANDALONE
+    what = (
+        "a standalone segmentation network on a CoSA run's pseudo-labels (CoSA-MS)" if standalone else "CoSA"
+    )
     parser = Parser(
         prog=prog,
         usage=f"{prog} PRESET [options] [--SECTION.SETTING VALUE ...]",
-        description=f"Train CoSA. The same command line resumes a run, and repeats nothing of a finished "
-        f"one.\n\npresets:\n{presets}\n  FILE.json  Settings as a run or a search leaves them (config.json, "
+        description=f"Train {what}. The same command line resumes a run, and repeats nothing of a finished "
+        f"one.\n\npresets:\n{listed}\n  FILE.json  Settings as a run or a search leaves them (config.json, "
         f"best.json)\n\nDefaults of settings are those of {shown}.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.flag("preset", "PRESET", "settings to start from")
+    if standalone:
+        parser.flag("--labels", "DIR", "the same as --segmentation.labels", dest="segmentation.labels")
     parser.flag(
         "--workers",
         "N",
@@ -148,17 +166,17 @@ def _training_parser(prog: str, preset: str | None) -> Parser:
     parser.system_metrics()
     parser.switch("--dry-run", "show schedule, weights and what a GPU of 24 GB needs; train nothing")
     parser.traceback()
-    parser.settings(get_preset(preset) if preset else Config())
+    parser.settings(get_preset(preset, presets) if preset else Config())
     return parser
 
 
-def _tracking(given: argparse.Namespace, out: Path) -> TrackingSpec:
+def _tracking(prog: str, given: argparse.Namespace, out: Path) -> TrackingSpec:
     uri = given.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(out.parent / "mlflow.db")
     return TrackingSpec(
         uri="" if uri == "none" else resolve_uri(uri),
         experiment=given.experiment,
         run_name=given.run_name,
-        tags={"mlflow.source.name": "cosa-train"},
+        tags={"mlflow.source.name": prog},
         system_metrics=not given.no_system_metrics,
     )
 
@@ -167,6 +185,7 @@ def _print_result(result: Result, config: Config, tracking: TrackingSpec) -> Non
     columns = {
         short: {name.removeprefix(f"val/{network}/"): value for name, value in result.metrics.items()}
         for network, short in NETWORKS.items()
+        if (network == "standalone") == config.standalone
     }
     print(f"\n{result.step} of {config.train.iterations} steps in {duration(result.seconds)}\n")
     print(metrics_table(columns))

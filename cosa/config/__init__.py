@@ -310,18 +310,20 @@ class EmaConfig(Section):
 
 
 class OptimConfig(Section):
-    """AdamW with linear warm-up and polynomial decay."""
+    """AdamW, or SGD with momentum, with linear warm-up and polynomial decay."""
 
+    algorithm: Literal["adamw", "sgd"] = "adamw"
+    """`adamw`, or `sgd` with the momentum `beta1`, whose weight decay is part of the gradient."""
     lr: Positive = 6e-5
     """Peak learning rate of the encoder, > 0."""
     head_lr_scale: Positive = 10.0
-    """Factor on the learning rate of the CAM heads and the decoder, > 0."""
+    """Factor on the learning rate of all that is not the encoder, > 0."""
     weight_decay: Weight = 0.01
-    """Decoupled weight decay, >= 0."""
+    """Weight decay, >= 0; decoupled in AdamW."""
     decay_vectors: bool = True
     """Whether biases and norms decay, too, as in the authors' code (paper silent)."""
     beta1: Decay = 0.9
-    """Decay of AdamW's first moment, in [0, 1)."""
+    """Decay of AdamW's first moment, or SGD's momentum, in [0, 1)."""
     beta2: Decay = 0.999
     """Decay of AdamW's second moment, in [0, 1)."""
     lr_warmup: Natural = 1500
@@ -410,8 +412,27 @@ class EvaluationConfig(Section):
     """Seed that draws the panel's images, >= 0."""
 
 
+class SegmentationConfig(Section):
+    """What a standalone segmentation network learns from, and how (CoSA-MS, Tab. 2)."""
+
+    supervision: Literal["pseudo-labels", "masks"] = "pseudo-labels"
+    """`pseudo-labels` of a CoSA run, or the ground-truth `masks`: the supervised upper bound, an oracle."""
+    labels: OnMachine[str] = ""
+    """Folder of the pseudo-labels of every training image, as cosa-predict RUN --pseudo-labels writes it."""
+    labels_fingerprint: str = ""
+    """Fingerprint that the pseudo-labels must have; where it is empty that of the folder is written down."""
+    aux_weight: Weight = 0.4
+    """Weight of an auxiliary head's cross-entropy, >= 0; 0 leaves the term out."""
+
+    def model_post_init(self, _: object) -> None:
+        """Called by pydantic: laws of two settings."""
+        if self.labels and self.supervision == "masks":
+            law = "be empty where segmentation.supervision is masks"
+            raise ValueError(must("segmentation.labels", law, self.labels))
+
+
 class Config(Section):
-    """One training run of CoSA. The defaults are the paper's setting for PASCAL VOC 2012."""
+    """One training run. The defaults are the paper's setting of CoSA for PASCAL VOC 2012."""
 
     data: DataConfig = DataConfig()
     network: NetworkConfig = NetworkConfig()
@@ -425,12 +446,26 @@ class Config(Section):
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    segmentation: SegmentationConfig = SegmentationConfig()
 
     def model_post_init(self, _: object) -> None:
         """Called by pydantic: laws of two sections."""
-        if self.csc.weight and not self.network.aux_head and self.network.architecture == "cosa":
+        if self.csc.weight and not self.network.aux_head and not self.standalone:
             law = "be true where csc.weight is not 0: M-dagger says what is contrasted"
             raise ValueError(must("network.aux_head", law, self.network.aux_head))
+        if not self.standalone and self.segmentation != SegmentationConfig():
+            law = "be a standalone network where settings of segmentation are given"
+            raise ValueError(must("network.architecture", law, self.network.architecture))
+
+    @property
+    def standalone(self) -> bool:
+        """Whether a segmentation network is trained on its own, on given labels, rather than CoSA."""
+        return self.network.architecture != "cosa"
+
+    @property
+    def final_network(self) -> Literal["assignment", "standalone"]:
+        """The network that the run is for, which it leaves behind: AN, or the standalone one."""
+        return "standalone" if self.standalone else "assignment"
 
     @property
     def guided(self) -> bool:
@@ -440,6 +475,8 @@ class Config(Section):
     @property
     def oracle(self) -> bool:
         """Whether training sees ground-truth masks, which weak supervision must not."""
+        if self.standalone:
+            return self.segmentation.supervision == "masks"
         return self.guided and self.s2c.source == "gt"
 
 
@@ -459,12 +496,20 @@ EARLIER: Mapping[str, Any] = {
     "c2s.average": "pixels",
     "s2c.cam": "raw",
     "optim.decay_vectors": False,
+    "optim.algorithm": "adamw",
+    "segmentation.supervision": "pseudo-labels",
+    "segmentation.labels": "",
+    "segmentation.labels_fingerprint": "",
+    "segmentation.aux_weight": 0.4,
 }
 """What every run did before these settings were: a whole file of settings without them means that, and where
 they say it they leave no trace in an identity, so that earlier results are found again."""
 
 # Sections that act only once co-training has begun: runs that differ only here share their warm-up.
 COTRAINING_SECTIONS = frozenset({"cam", "threshold", "raw", "c2s", "s2c", "csc"})
+
+# What a standalone network's training and evaluation never read.
+COSA_ALONE = COTRAINING_SECTIONS | {"ema", "train.warmup", "evaluation.xi", "evaluation.train_split"}
 
 
 @functools.cache
@@ -489,8 +534,8 @@ def flatten(config: Config) -> dict[str, Any]:
 def override(config: Config, changes: Mapping[str, Any]) -> Config:
     """A copy of `config` with some settings changed, all checks passed again.
 
-    Mean, deviation and SHA-256 belong to the weights that the encoder starts from: where `changes` names
-    others, they are emptied unless it gives them, too.
+    Mean, deviation and SHA-256 belong to the weights that the encoder starts from, a fingerprint to its
+    pseudo-labels: where `changes` names others, they are emptied unless it gives them, too.
 
     Args:
         config: Where all other settings come from.
@@ -512,6 +557,12 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
         for name in ("data.mean", "data.std", "network.weights_sha256"):
             section, item = name.split(".")
             by_section.setdefault(section, {}).setdefault(item, fields()[name].default)
+    segmentation = by_section.get("segmentation", {})
+    if PurePath(str(segmentation.get("labels", ""))).name not in {
+        "",
+        PurePath(config.segmentation.labels).name,
+    }:
+        segmentation.setdefault("labels_fingerprint", "")
     return config.replace(**{s: getattr(config, s).replace(**items) for s, items in by_section.items()})
 
 
@@ -542,7 +593,7 @@ _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0"
 def absolute_paths(config: Config, home: Path) -> Config:
     """`config` with its relative paths taken from `home`, for processes that run elsewhere; URLs stay."""
     settings = flatten(config)
-    names = ("data.root", "data.cache", "data.archive", "network.weights")
+    names = ("data.root", "data.cache", "data.archive", "network.weights", "segmentation.labels")
     paths = {name: str(settings[name]) for name in names if settings[name] and "://" not in settings[name]}
     return override(config, {name: str(home / Path(path).expanduser()) for name, path in paths.items()})
 
@@ -596,6 +647,8 @@ def _digest(config: Config, ignored: Set[str]) -> str:
     Of a weights file its SHA-256 counts, its name where that is not known. Settings that do what all runs did
     before there were such settings are left out.
     """
+    if config.standalone:
+        ignored |= COSA_ALONE
     if not config.guided:  # however the term was switched off, its other settings say nothing
         config = config.replace(s2c=S2cConfig(weight=0.0))
     values, network = flatten(config), config.network

@@ -211,7 +211,9 @@ def shapes() -> Config:
     )
 
 
-PRESETS: Mapping[str, Callable[[], Config]] = MappingProxyType(
+Presets = Mapping[str, Callable[[], Config]]
+
+PRESETS: Presets = MappingProxyType(
     {
         make.__name__: make
         for make in (shapes, voc, voc_released, voc_tiny, coco, coco_released, coco_tiny, folder)
@@ -219,8 +221,8 @@ PRESETS: Mapping[str, Callable[[], Config]] = MappingProxyType(
 )
 
 
-def get_preset(name: str) -> Config:
-    """The preset called `name`, or the settings in a .json file, as a run and a search leave them.
+def get_preset(name: str, presets: Presets = PRESETS) -> Config:
+    """The one of `presets` called `name`, or the settings in a .json file, as a run and a search leave them.
 
     What a file does not name has the default of Config.
 
@@ -230,10 +232,10 @@ def get_preset(name: str) -> Config:
         TypeError: A setting in the file has a value of the wrong type.
     """
     if not is_file(name):
-        if name not in PRESETS:
-            known = ", ".join(PRESETS)
-            raise ValueError(f"preset must be one of {known}, got {name!r}{nearest(name, PRESETS)}")
-        return PRESETS[name]()
+        if name not in presets:
+            known = ", ".join(presets)
+            raise ValueError(f"preset must be one of {known}, got {name!r}{nearest(name, presets)}")
+        return presets[name]()
     path = Path(name).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"preset must name a file that exists, got {str(path)!r}")

@@ -101,7 +101,7 @@ class _Share:
 
     def _view(self, epoch: int, index: int) -> ViewPair:
         (seed,) = np.random.SeedSequence((self.config.train.seed, epoch, index)).generate_state(1)
-        mask = self.dataset.mask(index) if self.config.oracle else None
+        mask = self.dataset.mask(index) if self.config.oracle or self.config.standalone else None
         return self.views(self.dataset.image(index), int(seed), mask)
 
 

@@ -6,14 +6,13 @@ download that stopped. Ranks compare fingerprints before anything is trained, an
 
 from __future__ import annotations
 
-import functools
 import logging
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cosa.config import Config, DataConfig
+from cosa.config import Config, DataConfig, SegmentationConfig
 from cosa.data.archive import stage
 from cosa.data.coco import read_coco
 from cosa.data.dataset import Needs, SegmentationDataset
@@ -21,6 +20,7 @@ from cosa.data.files import OnProblem, refuse
 from cosa.data.folder import read_folder
 from cosa.data.shapes import write_shapes
 from cosa.data.voc import read_voc
+from cosa.storage.label_files import label_paths, labels_fingerprint, read_summary
 from cosa.structures import Ranks
 
 _log = logging.getLogger(__name__)
@@ -81,16 +81,14 @@ class RunData:
     """What one run reads."""
 
     training: SegmentationDataset
-    """Images to learn from."""
+    """Images to learn from; the masks of a standalone network's are what it learns."""
     validation: SegmentationDataset | None
     """The split that evaluation reads; None without one."""
     judged: SegmentationDataset | None
     """Training images whose CPL are judged after the last step; None where none are to be."""
-
-    @functools.cached_property
-    def tags(self) -> Mapping[str, str]:
-        """Fingerprints of the training and validation images, by the names a tracker knows them by."""
-        return fingerprints(self.training, self.validation)
+    tags: Mapping[str, str]
+    """Fingerprints of the training and validation images, by the names a tracker knows them by; pseudo-labels
+    have one of their own."""
 
 
 def fingerprints(training: SegmentationDataset, validation: SegmentationDataset | None) -> dict[str, str]:
@@ -150,12 +148,60 @@ _Seen = Mapping[str, tuple[str, int]]
 
 
 def _open(config: Config) -> RunData:
-    data, split = config.data, config.evaluation.train_split
+    data, split = config.data, "" if config.standalone else config.evaluation.train_split
     training = open_dataset(data, data.train_split, needs="masks" if config.oracle else "labels")
     validation = open_dataset(data, data.val_split) if data.val_split else None
     if validation and not validation.mask_paths:
-        _log.warning("data.val_split %r has no masks: classification alone is judged", data.val_split)
-    return RunData(training, validation, open_dataset(data, split, needs="masks") if split else None)
+        judged = "nothing" if config.standalone else "classification alone"
+        _log.warning("data.val_split %r has no masks: %s is judged", data.val_split, judged)
+    tags = fingerprints(training, validation)
+    if config.standalone and not config.oracle:
+        training = with_pseudo_labels(training, config.segmentation)
+    return RunData(training, validation, open_dataset(data, split, needs="masks") if split else None, tags)
+
+
+def with_pseudo_labels(dataset: SegmentationDataset, config: SegmentationConfig) -> SegmentationDataset:
+    """`dataset` with pseudo-labels in the place of masks, checked byte for byte to be those of its images.
+
+    Raises:
+        FileNotFoundError: No folder is named, it holds no finished pseudo-labels, or some are missing.
+        ValueError: They are of other images or classes, changed, not those that the run began with, or made
+            by an oracle.
+    """
+    if not config.labels:
+        raise FileNotFoundError(
+            "segmentation.labels must name a folder of pseudo-labels, got ''; `cosa-predict RUN "
+            "--pseudo-labels DIR` writes one, or set --segmentation.supervision masks for the upper bound"
+        )
+    folder = Path(config.labels).expanduser()
+    known = read_summary(folder)
+    wrong = ""
+    if tuple(known["classes"]) != dataset.classes:
+        wrong = f"are of {len(known['classes'])} other classes than the {len(dataset.classes)} of data.root"
+    elif known["data_fingerprint"] != dataset.fingerprint():
+        wrong = (
+            f"are of {known.get('images', 'other')} images, labels and masks other than those of data.root"
+        )
+    elif known["oracle"]:
+        wrong = "are of an oracle, whose training saw masks; set --segmentation.supervision masks for a bound"
+    elif config.labels_fingerprint not in {"", known["fingerprint"]}:
+        wrong = f"have the fingerprint {known['fingerprint']} instead of {config.labels_fingerprint}"
+    if wrong:
+        law = "segmentation.labels must be pseudo-labels of data.train_split"
+        raise ValueError(f"{law}, got {str(folder)!r}, which {wrong}")
+    paths = label_paths(folder, dataset.names)
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"segmentation.labels must hold a label map of each of {len(paths)} images, got {str(folder)!r}, "
+            f"which lacks {missing[0]} and {len(missing) - 1} more; the command that wrote it makes them anew"
+        )
+    if labels_fingerprint(folder, dataset.names) != known["fingerprint"]:
+        raise ValueError(
+            f"segmentation.labels must be as they were written, got {str(folder)!r}, where some label maps "
+            "were changed since; write them again"
+        )
+    return replace(dataset, mask_paths=tuple(paths))
 
 
 def _on_machine(failure: Exception, place: str) -> Exception:

@@ -19,7 +19,7 @@ the number of images. Metrics:
 
 C-mIoU (`..._cmiou`) averages the classes of `evaluation.coexistence` and is left out where none are given.
 CPL always know the image-level labels, as they do in training. A split without masks has the metrics of
-classification alone.
+classification alone. A standalone network has those of segmentation alone.
 """
 
 from __future__ import annotations
@@ -56,9 +56,8 @@ from cosa.evaluation.metrics import (
     precision_recall,
     score_counts,
 )
-from cosa.networks.multiscale import multiscale, resize, view_count
-from cosa.networks.network import CosaNetwork
-from cosa.structures import EvaluationBatch, FusedOutput, present_classes, split
+from cosa.networks.multiscale import AnyNetwork, look, resize, view_count
+from cosa.structures import EvaluationBatch, FusedOutput, FusedSegmentation, present_classes, split
 
 # Names of the confusion matrices of S; {} takes miou, cmiou or iou.
 _SEGMENTATIONS = ("seg_{}", "seg_{}_labelled")
@@ -87,13 +86,13 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    network: CosaNetwork,
+    network: AnyNetwork,
     batches: Iterable[EvaluationBatch],
     *,
     config: Config,
     classes: tuple[str, ...],
-    xi: float,
-    aux_xi: float,
+    xi: float | None,
+    aux_xi: float | None,
     device: torch.device,
     reduce: Callable[[Tensor], Tensor] = lambda count: count,
     segmentation: bool = True,
@@ -107,8 +106,8 @@ def evaluate(
         batches: This worker's images; those of all workers together are the split.
         config: Sections evaluation, raw and csc are read.
         classes: Names of the foreground classes.
-        xi: The training's threshold of M.
-        aux_xi: The training's threshold of M-dagger.
+        xi: The training's threshold of M; None of a standalone network.
+        aux_xi: The training's threshold of M-dagger; None of a standalone network.
         device: Where to compute.
         reduce: Sum of a tensor over all workers; every worker then returns the same.
         segmentation: False judges CAMs and classification alone, as Tab. 1 does on the training images.
@@ -127,7 +126,7 @@ def evaluate(
         scales, flip = config.evaluation.scales, config.evaluation.flip
         size = (batch.images.shape[2], batch.images.shape[3])
         present = present_classes(batch.labels)
-        fused = multiscale(
+        fused = look(
             network,
             batch.images.to(device, non_blocking=True),
             scales=scales,
@@ -141,15 +140,20 @@ def evaluate(
         if crf and masks:
             _count_refined(counts, images, batch, masks, config, begun)
         counts["images"] += torch.tensor([len(labels), len(masks)], device=device)
-        counts["cls"] += score_counts(fused.cls_logits, labels)
-        counts["aux_cls"] += score_counts(fused.aux_cls_logits, labels)
+        if isinstance(fused, FusedOutput):
+            counts["cls"] += score_counts(fused.cls_logits, labels)
+            counts["aux_cls"] += score_counts(fused.aux_cls_logits, labels)
         # masks of all or none
         for image, own, mask, indices in zip(images, labels[:, None], masks, held, strict=False):
             if segmentation:
                 _count_segmentation(counts, image, own, mask)
-            _count_cams(counts, image, own, indices.to(device), mask, xi, config)
+            if isinstance(image, FusedOutput):
+                assert xi is not None, "there is a threshold wherever there are CAMs"
+                _count_cams(counts, image, own, indices.to(device), mask, xi, config)
     counts = {name: reduce(count) for name, count in counts.items()}
-    own_xi = {"cpl": xi, "aux_cpl": aux_xi}
+    own_xi = {}
+    if xi is not None and aux_xi is not None:
+        own_xi = {"cpl": xi, "aux_cpl": aux_xi}
     return _summarise(counts, config, classes, affected, own_xi, segmentation=segmentation)
 
 
@@ -167,7 +171,10 @@ def _nothing(classes: int, device: torch.device) -> dict[str, Int[Tensor, "..."]
 
 
 def _count_segmentation(
-    counts: dict[str, Tensor], image: FusedOutput, labels: Float[Tensor, "1 c"], target: Int[Tensor, "h w"]
+    counts: dict[str, Tensor],
+    image: FusedSegmentation,
+    labels: Float[Tensor, "1 c"],
+    target: Int[Tensor, "h w"],
 ) -> None:
     """Count an image's segmentation by both protocols, in the size of its mask."""
     logits = resize(image.seg_logits, (target.shape[0], target.shape[1]))
@@ -207,7 +214,7 @@ def _count_cams(
 
 def _count_refined(
     counts: dict[str, Tensor],
-    images: Sequence[FusedOutput],
+    images: Sequence[FusedSegmentation],
     batch: EvaluationBatch,
     masks: Sequence[Int[Tensor, "_h _w"]],
     config: Config,
@@ -265,10 +272,10 @@ def _summarise(
     *,
     segmentation: bool,
 ) -> Evaluation:
-    """Metrics from the counts over the whole split; `own` holds the training's threshold of each CAM."""
+    """Metrics from the counts over the whole split; `own` has the training's threshold of each CAM."""
     found = Evaluation(metrics={}, per_class={}, curves={}, analysis={})
     metrics = found.metrics
-    for head in ("cls", "aux_cls"):
+    for head in ("cls", "aux_cls") if own else ():
         metrics[f"{head}_map"] = average_precision(counts[head])
         metrics[f"{head}_precision"], metrics[f"{head}_recall"] = precision_recall(counts[head])
     images, with_mask = counts["images"].tolist()
@@ -278,7 +285,8 @@ def _summarise(
     for suffix, thresholds in (("", dict.fromkeys(own, config.evaluation.xi)), ("_own", own)):
         for head, xi in thresholds.items():
             confusions[f"{head}_{{}}{suffix}"] = cpl_confusion(counts[head], xi)
-    confusions["ensemble_cpl_{}"] = cpl_confusion(counts["ensemble_cpl"], config.evaluation.xi)
+    if own:
+        confusions["ensemble_cpl_{}"] = cpl_confusion(counts["ensemble_cpl"], config.evaluation.xi)
     if segmentation and config.evaluation.crf:
         confusions |= {name: counts[name] for name in _REFINED}
         speeds = (1e9 * images / counts["nanoseconds"].double()).tolist()
@@ -290,7 +298,7 @@ def _summarise(
         if not name.startswith("ensemble") and not name.endswith("own"):
             scores = dict(zip(("background", *classes), iou(matrix).tolist(), strict=True))
             found.per_class[name.format("iou")] = {k: v for k, v in scores.items() if not math.isnan(v)}
-    for head, cam in (("cpl", "cam"), ("aux_cpl", "aux_cam")):
+    for head, cam in zip(own, ("cam", "aux_cam"), strict=False):
         curve = [(xi, mean_iou(cpl_confusion(counts[head], xi))) for xi in _CURVE]
         metrics[f"{head}_best_xi"], metrics[f"{head}_best_miou"] = max(curve, key=lambda point: point[1])
         middles = (torch.arange(BINS, device=counts[head].device, dtype=torch.float64) + 0.5) / BINS
@@ -300,11 +308,17 @@ def _summarise(
         sure = cpl_confusion(counts[head], own[head], only=perplexities <= config.csc.epsilon)
         metrics[f"{head}_miou_sure"] = mean_iou(sure)
         found.curves[cam], found.analysis[cam] = curve, _accuracies(pixels, correct, perplexities)
-    found.analysis["images"] = {
-        name: {"edges": [*(round(i * step, 6) for i in range(IMAGE_BINS)), None], "count": count}
-        for (name, step), count in zip(IMAGE_STEPS.items(), counts["single"].tolist(), strict=True)
-    }
+    if own:
+        found.analysis["images"] = _distributions(counts["single"])
     return found
+
+
+def _distributions(single: Int[Tensor, "n bins"]) -> dict[str, Any]:
+    """How many images have which mIoU, perplexity and distance."""
+    return {
+        name: {"edges": [*(round(i * step, 6) for i in range(IMAGE_BINS)), None], "count": count}
+        for (name, step), count in zip(IMAGE_STEPS.items(), single.tolist(), strict=True)
+    }
 
 
 def _accuracies(

@@ -8,6 +8,9 @@ arrays, so that the panels of several runs can be put together with `cosa.evalua
     columns  (7,) text          image, ground truth, M, M-dagger, CPL, SPL, prediction
     tiles    (n, 7, 128, 128, 3) uint8    RGB; the first column is the image itself, the same in every run
     legends  (n, 18, 944, 3) uint8        RGB; the strip under a row: its name and the classes it has
+
+A standalone network has no CAMs: its four columns are image, ground truth, the prediction among the image's
+own classes, and the prediction.
 """
 
 from __future__ import annotations
@@ -28,12 +31,12 @@ from cosa.data.dataset import normalise
 from cosa.equations.cam import to_activation
 from cosa.equations.pseudo_labels import cam_pseudo_labels, keep_labelled
 from cosa.evaluation.pictures import GAP, colourise, heat_map, legend, name_peaks, sheet, tile
-from cosa.networks.multiscale import multiscale, resize
-from cosa.networks.network import CosaNetwork
+from cosa.networks.multiscale import AnyNetwork, look, resize
 from cosa.storage.files import write_atomically
-from cosa.structures import IGNORE, EvaluationBatch, FusedOutput, split
+from cosa.structures import IGNORE, EvaluationBatch, FusedOutput, FusedSegmentation, split
 
 COLUMNS = ("image", "ground truth", "M", "M-dagger", "CPL", "SPL", "prediction")
+_STANDALONE_COLUMNS = ("image", "ground truth", "labelled", "prediction")
 _TILE = 128
 
 
@@ -47,11 +50,11 @@ class PanelRow:
     """Image-level labels, 0 or 1."""
     image: UInt8[np.ndarray, "h w 3"]
     """RGB."""
-    activations: Float[Tensor, "2 n h w"]
-    """Of M and M-dagger, in [0, 1], of the n classes that the image is labelled with."""
-    class_maps: Int[Tensor, "4 h w"]
-    """Classes in [0, k) or IGNORE: the ground truth, all IGNORE where the split has no masks; the CPL from M;
-    the likeliest class of the SPL, and of the segmentation, label-free."""
+    activations: Float[Tensor, "_cams n h w"]
+    """Of M and M-dagger, where there are CAMs, in [0, 1], of the n classes that the image is said to hold."""
+    class_maps: Int[Tensor, "_maps h w"]
+    """Classes in [0, k) or IGNORE: the ground truth, all IGNORE where the split has no masks; the CPL from M,
+    where there are CAMs; the likeliest class of the SPL, and of the segmentation, label-free."""
 
 
 def panel_indices(
@@ -75,11 +78,11 @@ def panel_indices(
 
 @torch.no_grad()
 def panel_rows(
-    network: CosaNetwork,
+    network: AnyNetwork,
     batches: Iterable[EvaluationBatch],
     *,
     config: Config,
-    xi: float,
+    xi: float | None,
     device: torch.device,
 ) -> list[PanelRow]:
     """What the network makes of the images of `batches`.
@@ -88,7 +91,7 @@ def panel_rows(
         network: In evaluation mode, on `device`.
         batches: The images to show.
         config: Scales, flips and how images were normalised.
-        xi: The training's threshold of M, for the CPL.
+        xi: The training's threshold of M, for the CPL; None of a standalone network.
         device: Where to compute.
     """
     rows: list[PanelRow] = []
@@ -96,29 +99,30 @@ def panel_rows(
     for batch in batches:
         size = (batch.images.shape[2], batch.images.shape[3])
         images = batch.images.to(device)
-        fused = multiscale(network, images, scales=settings.scales, flip=settings.flip, size=size)
+        fused = look(network, images, scales=settings.scales, flip=settings.flip, size=size)
         rows += [_row(batch, i, one, xi, config.data) for i, one in enumerate(split(fused, len(images)))]
     return rows
 
 
-def _row(batch: EvaluationBatch, index: int, fused: FusedOutput, xi: float, data: DataConfig) -> PanelRow:
+def _row(
+    batch: EvaluationBatch, index: int, fused: FusedSegmentation, xi: float | None, data: DataConfig
+) -> PanelRow:
     size, labels = batch.sizes[index], batch.labels[index : index + 1]
     everywhere = torch.ones(1, *size, dtype=torch.bool)
     seg_logits = resize(fused.seg_logits, size).cpu()
-    activations = [
-        to_activation(resize(cam, size).cpu(), labels, everywhere) for cam in (fused.cam, fused.aux_cam)
-    ]
-    class_maps = (
-        batch.masks[index] if batch.masks else torch.full(size, IGNORE),
-        cam_pseudo_labels(activations[0], xi, everywhere)[0],
-        keep_labelled(seg_logits, labels).argmax(1)[0],
-        seg_logits.argmax(1)[0],
-    )
+    class_maps = [batch.masks[index] if batch.masks else torch.full(size, IGNORE)]
+    activations = labels.new_zeros(0, labels.shape[1], *size)
+    if isinstance(fused, FusedOutput):
+        assert xi is not None, "there is a threshold wherever there are CAMs"
+        maps = [to_activation(resize(m, size).cpu(), labels, everywhere) for m in (fused.cam, fused.aux_cam)]
+        activations = torch.cat(maps)
+        class_maps.append(cam_pseudo_labels(maps[0], xi, everywhere)[0])
+    class_maps += [keep_labelled(seg_logits, labels).argmax(1)[0], seg_logits.argmax(1)[0]]
     return PanelRow(
         name=batch.names[index],
         labels=labels[0],
         image=_rgb(resize(batch.images[index : index + 1], size)[0], data),
-        activations=torch.cat(activations)[:, labels[0] > 0],
+        activations=activations[:, labels[0] > 0],
         class_maps=torch.stack(class_maps),
     )
 
@@ -136,7 +140,8 @@ def panel_arrays(
     rows: Sequence[PanelRow], classes: tuple[str, ...], network: str = "assignment"
 ) -> dict[str, Any]:
     """The panel as arrays, as the module's docstring lists them."""
-    width = GAP + len(COLUMNS) * (_TILE + GAP)
+    columns = _STANDALONE_COLUMNS if network == "standalone" else COLUMNS
+    width = GAP + len(columns) * (_TILE + GAP)
     tiles, legends = [], []
     for row in rows:
         present = row.labels.nonzero().flatten().tolist()
@@ -152,7 +157,7 @@ def panel_arrays(
     return {
         "network": np.array(network),
         "names": np.array([row.name for row in rows]),
-        "columns": np.array(COLUMNS),
+        "columns": np.array(columns),
         "tiles": np.stack(tiles),
         "legends": np.stack(legends),
     }
@@ -169,7 +174,7 @@ def save_panels(
         OSError: They cannot be written.
     """
     arrays = panel_arrays(rows, classes, network)
-    picture = sheet(arrays["tiles"], titles=COLUMNS, legends=arrays["legends"])
+    picture = sheet(arrays["tiles"], titles=arrays["columns"].tolist(), legends=arrays["legends"])
     data = path.with_suffix(".npz")
 
     def write_arrays(draft: Path) -> None:

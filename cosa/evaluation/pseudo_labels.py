@@ -1,17 +1,13 @@
-"""The CAM pseudo-labels of a whole split as files: what CoSA-MS trains standalone networks on.
+"""The CAM pseudo-labels of a whole split, made and written: what CoSA-MS trains standalone networks on.
 
 Paper: supplement, "CoSA-MS Implementation Details": the CPL as they are, without PSA, IRN or CRF.
 
-    NAME.png              class of each pixel, as a palette PNG in the image's own size
-    settings.json         what they are made of, there before the first of them
-    pseudo_labels.json    the same with their fingerprint and, against masks, IoU; last, when all are there
-
-The same call goes on where an earlier one stopped, and makes again what is not whole.
+Their files are listed in `cosa.storage.label_files`. The same call goes on where an earlier one stopped, and
+makes again what is not whole.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,13 +30,11 @@ from cosa.evaluation.predict import predict_files
 from cosa.model import ImageOutput, Model
 from cosa.networks.multiscale import resize
 from cosa.storage.files import lock, write_atomically
+from cosa.storage.label_files import FORMAT, SUMMARY, label_paths, labels_fingerprint
 from cosa.storage.model_files import tensors_digest
 from cosa.structures import IGNORE
 
-SUMMARY = "pseudo_labels.json"
-"""Written last: a folder without it holds no pseudo-labels to train on."""
 _SETTINGS = "settings.json"
-_FORMAT = 1
 
 Source = Literal["cam", "aux_cam", "ensemble"]
 """What is thresholded: M', M-dagger', or the mean of both (Tab. 1)."""
@@ -70,11 +64,12 @@ def label_map(
 
     An image without a class is background.
     """
-    held = labels.nonzero().flatten().to(output.fused.cam.device)
+    fused = output.cams
+    held = labels.nonzero().flatten().to(fused.cam.device)
     if not len(held):
         return np.zeros(output.size, np.uint8)
     everywhere = torch.ones(1, *output.size, dtype=torch.bool, device=held.device)
-    sources = {"cam": [output.fused.cam], "aux_cam": [output.fused.aux_cam]}
+    sources = {"cam": [fused.cam], "aux_cam": [fused.aux_cam]}
     sources["ensemble"] = sources["cam"] + sources["aux_cam"]
     activation = torch.stack(
         [
@@ -135,24 +130,11 @@ def write_pseudo_labels(
     return summary
 
 
-def label_paths(folder: Path, names: Sequence[str]) -> list[Path]:
-    """Where the pseudo-labels of the images `names` lie."""
-    return [folder / f"{name}.png" for name in names]
-
-
-def labels_fingerprint(folder: Path, names: Sequence[str]) -> str:
-    """Sixteen hex digits of all pseudo-labels, byte for byte."""
-    whole = hashlib.sha256()
-    for name, path in zip(names, label_paths(folder, names), strict=True):
-        whole.update(name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
-    return whole.hexdigest()[:16]
-
-
 def _made_of(model: Model, dataset: SegmentationDataset, settings: LabelSettings) -> dict[str, Any]:
     """All that the pseudo-labels follow from, as plain data."""
     seen = model.config.evaluation
     return {
-        "format": _FORMAT,
+        "format": FORMAT,
         "run_id": model.facts.run_id,
         "identity": identity(model.config),
         "step": model.facts.step,

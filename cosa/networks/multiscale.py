@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -11,7 +11,33 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 
 from cosa.networks.network import CosaNetwork
-from cosa.structures import FusedOutput, NetworkOutput
+from cosa.networks.segmentation import SegmentationNetwork
+from cosa.structures import FusedOutput, FusedSegmentation, NetworkOutput
+
+AnyNetwork = CosaNetwork | SegmentationNetwork
+"""A network that can be judged and asked about images."""
+
+
+@torch.no_grad()
+def look(
+    network: AnyNetwork,
+    images: Float[Tensor, "b 3 _h _w"],
+    *,
+    scales: Sequence[float],
+    flip: bool,
+    size: tuple[int, int],
+    cam_classes: Int[Tensor, "b n"] | None = None,
+) -> FusedSegmentation:
+    """What any network says over scales and flips: a FusedOutput of CoSA's, of a standalone one S alone."""
+    if isinstance(network, CosaNetwork):
+        return multiscale(network, images, scales=scales, flip=flip, size=size, cam_classes=cam_classes)
+    total = None
+    for scale in scales:
+        for output, mirrored in _views(network, images, scale, flip):
+            logits = resize(output.seg_logits.flip(-1) if mirrored else output.seg_logits, size)
+            total = logits if total is None else total + logits
+    assert total is not None
+    return FusedSegmentation(seg_logits=total / view_count(scales, flip=flip))
 
 
 @torch.no_grad()
@@ -80,9 +106,7 @@ def resize(maps: Float[Tensor, "b n _h _w"], size: tuple[int, int]) -> Float[Ten
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
-def _views(
-    network: CosaNetwork, images: Tensor, scale: float, flip: bool
-) -> Iterator[tuple[NetworkOutput, bool]]:
+def _views(network: AnyNetwork, images: Tensor, scale: float, flip: bool) -> Iterator[tuple[Any, bool]]:
     """What the network says of a scale, as it is and, where `flip`, mirrored, which it is told beside it."""
     patch = network.patch_size
     height, width = (max(1, round(side * scale / patch)) * patch for side in images.shape[2:])

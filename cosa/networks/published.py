@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cosa.config import IMAGENET_MEAN, IMAGENET_STD, Config, nearest, override
 from cosa.storage.files import digest
+from cosa.storage.label_files import read_summary
 
 if TYPE_CHECKING:
     from timm.models import PretrainedCfg
@@ -22,11 +23,13 @@ else:
 def pinned(config: Config) -> Config:
     """`config` with all written down that it leaves to its encoder, so that no default of timm decides later.
 
-    That is the tag of the published weights, or the SHA-256 of a local file where it is there, and mean and
-    deviation. Pinning what is pinned changes nothing, and needs no timm.
+    That is the tag of the published weights, or the SHA-256 of a local file where it is there, mean and
+    deviation, and the fingerprint of the pseudo-labels where they are there. Pinning what is pinned changes
+    nothing, and needs no timm.
 
     Raises:
         ValueError: `network.encoder` is no such model of timm, or has no such weights.
+        FileNotFoundError: The pseudo-labels are not whole.
     """
     network, data = config.network, config.data
     encoder, mean, std = network.encoder, data.mean, data.std
@@ -45,9 +48,13 @@ def pinned(config: Config) -> Config:
     sha256 = network.weights_sha256
     if network.weights and not sha256 and (path := Path(network.weights).expanduser()).is_file():
         sha256 = _digest(path, path.stat().st_mtime_ns)
+    labels, fingerprint = config.segmentation.labels, config.segmentation.labels_fingerprint
+    if labels and not fingerprint and (folder := Path(labels).expanduser()).is_dir():
+        fingerprint = str(read_summary(folder)["fingerprint"])
     return override(
         config,
         {
+            "segmentation.labels_fingerprint": fingerprint,
             "network.encoder": encoder,
             "network.weights_sha256": sha256,
             "data.mean": mean,

@@ -24,7 +24,7 @@ from cosa.config import Config, from_json, to_json
 from cosa.storage import checkpoint
 from cosa.storage.files import one_line, write_atomically
 
-NetworkName = Literal["assignment", "online"]
+NetworkName = Literal["assignment", "online", "standalone"]
 
 _FORMAT = 1
 _FILES = ("model.safetensors", "config.json", "model.json")
@@ -36,12 +36,12 @@ class Facts:
 
     step: int
     """Optimiser steps done."""
-    xi: float
-    """The training's threshold of M."""
-    aux_xi: float
-    """The training's threshold of M-dagger."""
     data_fingerprint: str
     """What the training images were, see `SegmentationDataset.fingerprint`."""
+    xi: float | None = None
+    """The training's threshold of M; None where there are no CAMs."""
+    aux_xi: float | None = None
+    """The training's threshold of M-dagger; None where there are no CAMs."""
     network: NetworkName = "assignment"
     """Which of the run's networks this is."""
     run_id: str | None = None
@@ -97,10 +97,18 @@ def save_model(
     return paths
 
 
-def read_state(saved: checkpoint.State, network: NetworkName, folder: Path) -> StoredModel:
-    """One of the two networks of a checkpoint's state; `folder` is the run's."""
+def read_state(saved: checkpoint.State, network: NetworkName | None, folder: Path) -> StoredModel:
+    """A network of a checkpoint's state, by default the one that the run is for; `folder` is the run's.
+
+    Raises:
+        ValueError: The run has no such network.
+    """
+    config = from_json(saved["config"])
+    network = network or config.final_network
+    if network not in saved:
+        raise ValueError(f"network must be {config.final_network} of this run, got {network!r}")
     return StoredModel(
-        config=from_json(saved["config"]),
+        config=config,
         classes=tuple(saved["classes"]),
         facts=facts_of({**saved, "network": network}),
         weights=saved[network],
@@ -108,8 +116,8 @@ def read_state(saved: checkpoint.State, network: NetworkName, folder: Path) -> S
     )
 
 
-def read_model_folder(folder: Path, network: NetworkName = "assignment") -> StoredModel:
-    """The network of a model's folder.
+def read_model_folder(folder: Path, network: NetworkName | None = None) -> StoredModel:
+    """The network of a model's folder, which is checked to be `network` where that is given.
 
     Raises:
         FileNotFoundError: A file is missing.
@@ -132,10 +140,10 @@ def read_model_folder(folder: Path, network: NetworkName = "assignment") -> Stor
             f"model.json must be one that cosa wrote in format {_FORMAT}, got {str(about)!r} ({error}); "
             "export the model again"
         ) from None
-    if facts.network != network:
+    if network not in {None, facts.network}:
         raise ValueError(
-            f"network must be {facts.network}, the one that {str(folder)!r} holds, got {network!r}; "
-            "name a checkpoint, which holds both"
+            f"network must be {facts.network}, the one that {str(folder)!r} holds, got {network!r}"
+            + ("" if facts.network == "standalone" else "; name a checkpoint, which holds both")
         )
     in_run = folder.name == "model" and (folder.parent / "config.json").is_file()
     return StoredModel(

@@ -1,30 +1,32 @@
-"""AdamW over parameter groups, and the learning rate of every step."""
+"""The optimiser over parameter groups, and the learning rate of every step."""
 
 from __future__ import annotations
 
 from torch import nn
-from torch.optim import AdamW
+from torch.optim import SGD, AdamW, Optimizer
 
 from cosa.config import OptimConfig
-from cosa.networks.network import CosaNetwork
+from cosa.networks.multiscale import AnyNetwork
 
 
-def build_optimizer(online: CosaNetwork, config: OptimConfig) -> AdamW:
-    """AdamW with the heads at `head_lr_scale`, and vectors (biases, norms) decayed or not.
+def build_optimizer(network: AnyNetwork, config: OptimConfig) -> Optimizer:
+    """AdamW or SGD with the heads at `head_lr_scale`, and vectors (biases, norms) decayed or not.
 
     Each group keeps its peak learning rate as `peak_lr`; `set_learning_rate` scales from there.
     """
-    encoder = set(online.encoder.parameters())
+    encoder = set(network.encoder.parameters())
     groups = []
     for heads in (False, True):
         for matrices in (False, True):
             members = [
-                p for p in online.parameters() if (p not in encoder) == heads and (p.ndim > 1) == matrices
+                p for p in network.parameters() if (p not in encoder) == heads and (p.ndim > 1) == matrices
             ]
             peak = config.lr * (config.head_lr_scale if heads else 1)
             decay = config.weight_decay if matrices or config.decay_vectors else 0.0
             groups.append({"params": members, "lr": peak, "peak_lr": peak, "weight_decay": decay})
     groups = [group for group in groups if group["params"]]
+    if config.algorithm == "sgd":
+        return SGD(groups, momentum=config.beta1, fused=True)
     return AdamW(groups, betas=(config.beta1, config.beta2), fused=True)
 
 
@@ -37,13 +39,13 @@ def learning_rate_scale(step: int, iterations: int, config: OptimConfig) -> floa
     return float(rise * (1 - step / iterations) ** config.power)
 
 
-def set_learning_rate(optimizer: AdamW, scale: float) -> None:
+def set_learning_rate(optimizer: Optimizer, scale: float) -> None:
     """Set each group's learning rate to `scale` of its peak."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * scale
 
 
-def clip_gradients(online: nn.Module, max_norm: float) -> None:
+def clip_gradients(network: nn.Module, max_norm: float) -> None:
     """Scale the whole gradient down to `max_norm`; 0 leaves it as it is."""
     if max_norm:
-        nn.utils.clip_grad_norm_(online.parameters(), max_norm, foreach=True)
+        nn.utils.clip_grad_norm_(network.parameters(), max_norm, foreach=True)

@@ -2,80 +2,73 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import AdamW
 
-from cosa.config import Config, to_json
+from cosa.config import Config
 from cosa.equations.threshold import make_threshold
 from cosa.networks.ema import assignment_of, follow
 from cosa.networks.network import CosaNetwork, autocast, build_network
 from cosa.storage import checkpoint
 from cosa.structures import Assignment, Batch, Ranks, split
-from cosa.training.optim import build_optimizer, clip_gradients, learning_rate_scale, set_learning_rate
+from cosa.training.optim import build_optimizer
+from cosa.training.state import Method, RunState, descend
 from cosa.training.swap import Thresholds, assign, learn, middles, objective
 
 TERMS = ("cls", "aux_cls", "c2s", "aux_c2s", "s2c", "csc")
 """Every term a step can report, in the order of Eq. 11."""
 
 
-@dataclass
-class TrainingState:
-    """All that a step changes, and the account of the run so far."""
+@dataclass(kw_only=True)
+class TrainingState(RunState):
+    """Of co-training: ON, AN that follows it, and both thresholds."""
 
     online: CosaNetwork
     assignment: CosaNetwork
-    optimizer: AdamW
     thresholds: Thresholds
-    bad_step: Tensor
-    """First step at which each of TERMS was not finite, -1 while it always was; stays on the device."""
-    step: int = 0
-    seconds: float = 0.0
-    metrics: dict[str, float] = field(default_factory=dict)
-    """What the last evaluation found."""
-    details: dict[str, Any] = field(default_factory=dict)
-    """Per-class IoU and curves of the last evaluation, by network."""
     followers: dict[float, CosaNetwork] = field(default_factory=dict)
     """ANs of other momenta, which a shared warm-up carries along for the arms that will need them."""
+
+    terms: ClassVar[tuple[str, ...]] = TERMS
+
+    @property
+    def learning(self) -> CosaNetwork:
+        """ON."""
+        return self.online
+
+    @property
+    def networks(self) -> Mapping[str, CosaNetwork]:
+        """AN and ON."""
+        return {"assignment": self.assignment, "online": self.online}
+
+    @property
+    def xis(self) -> tuple[float, float]:
+        """The thresholds of M and M-dagger."""
+        return self.thresholds.values()
 
     def to_dict(
         self, config: Config, classes: tuple[str, ...], fingerprint: str, run_id: str | None
     ) -> checkpoint.State:
-        """Plain data and tensors for a checkpoint; all that a reader needs who has neither data nor run."""
-        xi, aux_xi = self.thresholds.values()
+        """With the queues of both thresholds and the followers."""
         return {
-            "step": self.step,
-            "config": to_json(config),
-            "classes": classes,
-            "data_fingerprint": fingerprint,
-            "online": self.online.state_dict(),
-            "assignment": self.assignment.state_dict(),
+            **super().to_dict(config, classes, fingerprint, run_id),
             "followers": {repr(m): network.state_dict() for m, network in self.followers.items()},
-            "optimizer": self.optimizer.state_dict(),
             "threshold": self.thresholds.cam.state_dict(),
             "aux_threshold": self.thresholds.aux_cam.state_dict(),
-            "xi": xi,
-            "aux_xi": aux_xi,
-            "seconds": self.seconds,
-            "run_id": run_id,
-            "metrics": self.metrics,
-            "details": self.details,
         }
 
     def resume(self, saved: checkpoint.State) -> None:
         """Go on where `saved` stopped."""
-        self.fork(saved)
+        super().resume(saved)
         for momentum, network in self.followers.items():
             network.load_state_dict(saved["followers"][repr(momentum)])
         self.thresholds.cam.load_state_dict(saved["threshold"])
         self.thresholds.aux_cam.load_state_dict(saved["aux_threshold"])
-        self.seconds, self.metrics, self.details = saved["seconds"], saved["metrics"], saved["details"]
 
     def fork(self, saved: checkpoint.State, momentum: float | None = None) -> None:
         """Start from another run's networks and optimiser, with an account of one's own.
@@ -163,7 +156,7 @@ def training_step(
 
     Every random number of a step is a function of (seed, step), never of what came before, so that a
     resumed run needs no generator's state. Means are taken over the whole batch: this rank divides by the
-    mean count per share, and DDP and the loop below average over shares.
+    mean count per share, and DDP and `descend` average over shares.
 
     Args:
         state: Changed in place.
@@ -195,37 +188,26 @@ def training_step(
     # DDP waits for the gradient of every weight whose output it sees: no c2s, no segmentation
     segment = cotrains and config.c2s.weight > 0
     detach = config.s2c.detach if cotrains and config.guided else "none"
-    state.optimizer.zero_grad(set_to_none=True)
-    terms: dict[str, Tensor] = {}
-    for i, part in enumerate(split(batch, count)):
-        exchange: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-        if isinstance(learner, DistributedDataParallel) and i < count - 1:
-            exchange = learner.no_sync()  # ranks exchange gradients once, after the last micro-batch
-        with exchange:
-            # the network alone: CSC's similarities would be bfloat16, too
-            with autocast(config.train, ranks.device):
-                output = learner(part.strong, segment=segment, detach=detach)
-            part_terms = learn(
-                output,
-                part,
-                assigned[i],
-                config,
-                pixels=pixels,
-                patches=patches,
-                keys=keys[i],
-                noise=noise[i],
-            )
-            torch.autograd.backward(objective(part_terms, config) / count)
-        for name, term in part_terms.items():
-            terms[name] = terms.get(name, 0) + term.detach() / count
-    clip_gradients(state.online, config.optim.clip_norm)
-    set_learning_rate(state.optimizer, learning_rate_scale(state.step, config.train.iterations, config.optim))
-    state.optimizer.step()
+
+    def terms_of(place: int, part: Batch) -> dict[str, Tensor]:
+        # the network alone: CSC's similarities would be bfloat16, too
+        with autocast(config.train, ranks.device):
+            output = learner(part.strong, segment=segment, detach=detach)
+        return learn(
+            output,
+            part,
+            assigned[place],
+            config,
+            pixels=pixels,
+            patches=patches,
+            keys=keys[place],
+            noise=noise[place],
+        )
+
+    terms = descend(state, learner, batch, config, terms_of, objective)
     follow(state.assignment, state.online, config.ema.momentum)
     for momentum, network in state.followers.items():
         follow(network, state.online, momentum)
-    _note_non_finite(state, terms)
-    state.step += 1
     return terms
 
 
@@ -249,9 +231,6 @@ def _draw(state: TrainingState, batch: Batch, config: Config, ranks: Ranks, stre
     return numbers[ranks.rank * share : (ranks.rank + 1) * share].to(ranks.device, non_blocking=True)
 
 
-def _note_non_finite(state: TrainingState, terms: dict[str, Tensor]) -> None:
-    """Remember on the device which term first broke at which step; read at the next log step."""
-    for i, name in enumerate(TERMS):
-        if name in terms:
-            broke = ~torch.isfinite(terms[name]) & (state.bad_step[i] < 0)
-            state.bad_step[i] = torch.where(broke, state.step, state.bad_step[i])
+COTRAINING = Method(
+    build_state=build_state, wrap=wrap, phase=cotraining, step=training_step, objective=objective
+)

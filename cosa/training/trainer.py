@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,14 +27,16 @@ from cosa.networks.network import in_bf16
 from cosa.networks.published import pinned, starting_point
 from cosa.storage import checkpoint
 from cosa.storage.files import write_atomically
+from cosa.storage.label_files import read_summary
 from cosa.storage.mirror import Storage, open_storage
 from cosa.storage.model_files import facts_of, save_model
 from cosa.storage.run_folder import is_finished, require_same_run
 from cosa.structures import Ranks
 from cosa.tracking import Tracker, TrackingSpec
-from cosa.training.step import TERMS, TrainingState, build_state, cotraining, training_step, wrap
+from cosa.training.standalone import SEGMENTATION
+from cosa.training.state import Method, RunState
+from cosa.training.step import COTRAINING, TrainingState
 from cosa.training.stop import StopCheck, StoppedError, StopSignal, never
-from cosa.training.swap import objective
 from cosa.training.validation import evaluate_networks
 
 log = logging.getLogger(__name__)
@@ -46,7 +49,8 @@ class RunSpec:
     """One run, all that any process must know of it; plain data that travels."""
 
     config: Config
-    """What to train; `train` first pins what it leaves to its encoder, see `cosa.networks.published`."""
+    """What to train; `train` first pins what it leaves to its encoder and its labels, see
+    `cosa.networks.published`."""
     out: Path | str
     """The run's folder, made if needed, on storage that all ranks reach; or a URL, see
     `cosa.storage.mirror`."""
@@ -125,11 +129,12 @@ def ignore(progress: TrainProgress) -> None:
 
 
 def train(spec: RunSpec, *, report: Report = ignore, should_stop: StopCheck = never) -> Result:
-    """Train CoSA, or go on where this run stopped.
+    """Train CoSA or a standalone network, or go on where this run stopped.
 
     The same `config` and `out` resume from the newest checkpoint in `out`, bit for bit on a CPU. Losses are
     means over the whole batch and randomness is a function of (seed, step), so the number of ranks changes
-    nothing but rounding; where `network.drop_path` > 0, also which paths are dropped.
+    nothing but rounding; where `network.drop_path` > 0, also which paths are dropped, and where there is
+    BatchNorm, see `cosa.training.standalone`.
 
     Args:
         spec: What to train, the same on every rank.
@@ -150,10 +155,11 @@ def train(spec: RunSpec, *, report: Report = ignore, should_stop: StopCheck = ne
     data = open_run_data(config, ranks, spec.data_tags)
     coexistence_indices(config.evaluation, data.training.classes)  # or the first evaluation would end it all
     momenta = [momentum for momentum in spec.momenta if momentum != config.ema.momentum]
-    state = build_state(config, len(data.training.classes), ranks.device, momenta)
+    method: Method[Any] = SEGMENTATION if config.standalone else COTRAINING
+    state = method.build_state(config, len(data.training.classes), ranks.device, momenta)
     begun_from: Mapping[str, str] = {}
     if ranks.first and not config.network.from_scratch:
-        begun_from = starting_point(config, state.online.encoder.digest())
+        begun_from = starting_point(config, state.learning.encoder.digest())
     run = _Run(
         spec=spec,
         storage=storage,
@@ -162,6 +168,7 @@ def train(spec: RunSpec, *, report: Report = ignore, should_stop: StopCheck = ne
         report=report,
         should_stop=should_stop,
         data=data,
+        method=method,
         state=state,
         begun_from=begun_from,
     )
@@ -198,7 +205,8 @@ class _Run:
     report: Report
     should_stop: StopCheck
     data: RunData
-    state: TrainingState
+    method: Method[Any]
+    state: RunState
     begun_from: Mapping[str, str]
     """What is known of the encoder's published weights, on the first rank; empty from scratch."""
 
@@ -212,9 +220,11 @@ class _Run:
         saved = self.storage.agree(checkpoint.newest(self.checkpoints, log.warning), self.ranks)
         if saved is not None:
             checkpoint.require_classes(self.out, saved, self.data.training.classes)
-            checkpoint.require_momenta(self.out, saved, [*state.followers])
+            if isinstance(state, TrainingState):
+                checkpoint.require_momenta(self.out, saved, [*state.followers])
             state.resume(saved)
         elif fork_from is not None:
+            assert isinstance(state, TrainingState), "a standalone network has no warm-up to share"
             saved, momentum = checkpoint.load_warmup(fork_from, self.config)
             checkpoint.require_classes(fork_from, saved, self.data.training.classes)
             state.fork(saved, momentum)
@@ -232,9 +242,8 @@ class _Run:
             write_atomically(self.out / "config.json", to_json(self.config))
             if not is_finished(self.out, self.target):  # a run that goes on is not finished
                 (self.out / "result.json").unlink(missing_ok=True)
-            oracle = {"cosa.oracle": self.config.s2c.source} if self.config.oracle else {}
             begun_from = {f"cosa.encoder.{name}": text for name, text in self.begun_from.items()}
-            tags = {**self.data.tags, **oracle, **begun_from}
+            tags = {**self.data.tags, **_supervision(self.config), **begun_from}
             if self.config.train.precision == "auto":
                 tags["cosa.precision"] = "bf16" if in_bf16(self.config.train, self.ranks.device) else "fp32"
                 log.info("train.precision auto is %s on %s", tags["cosa.precision"], self.ranks.device)
@@ -260,15 +269,15 @@ class _Run:
 
     def loop(self) -> None:
         """Train from the state's step to the target; log, evaluate and save on the way."""
-        config, state, ranks = self.config, self.state, self.ranks
-        learner, phase = wrap(state, config, ranks), cotraining(state, config)
+        config, state, ranks, method = self.config, self.state, self.ranks, self.method
+        learner, phase = method.wrap(state, config, ranks), method.phase(state, config)
         batches = train_batches(
             self.data.training, config, start=state.step, rank=ranks.rank, world=ranks.world
         )
         for batch in itertools.islice(batches, self.target - state.step):
-            if cotraining(state, config) != phase:
-                learner, phase = wrap(state, config, ranks), cotraining(state, config)
-            terms = training_step(state, learner, batch.to(ranks.device), config, ranks)
+            if method.phase(state, config) != phase:
+                learner, phase = method.wrap(state, config, ranks), method.phase(state, config)
+            terms = method.step(state, learner, batch.to(ranks.device), config, ranks)
             measure, evaluation_due, save = (
                 state.step == self.target or state.step % every == 0
                 for every in (config.train.log_every, config.evaluation.every, config.train.checkpoint_every)
@@ -305,13 +314,13 @@ class _Run:
         config, state = self.config, self.state
         means = self.ranks.total(torch.stack([*terms.values()])) / self.ranks.world
         losses = dict(zip(terms, means.tolist(), strict=True))
-        total = objective({name: torch.tensor(value) for name, value in losses.items()}, config)
+        total = self.method.objective({k: torch.tensor(value) for k, value in losses.items()}, config)
         metrics = {f"train/loss/{name}": value for name, value in losses.items()}
         metrics["train/loss/total"] = float(total)
         metrics["train/learning_rate"] = state.optimizer.param_groups[0]["lr"]
         metrics["train/images_per_second"] = self._speed()
-        if state.step > config.train.warmup:
-            metrics["train/threshold"], metrics["train/aux_threshold"] = state.thresholds.values()
+        if isinstance(state, TrainingState) and state.step > config.train.warmup:
+            metrics["train/threshold"], metrics["train/aux_threshold"] = state.xis
         return metrics
 
     def _speed(self) -> float:
@@ -320,7 +329,7 @@ class _Run:
         return images / max(time.perf_counter() - self.begun - self.evaluating, 1e-9)
 
     def _evaluate(self) -> None:
-        """Judge both networks; the state keeps what is found."""
+        """Judge the networks; the state keeps what is found."""
         begun = time.perf_counter()
         files = evaluate_networks(self.state, self.data, self.config, self.ranks, self.out)
         took = time.perf_counter() - begun
@@ -331,9 +340,9 @@ class _Run:
             self.tracker.log_artifact(path, path.parent.name)
 
     def _judged(self) -> int:
-        """Images that this step's evaluation judges, those of both networks counted twice."""
+        """Images that this step's evaluation judges, those of each network counted."""
         data, most = self.data, self.config.evaluation.max_images
-        splits = [data.validation, data.validation]
+        splits = [data.validation] * len(self.state.networks)
         splits += [data.judged] if self.state.step == self.config.train.iterations else []
         return sum(min(len(split), most or len(split)) for split in splits if split)
 
@@ -344,6 +353,7 @@ class _Run:
         rank's process held in this session, on its GPU where it has one.
         """
         state, ranks, gpu = self.state, self.ranks, self.ranks.device.type == "cuda"
+        final = state.networks[self.config.final_network]
         if gpu:
             peak = torch.cuda.max_memory_allocated(ranks.device)
         else:
@@ -351,7 +361,7 @@ class _Run:
                 1 if sys.platform == "darwin" else 1024
             )
         return {
-            "cost/parameters": sum(one.numel() for one in state.assignment.parameters()),
+            "cost/parameters": sum(one.numel() for one in final.parameters()),
             "cost/seconds": state.seconds,
             "cost/gpu_hours": state.seconds / 3600 * ranks.world * gpu,
             "cost/peak_memory_gib": peak / 2**30,
@@ -392,7 +402,7 @@ class _Run:
         broken = [
             (step, name)
             for steps in self.ranks.gather(state.bad_step.tolist())
-            for step, name in zip(steps, TERMS, strict=True)
+            for step, name in zip(steps, state.terms, strict=True)
             if step >= 0
         ]
         if broken:
@@ -404,25 +414,27 @@ class _Run:
                 f"{', '.join(names[:8])}{more}; "
                 "lower optim.lr or set optim.clip_norm, and look at these images"
             )
-        if not torch.stack([torch.isfinite(p).all() for p in state.online.parameters()]).all():
+        if not torch.stack([torch.isfinite(p).all() for p in state.learning.parameters()]).all():
             raise NonFiniteLossError(
                 f"weights must stay finite, got NaN or infinity by step {state.step - 1}, where every loss "
                 "was finite; lower optim.lr or set optim.clip_norm"
             )
 
     def end(self) -> None:
-        """Leave AN and, last of all, `result.json`, the mark of a finished run."""
+        """Leave the network and, last of all, `result.json`, the mark of a finished run."""
         state, whole = self.state, self._whole()
+        momenta = [self.config.ema.momentum, *state.followers] if isinstance(state, TrainingState) else []
         if self.ranks.first and not is_finished(self.out, state.step):
             model, classes = self.out / "model", self.data.training.classes
-            facts = facts_of({**whole, "network": "assignment"})
-            for path in save_model(model, state.assignment, self.config, classes, facts=facts):
+            final = self.config.final_network
+            facts = facts_of({**whole, "network": final})
+            for path in save_model(model, state.networks[final], self.config, classes, facts=facts):
                 self.tracker.log_artifact(path, model.name)
             result = {
                 "identity": identity(self.config),
                 "warmup_identity": warmup_identity(self.config),
                 "step": state.step,
-                "momenta": [self.config.ema.momentum, *state.followers],
+                "momenta": momenta,
                 "metrics": state.metrics,
                 **state.details,
                 **{name: whole[name] for name in ("classes", "seconds", "run_id", "data_fingerprint")},
@@ -434,11 +446,23 @@ class _Run:
         self.ranks.wait()
 
 
+def _supervision(config: Config) -> dict[str, str]:
+    """Tags that tell what supervises a run beyond image-level labels, or through which pseudo-labels."""
+    if config.standalone and not config.oracle:
+        known = read_summary(Path(config.segmentation.labels).expanduser())
+        names = ("fingerprint", "run_id", "identity", "step", "network", "source", "xi", "miou")
+        return {f"cosa.labels.{name}": str(known[name]) for name in names if known.get(name) is not None}
+    source = config.segmentation.supervision if config.standalone else config.s2c.source
+    return {"cosa.oracle": source} if config.oracle else {}
+
+
 def _check_call(spec: RunSpec, out: Path, ranks: Ranks) -> None:
     """Refuse what cannot be trained here before anything is read or written."""
     config, target = spec.config, spec.last_step
     if not 0 < target <= config.train.iterations:
         raise ValueError(f"stop_at must lie in [1, {config.train.iterations}], got {target}")
+    if config.standalone and (spec.momenta or spec.fork_from):
+        raise ValueError("fork_from and momenta must be empty for a standalone network, which has no warm-up")
     if spec.momenta and target > config.train.warmup:
         raise ValueError(
             f"stop_at must end a warm-up of several momenta by {config.train.warmup}, got {target}"

@@ -6,7 +6,8 @@ What an evaluation leaves in the run's folder:
     panels/step_00000400.png      a picture panel of AN, of ON where it assigns its own labels
     panels/step_00000400.npz      the same as arrays (cosa/evaluation/panels.py)
 
-A run whose `cam.source` is `online` has no AN: its average of ON has no part in training.
+A run whose `cam.source` is `online` has no AN: its average of ON has no part in training. A standalone
+network has no CAMs, and its run no analysis.
 """
 
 from __future__ import annotations
@@ -21,16 +22,15 @@ from cosa.data.loader import evaluation_batches
 from cosa.data.open import RunData
 from cosa.evaluation.evaluate import Evaluation, evaluate
 from cosa.evaluation.panels import panel_indices, panel_rows, save_panels
-from cosa.networks.network import CosaNetwork, autocast
+from cosa.networks.multiscale import AnyNetwork
+from cosa.networks.network import autocast
 from cosa.storage.files import write_atomically
 from cosa.structures import Ranks
-from cosa.training.step import TrainingState
+from cosa.training.state import RunState
 
 
-def evaluate_networks(
-    state: TrainingState, data: RunData, config: Config, ranks: Ranks, out: Path
-) -> list[Path]:
-    """Both networks on the validation split and, after the last step of all, CPL on training images.
+def evaluate_networks(state: RunState, data: RunData, config: Config, ranks: Ranks, out: Path) -> list[Path]:
+    """The networks on the validation split and, after the last step of all, CPL on training images.
 
     Paper: Tab. 1 and 4a read CPL and classification on training images. They are those of the assigning
     network, `cam.source`. What is found is kept in the state.
@@ -42,9 +42,9 @@ def evaluate_networks(
         ValueError: A file of the data set is bad.
         OSError: The output could not be written.
     """
-    xi, aux_xi = state.thresholds.values()
+    xi, aux_xi = state.xis
 
-    def judge(network: CosaNetwork, images: SegmentationDataset, *, segmentation: bool = True) -> Evaluation:
+    def judge(network: AnyNetwork, images: SegmentationDataset, *, segmentation: bool = True) -> Evaluation:
         return evaluate(
             network,
             evaluation_batches(images, config, rank=ranks.rank, world=ranks.world),
@@ -58,30 +58,29 @@ def evaluate_networks(
         )
 
     state.metrics, state.details, files = {}, {}, []
-    state.online.eval()
-    networks = {"assignment": state.assignment, "online": state.online}
+    state.learning.eval()
     with autocast(config.train, ranks.device):
         if data.validation:
-            found = {name: judge(network, data.validation) for name, network in networks.items()}
+            found = {name: judge(network, data.validation) for name, network in state.networks.items()}
             for name, one in found.items():
                 _keep(state, name, f"val/{name}", one)
             if ranks.first:
                 files = _write_files(state, found, data.validation, config, ranks, out)
         if data.judged and state.step == config.train.iterations:
             source = config.cam.source
-            one = judge(networks[source], data.judged, segmentation=False)
+            one = judge(state.networks[source], data.judged, segmentation=False)
             _keep(state, f"{source}_train", f"train/{source}", one)
-    state.online.train()
+    state.learning.train()
     return files
 
 
-def _keep(state: TrainingState, name: str, prefix: str, found: Evaluation) -> None:
+def _keep(state: RunState, name: str, prefix: str, found: Evaluation) -> None:
     state.metrics |= {f"{prefix}/{key}": value for key, value in found.metrics.items()}
     state.details[name] = {"per_class": found.per_class, "curves": found.curves}
 
 
 def _write_files(
-    state: TrainingState,
+    state: RunState,
     found: Mapping[str, Evaluation],
     validation: SegmentationDataset,
     config: Config,
@@ -90,7 +89,7 @@ def _write_files(
 ) -> list[Path]:
     """Counts for the analysis figures, and chosen images as the assigning network sees them, with tiles."""
     files: list[Path] = []
-    xi, aux_xi = state.thresholds.values()
+    xi, aux_xi = state.xis
     analysis = {name: one.analysis for name, one in found.items() if one.analysis}
     if analysis:
         epsilon = config.csc.epsilon
@@ -105,9 +104,9 @@ def _write_files(
         write_atomically(files[-1], json.dumps(record, allow_nan=False) + "\n")
     if config.evaluation.panel_images:
         chosen = panel_indices(validation.labels, validation.classes, config.evaluation)
-        source = config.cam.source
+        source = "standalone" if config.standalone else config.cam.source
         rows = panel_rows(
-            state.assignment if source == "assignment" else state.online,
+            state.networks[source],
             evaluation_batches(validation, config, only=chosen),
             config=config,
             xi=xi,

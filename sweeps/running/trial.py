@@ -19,9 +19,10 @@ from types import MappingProxyType
 
 from cosa.config import Config, identity
 from cosa.data.open import TRAINING_TAG, open_dataset
-from cosa.evaluation.pseudo_labels import SUMMARY, LabelSettings, write_pseudo_labels
+from cosa.evaluation.pseudo_labels import LabelSettings, write_pseudo_labels
 from cosa.model import load_model
 from cosa.storage.files import lock, one_line, write_atomically
+from cosa.storage.label_files import SUMMARY
 from cosa.tracking import DATA_TAG, TrackingSpec
 from cosa.training import trainer
 from cosa.training.stop import StopCheck, StopFile, StoppedError, StopSignal

@@ -13,8 +13,9 @@ from cosa.config import Config
 from cosa.data.dataset import SegmentationDataset
 from cosa.data.open import open_dataset
 from cosa.evaluation import pseudo_labels
-from cosa.evaluation.pseudo_labels import LabelSettings, label_map, label_paths, write_pseudo_labels
+from cosa.evaluation.pseudo_labels import LabelSettings, label_map, write_pseudo_labels
 from cosa.model import ImageOutput, Model, load_model
+from cosa.storage.label_files import label_paths
 from cosa.structures import FusedOutput
 from tests.cosa.runs import train
 
@@ -41,7 +42,13 @@ def output(cam: list[list[float]], aux_cam: list[list[float]]) -> ImageOutput:
     """Maps of two classes over a row of pixels, in the image's own size."""
     maps, aux = (torch.tensor(rows)[None, :, None] for rows in (cam, aux_cam))
     nothing = torch.zeros(1, 2)
-    fused = FusedOutput(maps, aux, torch.zeros(1, 3, 1, maps.shape[3]), nothing, nothing)
+    fused = FusedOutput(
+        cam=maps,
+        aux_cam=aux,
+        seg_logits=torch.zeros(1, 3, 1, maps.shape[3]),
+        cls_logits=nothing,
+        aux_cls_logits=nothing,
+    )
     return ImageOutput(fused, (1, maps.shape[3]))
 
 

@@ -379,8 +379,8 @@ def test_a_finished_run_called_again_does_nothing_and_says_the_same(
     def forbidden(*arguments: Any, **more: Any) -> Any:
         raise AssertionError("nothing is left to do")
 
-    for name in ("training_step", "evaluate_networks"):
-        monkeypatch.setattr(trainer, name, forbidden)
+    monkeypatch.setattr(trainer, "COTRAINING", dataclasses.replace(trainer.COTRAINING, step=forbidden))
+    monkeypatch.setattr(trainer, "evaluate_networks", forbidden)
     again = train(tiny_config, out=tmp_path, report=forbidden)
 
     assert as_text(again) == as_text(first)
