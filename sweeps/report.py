@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # imports start at the house
 
-from cosa.cli.common import Parser
+from cosa.cli.common import INTERRUPTED, Parser
 from cosa.cli.console import print_error, print_line
 from cosa.storage.files import one_line, require_folder
 from cosa.tracking import TrackingError, resolve_uri, ui_steps
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flag("--tracking-uri", "URI", "MLflow store (default: MLFLOW_TRACKING_URI or runs/mlflow.db)", default="")
     parser.experiment()
     flag("--out", "FOLDER", "folder to write to (default: runs/SWEEP)", default="")
+    flag("--watch", "SECONDS", "make it again so often until the sweep has ended", type=float, default=0.0)
     from sweeps.reporting import render  # pandas and all that comes with it
     from sweeps.reporting.results import read_results
 
@@ -37,8 +39,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         uri = resolve_uri(
             found.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///runs/mlflow.db"
         )
-        results = read_results(uri, find_sweep(uri, found.experiment, found.sweep))
-        files = render.write(results, Path(found.out or f"runs/{results.sweep}").absolute(), uri)
+        run_id = find_sweep(uri, found.experiment, found.sweep)
+        while True:
+            results = read_results(uri, run_id)
+            files = render.write(results, Path(found.out or f"runs/{results.sweep}").absolute(), uri)
+            if not (found.watch > 0 and results.running):
+                break
+            print_line(f"{results.provenance['trials']}; report: {files[0]}")
+            time.sleep(found.watch)
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except (ValueError, OSError, TrackingError) as error:
         print_error(f"report: {one_line(error, kind=False)}")
         return 2

@@ -161,6 +161,8 @@ class Results:
     """Of each table that has any, by its name: a metric of its arms over iterations."""
     experiment_id: str = ""
     """Of the sweep, for addresses."""
+    running: bool = False
+    """Whether the sweep still runs."""
 
 
 def p_value(differences: pd.Series) -> float:
@@ -218,6 +220,7 @@ def read_results(uri: str, run_id: str) -> Results:
         figures=tuple(draw_figures(histories)),
         curves=draw_curves(histories),
         experiment_id=parent.info.experiment_id,
+        running=parent.info.status == "RUNNING",
     )
 
 
@@ -382,7 +385,13 @@ def _provenance(parent: Run, plan: Mapping[str, Any], runs: Sequence[Run]) -> di
     planned = sum(trial["kind"] == "trial" for trial in plan["trials"])
     taken = f"{earlier} of them in earlier runs, " if earlier else ""
     hours = float(parent.data.tags.get("cosa.training_hours", "nan"))
+    standing = {
+        name.removeprefix("sweep/").replace("_", " "): value
+        for name, value in parent.data.metrics.items()
+        if name.startswith("sweep/") and parent.info.status == "RUNNING"
+    }
     return {
+        **({"now": ", ".join(f"{value:.3g} {name}" for name, value in standing.items())} if standing else {}),
         "preset": parent.data.tags.get("cosa.preset", ""),
         "seeds": " ".join(map(str, plan["seeds"])),
         "trials": f"{finished} of {planned} finished, {taken}{iterations:,} iterations with shared warm-ups",

@@ -13,11 +13,12 @@ import pytest
 import scipy.stats
 
 from cosa.config import Config, TrainConfig
+from sweeps import report
 from sweeps.planning import plan as planning
 from sweeps.planning.plan import make_plan
 from sweeps.reporting import forms, grids, render
 from sweeps.reporting.forms import Links
-from sweeps.reporting.results import Results, fill, p_value
+from sweeps.reporting.results import Results, _provenance, fill, p_value
 from sweeps.tables import Arm, Table
 from sweeps.tables.metrics import STANDARD
 
@@ -573,3 +574,29 @@ def test_the_charts_and_the_lead_are_of_the_network_that_a_row_is_judged_on(with
     lines = render.chart(without_sa.tables[0], SEG_MIOU)["lines"]
     assert lines[0]["mean"] < lines[1]["mean"]
     assert render.lead(without_sa) == "val label-free mIoU: full 60.0 ± 0.0 %, no-SA 40.0 ± 0.0 %"
+
+
+def test_a_sweep_that_runs_is_reported_again_until_it_has_ended(results, tmp_path, monkeypatch, capsys):
+    found = [dataclasses.replace(results, running=running) for running in (True, True, False)]
+    left, waited = iter(found), []
+    monkeypatch.setattr("sweeps.reporting.results.read_results", lambda *_: next(left))
+    monkeypatch.setattr(report, "find_sweep", lambda *_: "the run")
+    monkeypatch.setattr(report.time, "sleep", waited.append)
+
+    assert report.main(["--out", str(tmp_path / "out"), "--watch", "30"]) == 0
+
+    assert waited == [30.0, 30.0]
+    assert (tmp_path / "out/report.html").is_file()
+    assert capsys.readouterr().out.count("4 of 6 finished; report: ") == 2
+
+
+def test_a_sweep_that_runs_says_how_it_stands_and_one_that_ended_does_not():
+    def of(status):
+        told = {"sweep/done": 3.0, "sweep/hours_left": 0.25, "loss": 1.0}
+        parent = SimpleNamespace(
+            info=SimpleNamespace(status=status, run_id="p"), data=SimpleNamespace(metrics=told, tags={})
+        )
+        return _provenance(parent, {"trials": [], "seeds": [0]}, []).get("now")
+
+    assert of("RUNNING") == "3 done, 0.25 hours left"
+    assert of("FINISHED") is None
