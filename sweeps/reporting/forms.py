@@ -160,7 +160,8 @@ def headline(results: Results) -> str:
     )
     more = "Further tables are in the artifact report/tables.md."
     parts: list[str] = []
-    tables = [_markdown(table, Links()) for table in grids(results)]
+    # MLflow's Markdown knows no rule of a single dash, and would show the table's source
+    tables = [_markdown(table, Links()).replace(" :-: ", " :--: ") for table in grids(results)]
     for table in tables:
         if sum(len(part) + 2 for part in (*parts, table, foot, more)) > _NOTE_LENGTH:
             break

@@ -196,7 +196,8 @@ def test_markdown_is_a_table_that_every_reader_knows(results):
 def test_the_head_of_the_page_in_mlflow_holds_what_fits_and_says_where_the_rest_is(results):
     import dataclasses
 
-    assert forms.headline(results).startswith(forms.markdown(results).partition("\n\nPercent")[0])
+    tables = forms.markdown(results).partition("\n\nPercent")[0]
+    assert forms.headline(results).startswith(tables.replace(" :-: ", " :--: "))
     assert "`tags.cosa.sweep = 'small' and tags.cosa.kind = 'trial'`" in forms.headline(results)
     many = dataclasses.replace(results, tables=results.tables * 40)
     text = forms.headline(many)
@@ -204,6 +205,11 @@ def test_the_head_of_the_page_in_mlflow_holds_what_fits_and_says_where_the_rest_
     assert text.count("### Table 9z") < 40
     assert "Further tables are in the artifact report/tables.md." in text
     assert text.endswith("- commit: abc & def")
+
+
+def test_the_head_of_the_page_in_mlflow_has_rules_that_it_knows_as_a_tables(results):
+    (rule,) = [line for line in forms.headline(results).splitlines() if line.startswith("| :--")]
+    assert all(cell.count("-") >= 2 for cell in rule.strip("| ").split(" | "))
 
 
 def test_a_bar_in_a_name_ends_no_cell_of_markdown():
