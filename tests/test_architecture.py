@@ -30,7 +30,7 @@ FLOORS = (
     {"sweeps.planning", "sweeps.reporting"},
     {"sweeps.running"},
     {"sweeps.tuning"},
-    {"sweeps.ablation", "sweeps.hyperparameters", "sweeps.search", "sweeps.report"},
+    {"sweeps.ablation", "sweeps.hyperparameters", "sweeps.multistage", "sweeps.search", "sweeps.report"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 MOST_ENTRIES = 12

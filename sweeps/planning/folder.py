@@ -28,6 +28,7 @@ from typing import Any
 
 from cosa.config import MACHINE_FIELDS, difference, override
 from cosa.storage.files import last_entry
+from cosa.storage.label_files import SUMMARY
 from sweeps.planning.plan import Plan, Trial
 from sweeps.runs import PLAN, RUN_KEY, base_of
 
@@ -75,6 +76,7 @@ class SweepState:
 
 def read_state(out: Path, plan: Plan) -> SweepState:
     """What the folder `out` says of the plan's trials; each file is read and each warm-up hashed once."""
+    plan = planned(out, plan)
     results = {t.name: result for t in plan.trials if (result := read_result(out, t)) is not None}
     failures = {t.name: why for t in plan.trials if (why := read_failure(trial_folder(out, t.name)))}
     return SweepState(plan, results, failures)
@@ -98,12 +100,12 @@ def read_result(out: Path, trial: Trial) -> Result | None:
     A warm-up whose checkpoint is lost or torn is not finished: nothing can fork from it. Neither are
     pseudo-labels whose summary, written last, is gone.
     """
-    folder = trial_folder(out, trial.name)
+    folder, trial = trial_folder(out, trial.name), with_labels(out, trial)
     result = _read_json(folder / RESULT)
     kind = "warmup_identity" if trial.kind == "warmup" else "identity"
     if result.get("step") != trial.last_step or result.get(kind) != trial.identity:
         return None
-    if trial.kind == "labels" and not (folder / LABELS / "pseudo_labels.json").is_file():
+    if trial.kind == "labels" and not (folder / LABELS / SUMMARY).is_file():
         return None
     if trial.kind == "warmup":
         from cosa.storage.checkpoint import is_whole  # imports torch
@@ -112,6 +114,26 @@ def read_result(out: Path, trial: Trial) -> Result | None:
         if not (path.is_file() and is_whole(path)):
             return None
     return result
+
+
+def with_labels(out: Path, trial: Trial) -> Trial:
+    """`trial` with the pseudo-labels that it learns from in its settings, once they are written.
+
+    Their fingerprint is part of its identity, and nobody knows it before.
+    """
+    if trial.kind != "trial" or trial.source is None:
+        return trial
+    labels = trial_folder(out, trial.source) / LABELS
+    fingerprint = _read_json(labels / SUMMARY).get("fingerprint")
+    if fingerprint is None:
+        return trial
+    changes = {"segmentation.labels": str(labels), "segmentation.labels_fingerprint": fingerprint}
+    return replace(trial, config=override(trial.config, changes))
+
+
+def planned(out: Path, plan: Plan) -> Plan:
+    """`plan` with the pseudo-labels that are written by now in the settings of what learns from them."""
+    return replace(plan, trials=tuple(with_labels(out, trial) for trial in plan.trials))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 import pandas as pd
@@ -15,6 +15,7 @@ import pandas as pd
 from sweeps.published import COCO_NAMES, VOC_NAMES, Row, read_published
 from sweeps.reporting.grids import ABSENT, Column, Grid, Line
 from sweeps.reporting.results import FullModel
+from sweeps.reporting.stages import Stage
 
 _VAL = "val/assignment/"
 _SEGMENTED = MappingProxyType({"ours, labelled": "seg_miou_labelled", "ours, label-free": "seg_miou"})
@@ -22,10 +23,14 @@ _OURS = MappingProxyType({"ours, labelled": "seg_iou_labelled", "ours, label-fre
 """Our columns in the paper's tables of classes: which IoU they show, by title."""
 
 
-def comparisons(full: FullModel | None) -> tuple[Grid, ...]:
-    """All that the full model may stand beside: the paper's tables of its data, else its classes alone."""
+def comparisons(full: FullModel | None, stages: Sequence[Stage] = ()) -> tuple[Grid, ...]:
+    """All that the full model, and what it taught, may stand beside: the paper's tables of its data.
+
+    On other data its classes alone and, of several `stages`, their hours.
+    """
     if full is None:
         return ()
+    of_stages = [_table_7(full, stages)] if stages else []
     match full.config.data.layout:
         case "voc":
             note = (
@@ -36,16 +41,17 @@ def comparisons(full: FullModel | None) -> tuple[Grid, ...]:
             note = "Ours: VOC's server alone can judge its test split."
             on_test = _by_class(full, {}, "12", "classes of PASCAL VOC test", VOC_NAMES, note)
             crf = [_table_6(full)] if f"{_VAL}seg_miou_crf" in full.values else []
-            return (_table_1(full), _table_2(full, "VOC val"), *crf, _table_7(full), on_val, on_test)
+            table_2, table_7 = _table_2(full, "VOC val", stages), _table_7(full, stages)
+            return (_table_1(full), table_2, *crf, table_7, on_val, on_test)
         case "coco":
             note = "The mean of CoSA is that of CoSA*, with a CRF, in Table 2; ours is without."
             by_class = _by_class(full, _OURS, "13", "classes of COCO val", COCO_NAMES, note)
-            return (_table_2(full, "COCO val"), by_class)
+            return (_table_2(full, "COCO val", stages), *of_stages, by_class)
         case _:
             known = any(f"seg_iou/{name}" in full.values for name in full.classes)
             ours = {title.removeprefix("ours, "): kind for title, kind in _OURS.items()}
             ours |= {"CPL": "cpl_iou", "CPL of M†": "aux_cpl_iou"}
-            return (_by_class(full, ours),) if known else ()
+            return (*of_stages, *([_by_class(full, ours)] if known else []))
 
 
 def whose(full: FullModel) -> str:
@@ -109,7 +115,7 @@ def _table_1(full: FullModel) -> Grid:
     )
 
 
-def _table_2(full: FullModel, column: str) -> Grid:
+def _table_2(full: FullModel, column: str, stages: Sequence[Stage]) -> Grid:
     """Segmentation among all competitors; ours stand in `column`."""
     columns = _columns("method", "sup.", "network", "VOC val", "VOC test", "COCO val")
     lines: list[Line] = []
@@ -123,6 +129,15 @@ def _table_2(full: FullModel, column: str) -> Grid:
             if (found := full.values.get(f"{_VAL}{metric}{crf}")) is not None:
                 values = (percent(found) if own.title == column else ABSENT for own in columns[3:])
                 lines.append(_ours(full, name.replace("ours", f"ours{star}"), "I", "", *values))
+    for heading, oracle in (("Ours, multi-stage", False), ("Ours, supervised upper bounds (oracles)", True)):
+        own_stages = [stage for stage in stages if stage.oracle == oracle]
+        lines += [_heading(heading, len(columns))] * bool(own_stages)
+        for stage in own_stages:
+            for name, metric in _SEGMENTED.items():
+                found = stage.values.get(f"{_VAL}{metric}")
+                values = (percent(found) if own.title == column else ABSENT for own in columns[3:])
+                cells = (name, "F" if oracle else "I", stage.name, *values)
+                lines.append(Line(cells, looks=("ours",), runs=stage.runs))
     return Grid(
         title="Table 2: weakly supervised semantic segmentation",
         protocol=f"Percent mIoU; {whose(full)}",
@@ -163,25 +178,37 @@ def _table_6(full: FullModel) -> Grid:
     )
 
 
-def _table_7(full: FullModel) -> Grid:
-    """Training time and parameters."""
-    stages = ("cam_generation", "cam_refinement", "segmentation", "cooptimization", "total")
+def _table_7(full: FullModel, stages: Sequence[Stage]) -> Grid:
+    """Training time and parameters; published rows where they are of the same data."""
+    steps = ("cam_generation", "cam_refinement", "segmentation", "cooptimization", "total")
     lines = []
-    for row in read_published("7"):
-        spent = [(row[f"{stage}_hours"], row[f"{stage}_million_parameters"]) for stage in stages]
+    for row in read_published("7") if full.config.data.layout == "voc" else ():
+        spent = [(row[f"{step}_hours"], row[f"{step}_million_parameters"]) for step in steps]
         cells = (f"{hours} h, {parameters} M" if hours else ABSENT for hours, parameters in spent)
         lines.append(Line((row["method"], *cells, row["voc_test_miou"])))
-    parameters = "" if full.parameters is None else f", {full.parameters / 1e6:.1f} M"
-    hours = number(full.values.get("hours"))
-    own = ABSENT if hours == ABSENT else f"{hours} h{parameters}"
+    own = _spent(full.values.get("hours"), full.parameters)
     lines.append(_ours(full, "ours", ABSENT, ABSENT, ABSENT, own, own, ABSENT))
+    for stage in stages:
+        alone = _spent(stage.values["hours"], stage.parameters)
+        if stage.oracle:
+            spent_on = (ABSENT, ABSENT, alone, ABSENT, alone)
+        else:
+            written = _spent(stage.values["labels_hours"], None)
+            hours = full.values["hours"] + stage.values["labels_hours"] + stage.values["hours"]
+            known = full.parameters is not None and stage.parameters is not None
+            whole = _spent(hours, (full.parameters or 0) + (stage.parameters or 0) if known else None)
+            spent_on = (written, ABSENT, alone, own, whole)
+        name = f"ours, {stage.name}" + " (oracle)" * stage.oracle
+        lines.append(Line((name, *spent_on, ABSENT), looks=("ours",), runs=stage.runs))
     memory, speed = (
         number(full.values.get(f"cost/{name}"))
         for name in ("peak_memory_gib", "evaluation_images_per_second")
     )
     told = f"Ours took {memory} GiB of memory at most, and judges {speed} images per second."
-    remarks = ["The authors' log has CoSA's hours, 8:39:10, on two GPUs where the paper says one."]
+    log = "The authors' log has CoSA's hours, 8:39:10, on two GPUs where the paper says one."
+    remarks = [log] if full.config.data.layout == "voc" else []
     remarks += [told] if ABSENT not in (memory, speed) else []
+    remarks += ["Under CAMs, of several stages: the hours of writing the pseudo-labels."] if stages else []
     titles = "method", "CAMs", "refinement", "segmentation", "CAMs and segmentation", "total", "test mIoU"
     return Grid(
         title="Table 7: training time and parameters",
@@ -191,6 +218,13 @@ def _table_7(full: FullModel) -> Grid:
         lines=lines,
         remarks=remarks,
     )
+
+
+def _spent(hours: pd.Series | None, parameters: int | None) -> str:
+    """`8.3 ± 0.1 h, 91.6 M`; a dash without hours."""
+    text = number(hours, digits=1 if hours is None or hours.mean() >= 1 else 2)
+    size = "" if parameters is None else f", {parameters / 1e6:.1f} M"
+    return ABSENT if text == ABSENT else f"{text} h{size}"
 
 
 def _by_class(

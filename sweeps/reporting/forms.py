@@ -123,7 +123,9 @@ def markdown(results: Results, uri: str = "") -> str:
 
 def comparison_markdown(results: Results) -> str:
     """The full model among the paper's published rows, as Markdown."""
-    return "\n\n".join(_markdown(table, Links()) for table in comparisons(results.full)) + "\n"
+    return (
+        "\n\n".join(_markdown(table, Links()) for table in comparisons(results.full, results.stages)) + "\n"
+    )
 
 
 def _markdown(table: Grid, links: Links) -> str:
@@ -216,7 +218,7 @@ def comparison_csv(results: Results) -> str:
     """A line for each number of the same: table, row, column, whose it is, and the text of its cell."""
     cells = [
         (table.title, line.cells[0], column.title, "ours" if line.is_ours(column) else "published", text)
-        for table in comparisons(results.full)
+        for table in comparisons(results.full, results.stages)
         for line in table.lines
         for column, text in zip(table.columns[1:], line.cells[1:], strict=True)
         if text not in {"", ABSENT}

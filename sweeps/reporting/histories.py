@@ -20,7 +20,7 @@ import pandas as pd
 
 from cosa.config import Config, EvaluationConfig, identity, override
 from sweeps.runs import FORK_TAG, base_of
-from sweeps.tables.metrics import judged_key
+from sweeps.tables.metrics import judged_key, judged_network
 from sweeps.tables.table import from_dict
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class ArmHistories:
     """What a sweep has of one arm."""
 
     network: str
-    """Which one it is judged on, `assignment`, or `online` where it has no AN."""
+    """Which one it is judged on: `assignment`, `online` where it has no AN, or `standalone`."""
     planned: bool
     """Whether the sweep was to train it at all."""
     trials: tuple[TrialHistory, ...]
@@ -189,7 +189,7 @@ class Histories:
         essence = _essence(config)
         found = self._found.get(essence, {})
         trials = tuple(found[seed] for seed in sorted(found))
-        return ArmHistories(config.cam.source, essence in self._found, trials)
+        return ArmHistories(judged_network(config), essence in self._found, trials)
 
     def fixed_thresholds(self) -> dict[float, ArmHistories]:
         """Arms that change nothing but the threshold to a fixed one, by its value, rising."""

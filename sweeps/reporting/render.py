@@ -95,7 +95,7 @@ def html(results: Results, mlflow_command: str, uri: str = "") -> str:
         legend=forms.legend(results),
         lead=lead(results),
         metrics=[METRICS[key] for key in keys],
-        comparisons=comparisons(results.full),
+        comparisons=comparisons(results.full, results.stages),
         source=source,
         arms_address=links.arms(results.sweep),
         trial_filter=forms.trial_filter(results.sweep),
@@ -130,7 +130,7 @@ def write(results: Results, folder: Path, uri: str) -> list[Path]:
         "tables.tex": forms.latex(results),
         "tables.txt": terminal(results) + "\n",
     }
-    if comparisons(results.full):
+    if comparisons(results.full, results.stages):
         files |= {
             "comparison.md": forms.comparison_markdown(results),
             "comparison.csv": forms.comparison_csv(results),

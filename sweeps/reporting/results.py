@@ -12,12 +12,14 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from cosa.config import Config, flatten, identity, override
 from cosa.tracking import find_run
+from sweeps.reporting.stages import Stage, labels_of, read_stages
 from sweeps.runs import (
     FAILURES,
     FORK_TAG,
@@ -30,7 +32,7 @@ from sweeps.runs import (
     is_trial,
     read_json,
 )
-from sweeps.tables.metrics import METRICS, judged_key
+from sweeps.tables.metrics import LABELS_MIOU, METRICS, judged_key, judged_network
 from sweeps.tables.table import Arm, Table
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ class Row:
     settings: Mapping[str, Any]
     """What it was trained with, by dotted name."""
     network: str
-    """Which one it is judged on, its `cam.source`: `assignment`, or `online` where it has no AN."""
+    """Which one it is judged on: `assignment`, `online` where it has no AN, or `standalone`."""
     oracle: bool
     """Whether its training saw ground-truth masks: it then bounds the others and is never the best."""
     gaps: tuple[str, ...]
@@ -163,6 +165,8 @@ class Results:
     """Of the sweep, for addresses."""
     running: bool = False
     """Whether the sweep still runs."""
+    stages: tuple[Stage, ...] = ()
+    """Standalone networks of its tables."""
 
 
 def p_value(differences: pd.Series) -> float:
@@ -208,14 +212,17 @@ def read_results(uri: str, run_id: str) -> Results:
     preset = tags.get("cosa.preset", "")
     children = [*_earlier_runs(client, plan), *children_of(client, parent)]
     runs = {run.data.tags["cosa.identity"]: run for run in children if is_trial(run)}
-    failures = read_json(client, run_id, FAILURES)
+    failures, labels = read_json(client, run_id, FAILURES), labels_of(plan, children)
     histories = Histories(client, plan, children, preset)
+    by_id = {run.info.run_id: run for run in children}
+    filled = tuple(fill(table, plan, runs, failures, labels) for table in histories.tables)
     return Results(
         sweep=tags.get("cosa.sweep", run_id),
         preset=preset,
         seeds=tuple(plan["seeds"]),
-        tables=tuple(fill(table, plan, runs, failures) for table in histories.tables),
+        tables=filled,
         full=read_full_model(client, preset, plan, children),
+        stages=read_stages(client, filled, labels, lambda own: _counted(client, by_id[own])[1]),
         provenance=_provenance(parent, plan, list(runs.values())),
         figures=tuple(draw_figures(histories)),
         curves=draw_curves(histories),
@@ -236,7 +243,11 @@ def _earlier_runs(client: MlflowClient, plan: Mapping[str, Any]) -> list[Run]:
 
 
 def fill(
-    table: Table, plan: Mapping[str, Any], runs: Mapping[str, Run], failures: Mapping[str, str]
+    table: Table,
+    plan: Mapping[str, Any],
+    runs: Mapping[str, Run],
+    failures: Mapping[str, str],
+    labels: Mapping[tuple[str, int], Run] = MappingProxyType({}),
 ) -> FilledTable:
     """Put a sweep's runs into a table's rows.
 
@@ -245,6 +256,7 @@ def fill(
         plan: What the sweep planned, as `plan.to_json` writes it.
         runs: The trials' runs by identity.
         failures: Reasons by the trials' names.
+        labels: Runs that wrote pseudo-labels, by row and seed.
     """
     trials = {
         (arm, trial["seed"]): trial
@@ -255,8 +267,9 @@ def fill(
     base, keys = base_of(plan), shown_and_online(table)
     rows, values = [], []
     for arm in table.arms:
-        config = override(base, arm.changes)
-        own = {seed: trials.get((f"{table.name}/{arm.name}", seed), {}) for seed in plan["seeds"]}
+        config, line = override(base, arm.changes), f"{table.name}/{arm.name}"
+        network = judged_network(config)
+        own = {seed: trials.get((line, seed), {}) for seed in plan["seeds"]}
         found = {seed: runs[name] for seed, trial in own.items() if (name := trial.get("identity")) in runs}
         gaps = {seed: _gap(trial, found.get(seed), failures) for seed, trial in own.items()}
         finished = {seed: run for seed, run in found.items() if not gaps[seed]}
@@ -264,12 +277,18 @@ def fill(
             (table.name, arm.name, seed, key, run.data.metrics[own_key], run.info.run_id)
             for seed, run in finished.items()
             for key in keys
-            if (own_key := judged_key(key, config.cam.source)) in run.data.metrics
+            if (own_key := judged_key(key, network)) in run.data.metrics
+        ]
+        values += [
+            (table.name, arm.name, seed, LABELS_MIOU, written.data.metrics[LABELS_MIOU], written.info.run_id)
+            for seed in finished
+            if LABELS_MIOU in table.metrics
+            if (written := labels.get((line, seed))) and LABELS_MIOU in written.data.metrics
         ]
         row = Row(
             arm,
             settings=flatten(config),
-            network=config.cam.source,
+            network=network,
             oracle=config.oracle or any(ORACLE_TAG in run.data.tags for run in found.values()),
             gaps=tuple(f"seed {seed}: {gap}" for seed, gap in gaps.items() if gap),
             runs={seed: run.info.run_id for seed, run in finished.items()},

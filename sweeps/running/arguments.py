@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from cosa.cli.common import Parser
 from cosa.config import Config, absolute_paths, override
@@ -52,9 +53,17 @@ class SweepArgs:
     """Whether nothing is taken from earlier runs."""
     retry_failed: bool
     """Whether only what failed is run."""
+    switches: frozenset[str] = frozenset()
+    """Switches of the script's own that are given, such as `--supervised`."""
 
 
-def read_args(name: str, description: str, tables: Sequence[str], arguments: Sequence[str]) -> SweepArgs:
+def read_args(
+    name: str,
+    description: str,
+    tables: Sequence[str],
+    arguments: Sequence[str],
+    switches: Mapping[str, str] = MappingProxyType({}),
+) -> SweepArgs:
     """What `arguments` ask for.
 
     Args:
@@ -62,11 +71,15 @@ def read_args(name: str, description: str, tables: Sequence[str], arguments: Seq
         description: What its `--help` says of it.
         tables: Tables that it fills where the command line names no others.
         arguments: The command line.
+        switches: The script's own, each with its help.
 
     Raises:
         ValueError, TypeError: An unknown preset, table or setting, or a value against its law.
     """
-    found = _parser(name, description, tables).parse_args(arguments)
+    parser = _parser(name, description, tables)
+    for switch, text in switches.items():
+        parser.switch(switch, text)
+    found = parser.parse_args(arguments)
     if found.seeds < 1:
         raise ValueError(f"--seeds must be >= 1, got {found.seeds}")
     if found.retries < 0:
@@ -101,6 +114,7 @@ def read_args(name: str, description: str, tables: Sequence[str], arguments: Seq
         dry_run=found.dry_run,
         fresh=found.fresh,
         retry_failed=found.retry_failed,
+        switches=frozenset(switch for switch in switches if getattr(found, switch.removeprefix("--"))),
     )
 
 
@@ -108,12 +122,18 @@ def _parser(name: str, description: str, tables: Sequence[str]) -> Parser:
     parser = Parser(prog=f"sweeps/{name}.py", description=description)
     flag, switch = parser.flag, parser.switch
     presets = f"settings of every arm: {', '.join(PRESETS)}, or a file such as best.json (default: shapes)"
-    known = f"tables to fill: names such as {', '.join(tables)}, all, or files such as my_table.py"
+    known = f"tables to fill: names such as {', '.join(tables or ['3a'])}, all, or files such as my_table.py"
     changes = "change settings of the preset, as in csc.weight=0.2; an arm's own changes win over them"
     gpus = "GPUs of a trial, 0.25 packs four on one (default: auto, the GPUs shared by --max-concurrent)"
     workers = "data-parallel processes of a trial; 0 and 1 train in the trial's own (default: 1)"
     flag("--preset", "PRESET", presets, default="shapes")
-    flag("--tables", "TABLE", f"{known} (default: {' '.join(tables)})", nargs="+", default=list(tables))
+    flag(
+        "--tables",
+        "TABLE",
+        f"{known} (default: {' '.join(tables) or 'its own'})",
+        nargs="+",
+        default=list(tables),
+    )
     flag("--seeds", "N", "seeds of every arm, counted up from train.seed (default: 1)", type=int, default=1)
     flag("--set", "NAME=VALUE", changes, nargs="+", action="extend", default=[])
     flag("--out", "FOLDER", f"folder of the sweep (default: runs/{name}-PRESET)", default="")

@@ -23,7 +23,15 @@ from cosa.storage.files import lock, mask, write_atomically
 from cosa.tracking import TrackingError, ui_steps
 from cosa.tracking.provenance import source_tags
 from sweeps.planning import cost
-from sweeps.planning.folder import LOCK, Result, SweepState, read_state, require_same_sweep, taken_before
+from sweeps.planning.folder import (
+    LOCK,
+    Result,
+    SweepState,
+    planned,
+    read_state,
+    require_same_sweep,
+    taken_before,
+)
 from sweeps.planning.plan import Plan, Trial, draw_tree, make_plan, to_json
 from sweeps.planning.reuse import COMMIT_TAG, find_reusable
 from sweeps.running.arguments import SweepArgs, read_args
@@ -74,10 +82,15 @@ def run(args: SweepArgs) -> int:
         state, refused = with_earlier(args, state, data_tags)
         show_plan(args, state, refused)
         print_line(f"outputs: {args.out}")
-        with open_sweep(args, plan, state.reused) as sweep:
-            write_atomically(args.out / PLAN, to_json(plan, state.reused))
+        with open_sweep(args, state.plan, state.reused) as sweep:
+            write_atomically(args.out / PLAN, to_json(state.plan, state.reused))
             results, failures = _train(args, sweep, state, data_tags)
-            sweep.sync(state.after(results), failures)
+            state = state.after(results)
+            if (written := planned(args.out, state.plan)) != state.plan:  # the report finds runs by identity
+                state = dataclasses.replace(state, plan=written)
+                write_atomically(args.out / PLAN, to_json(written, state.reused))
+                sweep.tracker.log_text(to_json(written, state.reused), PLAN)
+            sweep.sync(state, failures)
             _report(args, sweep, failed=bool(failures))
     return _exit_code(plan, failures)
 
@@ -141,20 +154,26 @@ def show_plan(args: SweepArgs, state: SweepState, refused: str) -> None:
 
 def preview(args: SweepArgs, plan: Plan) -> None:
     """Show the plan, what it will cost, and what it lacks; nothing is made, neither data nor a store."""
-    state, refused, speed = read_state(args.out, plan), "", None
+    state, refused = read_state(args.out, plan), ""
     data_tags, problem = look_at_data(args.base.data)
+    speeds: dict[str, cost.Speed | None] = {}  # by the network's architecture
     try:
         state, refused = with_earlier(args, state, data_tags)
-        speed = measured(args, args.base)
+        for trial in state.remaining:
+            if (own := trial.config.network.architecture) not in speeds:
+                speeds[own] = measured(args, trial.config if trial.config.standalone else args.base)
     except TrackingError as error:
         print_error(str(error))
     show_plan(args, state, refused)
-    if state.remaining:
-        print_line(
-            f"to train: {cost.price(state.remaining, speed, args.resources)}; {speed.basis}"
-            if speed
-            else measuring(args)
-        )
+    for architecture in dict.fromkeys(trial.config.network.architecture for trial in state.remaining):
+        trials = [trial for trial in state.remaining if trial.config.network.architecture == architecture]
+        speed, name = speeds.get(architecture), "" if architecture == "cosa" else f" {architecture}"
+        if speed:
+            print_line(f"to train{name}: {cost.price(trials, speed, args.resources)}; {speed.basis}")
+        elif name:
+            print_line(f"hours of{name}: not known, no finished run like it is in {mask(args.uri)}")
+        else:
+            print_line(measuring(args))
     if problem:
         print_error(problem)
 

@@ -166,7 +166,7 @@ class Sweep:
         tags = {
             DATA_TAG: str(result.get("data_fingerprint", "")),
             VALIDATION_TAG: str(result.get("val_fingerprint", "")),
-            **({ORACLE_TAG: trial.config.s2c.source} if trial.config.oracle else {}),
+            **({ORACLE_TAG: "masks" if trial.config.standalone else "gt"} if trial.config.oracle else {}),
         }
         told = trial.steps > 0 and read_step(folder) == trial.last_step
         tracker = dataclasses.replace(

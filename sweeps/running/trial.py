@@ -27,7 +27,17 @@ from cosa.tracking import DATA_TAG, TrackingSpec
 from cosa.training import trainer
 from cosa.training.stop import StopCheck, StopFile, StoppedError, StopSignal
 from cosa.training.trainer import RunSpec, TrainProgress
-from sweeps.planning.folder import FAILURE, LABELS, LOCK, LOG, RESULT, STOP, checkpoint, trial_folder
+from sweeps.planning.folder import (
+    FAILURE,
+    LABELS,
+    LOCK,
+    LOG,
+    RESULT,
+    STOP,
+    checkpoint,
+    trial_folder,
+    with_labels,
+)
 from sweeps.planning.plan import Trial
 from sweeps.tables.metrics import LABELS_MIOU
 
@@ -75,6 +85,7 @@ def make_spec(
             data_tags=dict(data_tags),
             tracking=tracking,
         )
+    trial = with_labels(out, trial)
     warmup = trial_folder(out, trial.warmup) if trial.warmup else None
     return RunSpec(
         config=trial.config,

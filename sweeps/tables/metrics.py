@@ -6,6 +6,8 @@ import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from cosa.config import Config
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -72,8 +74,8 @@ def _metrics() -> Iterator[Metric]:
             )
 
 
-LABELS_MIOU = "train/assignment/labels_miou"
-_LABELS = Metric(LABELS_MIOU, "pseudo-labels", "mIoU of the files that standalone networks learn from")
+LABELS_MIOU = "pseudo_labels/miou"
+_LABELS = Metric(LABELS_MIOU, "pseudo-labels", "mIoU of the files that a standalone network learned from")
 
 METRICS: Mapping[str, Metric] = types.MappingProxyType(
     {metric.key: metric for metric in (*_metrics(), _LABELS)}
@@ -89,9 +91,14 @@ def judged_key(key: str, network: str) -> str:
 
     Args:
         key: `val/assignment/seg_miou`.
-        network: The run's `cam.source`, `assignment` or `online`.
+        network: As `judged_network` has it.
     """
     return key.replace("/assignment/", f"/{network}/")
+
+
+def judged_network(config: Config) -> str:
+    """The network that a run is judged on: `assignment`, `online` without SA, or `standalone`."""
+    return "standalone" if config.standalone else config.cam.source
 
 
 SEG_MIOU_LABELLED, SEG_MIOU = "val/assignment/seg_miou_labelled", "val/assignment/seg_miou"

@@ -98,3 +98,69 @@ def test_a_state_grows_by_what_finishes_and_by_what_earlier_runs_stand_for(tmp_p
 
     assert state.after({TRIAL.name: {"step": 10}}).remaining == [WARMUP, OTHER]
     assert dataclasses.replace(state, reused={TRIAL.name: "abc", OTHER.name: "def"}).remaining == []
+
+
+# Pseudo-labels
+
+NETWORK = {
+    "network.architecture": "deeplabv3plus",
+    "network.encoder": "resnet18",
+    "network.pretrained": False,
+    "network.aux_head": False,
+}
+MASKS = {**NETWORK, "segmentation.supervision": "masks"}
+CHAIN = make_plan(
+    BASE,
+    [Table(name="t", title="", reference="a", arms=(Arm("a"), Arm("b", NETWORK), Arm("c", MASKS)))],
+    [0],
+)
+FULL, LABELS, TAUGHT, SUPERVISED = CHAIN.trials
+
+
+def leave_labels(root, fingerprint="f00"):
+    labels = leave_result(root, LABELS) / "labels"
+    labels.mkdir(exist_ok=True)
+    (labels / "pseudo_labels.json").write_text(json.dumps({"fingerprint": fingerprint}))
+    return labels
+
+
+def test_a_network_s_experiment_is_known_once_its_pseudo_labels_are_written(tmp_path):
+    assert folders.with_labels(tmp_path, TAUGHT) == TAUGHT
+
+    labels = leave_labels(tmp_path)
+
+    found = folders.with_labels(tmp_path, TAUGHT)
+    assert (found.name, found.source) == (TAUGHT.name, LABELS.name)
+    assert found.config.segmentation.labels == str(labels)
+    assert found.config.segmentation.labels_fingerprint == "f00"
+    assert found.identity != TAUGHT.identity
+
+
+def test_what_learns_from_masks_or_from_nothing_is_left_as_it_is(tmp_path):
+    leave_labels(tmp_path)
+
+    assert [folders.with_labels(tmp_path, trial) for trial in (FULL, LABELS, SUPERVISED)] == [
+        *(FULL, LABELS, SUPERVISED)
+    ]
+    assert SUPERVISED.after is None
+
+
+def test_a_network_is_finished_for_the_pseudo_labels_that_there_are_alone(tmp_path):
+    leave_labels(tmp_path)
+    leave_result(tmp_path, folders.with_labels(tmp_path, TAUGHT))
+    assert folders.read_result(tmp_path, TAUGHT)["step"] == 10
+
+    leave_labels(tmp_path, fingerprint="changed")
+
+    assert folders.read_result(tmp_path, TAUGHT) is None
+
+
+def test_the_state_of_a_chain_has_what_was_written_in_its_plan(tmp_path):
+    leave_result(tmp_path, FULL)
+    leave_labels(tmp_path)
+
+    state = folders.read_state(tmp_path, CHAIN)
+
+    assert state.results.keys() == {FULL.name, LABELS.name}
+    assert [trial.name for trial in state.remaining] == [TAUGHT.name, SUPERVISED.name]
+    assert state.plan.named(TAUGHT.name) == folders.with_labels(tmp_path, TAUGHT)

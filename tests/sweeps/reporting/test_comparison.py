@@ -6,16 +6,22 @@ import csv
 import dataclasses
 import io
 import json
+import math
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
-from cosa.config import Config, identity, override, to_json
+from cosa.config import Config, NetworkConfig, identity, override, to_json
 from cosa.data.voc import VOC_CLASSES
+from sweeps.planning.plan import make_plan
+from sweeps.planning.plan import to_json as to_json_of_plan
 from sweeps.reporting import forms, render
 from sweeps.reporting.comparison import comparisons
-from sweeps.reporting.results import FullModel, Results, read_full_model
+from sweeps.reporting.results import FullModel, Results, fill, read_full_model
+from sweeps.reporting.stages import Stage, labels_of, read_stages
+from sweeps.tables import Arm, Table
+from sweeps.tables.metrics import LABELS_MIOU, SEG_MIOU
 
 VAL = "val/assignment/"
 CLASSES = ("background", *VOC_CLASSES)
@@ -138,6 +144,67 @@ def test_table_7_says_what_ours_took_of_memory_and_how_fast_it_judges():
     said = "Ours took 9.5 GiB of memory at most, and judges 31.2 images per second."
     assert said in table(7, values=took).remarks
     assert not any("GiB" in remark for remark in table(7).remarks)
+
+
+# CoSA-MS
+
+TAUGHT = Stage(
+    name="WR38",
+    oracle=False,
+    values=pd.DataFrame(
+        {
+            f"{VAL}seg_miou": [0.76, 0.78],
+            f"{VAL}seg_miou_labelled": [0.79, 0.81],
+            "hours": [15.0, 15.0],
+            "labels_hours": [0.25, 0.25],
+        }
+    ),
+    runs={0: "a", 1: "b"},
+    parameters=124_000_000,
+)
+BOUND = dataclasses.replace(
+    TAUGHT, name="SWIN", oracle=True, values=TAUGHT.values.iloc[:1].drop(columns=f"{VAL}seg_miou_labelled")
+)
+
+
+def of_stages(number, layout="voc", stages=(TAUGHT, BOUND)):
+    found = comparisons(full_model(layout=layout), stages)
+    return next(t for t in found if t.title.startswith(f"Table {number}:"))
+
+
+def test_table_2_has_the_standalone_networks_under_a_heading_and_bounds_apart():
+    lines = [line.cells for line in of_stages(2).lines]
+
+    begun = lines.index(("Ours, multi-stage", *[""] * 5))
+    assert lines[begun + 1 :] == [
+        ("ours, labelled", "I", "WR38", "80.0 ± 1.4", "–", "–"),
+        ("ours, label-free", "I", "WR38", "77.0 ± 1.4", "–", "–"),
+        ("Ours, supervised upper bounds (oracles)", *[""] * 5),
+        ("ours, labelled", "F", "SWIN", "–", "–", "–"),
+        ("ours, label-free", "F", "SWIN", "76.0", "–", "–"),
+    ]
+
+
+def test_table_7_has_each_stage_of_a_chain_and_its_sum():
+    assert ours(of_stages(7))[1:] == [
+        (
+            "ours, WR38",
+            *("0.25 ± 0.00 h", "–", "15.0 ± 0.0 h, 124.0 M", "8.2 h, 91.6 M", "23.5 h, 215.6 M", "–"),
+        ),
+        ("ours, SWIN (oracle)", "–", "–", "15.0 h, 124.0 M", "–", "15.0 h, 124.0 M", "–"),
+    ]
+
+
+def test_on_other_data_the_stages_stand_without_published_rows():
+    assert [line.cells[0] for line in of_stages(7, "folder").lines] == [
+        *("ours", "ours, WR38", "ours, SWIN (oracle)"),
+    ]
+
+
+def test_every_line_of_the_stages_fills_every_column():
+    for layout in ("voc", "coco", "folder"):
+        for comparison in comparisons(full_model(layout=layout), (TAUGHT, BOUND)):
+            assert {len(line.cells) for line in comparison.lines} == {len(comparison.columns)}
 
 
 def test_table_11_has_our_classes_under_the_papers():
@@ -286,3 +353,63 @@ def test_a_full_model_without_an_assignment_network_is_ons():
     found = read_full_model(store, "voc", {"config": json.loads(to_json(config)), "seeds": [0]}, [run])
     assert found.values[f"{VAL}seg_miou"].to_dict() == {0: 0.6}
     assert found.values["seg_iou/cat"].to_dict() == {0: 0.4}
+
+
+NETWORK = {
+    "network.architecture": "deeplabv3plus",
+    "network.encoder": "resnet18",
+    "network.pretrained": False,
+    "network.aux_head": False,
+}
+CHAIN = Table(
+    name="2",
+    title="",
+    reference="CoSA",
+    metrics=(SEG_MIOU, LABELS_MIOU),
+    arms=(
+        Arm("CoSA"),
+        Arm("R101", NETWORK),
+        Arm("R101-masks", {**NETWORK, "segmentation.supervision": "masks"}),
+    ),
+)
+
+
+@pytest.fixture
+def chain():
+    """The plan of a chain, its runs of one seed, and the store that has their results."""
+    plan = make_plan(Config(network=NetworkConfig(pretrained=False)), [CHAIN], [0])
+    full, labels, taught, bound = plan.trials
+    hours = {full.name: 8.0, labels.name: 0.5, taught.name: 2.0, bound.name: 3.0}
+    runs = [run_of(t.name, t.config, **{"cosa.kind": t.kind}) for t in plan.trials]
+    for run, network in zip(runs, ("assignment", "", "standalone", "standalone"), strict=True):
+        run.data.metrics = {f"val/{network}/seg_miou": 0.7} if network else {LABELS_MIOU: 0.6}
+    store = Store({(name, "result.json"): {"seconds": 3600 * spent} for name, spent in hours.items()})
+    return json.loads(to_json_of_plan(plan)), runs, store
+
+
+def test_a_standalone_network_is_judged_on_itself_beside_the_labels_that_it_learned_from(chain):
+    plan, runs, store = chain
+    labels = labels_of(plan, runs)
+    by_identity = {
+        run.data.tags["cosa.identity"]: run for run in runs if run.data.tags["cosa.kind"] == "trial"
+    }
+
+    filled = fill(CHAIN, plan, by_identity, {}, labels)
+
+    found = {(one.arm, one.metric): one.value for one in filled.values.itertuples()}
+    assert found == {
+        ("CoSA", SEG_MIOU): 0.7,
+        ("R101", SEG_MIOU): 0.7,
+        ("R101", LABELS_MIOU): 0.6,
+        ("R101-masks", SEG_MIOU): 0.7,
+    }
+    assert [(row.network, row.oracle) for row in filled.rows] == [
+        ("assignment", False),
+        ("standalone", False),
+        ("standalone", True),
+    ]
+    taught, bound = read_stages(store, [filled], labels, lambda _: 45_700_000)
+    assert (taught.name, taught.oracle, taught.parameters) == ("R101", False, 45_700_000)
+    assert taught.values[["hours", "labels_hours"]].loc[0].to_list() == [2.0, 0.5]
+    assert (bound.oracle, bound.values.loc[0, "hours"]) == (True, 3.0)
+    assert math.isnan(bound.values.loc[0, "labels_hours"])

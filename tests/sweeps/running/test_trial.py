@@ -145,7 +145,7 @@ def test_pseudo_labels_of_a_trial_s_network_are_a_trial_of_their_own(begin, tmp_
 
     result = folders.read_result(tmp_path, labels)
     folder = folders.trial_folder(tmp_path, labels.name)
-    assert result["metrics"].keys() == {"train/assignment/labels_miou"}
+    assert result["metrics"].keys() == {"pseudo_labels/miou"}
     assert len([*(folder / "labels").glob("*.png")]) == 24
     (folder / "labels" / "pseudo_labels.json").unlink()
     assert folders.read_result(tmp_path, labels) is None

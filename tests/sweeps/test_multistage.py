@@ -1,0 +1,67 @@
+"""The script of CoSA-MS: which rows it plans, from what, and what each of them waits for."""
+
+from __future__ import annotations
+
+import pytest
+
+from cosa.config import Config, override
+from cosa.config.presets import get_preset
+from cosa.config.recipes import RECIPES
+from cosa.networks.published import pinned
+from sweeps.multistage import NETWORKS, SUPERVISED, main, multistage_table
+from sweeps.planning.plan import make_plan
+
+
+def plan_of(preset, **changes):
+    base = pinned(override(get_preset(preset), {"data.root": "elsewhere", **changes}))
+    return make_plan(base, [multistage_table(base, supervised=True)], [3])
+
+
+@pytest.mark.parametrize("preset", ["shapes", "voc", "voc_tiny", "coco"])
+def test_each_network_is_what_its_recipe_makes_of_the_preset(preset):
+    plan = plan_of(preset)
+    found = {trial.arm: trial.config for trial in plan.trials if trial.kind == "trial"}
+
+    recipe = {
+        name: pinned(RECIPES[key](override(plan.base, {"train.seed": 3}))) for name, key in NETWORKS.items()
+    }
+    for name, config in recipe.items():
+        own = override(config, {"data.mean": found[name].data.mean, "data.std": found[name].data.std})
+        assert found[name] == own
+        assert found[f"{name}-masks"].segmentation.supervision == "masks"
+    assert found["CoSA"] == override(plan.base, {"train.seed": 3})
+    assert {config.data.root for config in found.values()} == {"elsewhere"}
+
+
+def test_a_network_s_own_colours_are_not_those_of_cosa_s_encoder():
+    plan = plan_of("voc_tiny", **{"data.mean": (0.5, 0.5, 0.5), "data.std": (0.5, 0.5, 0.5)})
+    taught = next(trial.config for trial in plan.trials if trial.arm == "R101")
+
+    assert taught.data.mean == pinned(Config(network=taught.network)).data.mean != (0.5, 0.5, 0.5)
+
+
+def test_supervised_rows_wait_for_nothing_and_are_oracles():
+    plan = plan_of("shapes")
+    bounds = [trial for trial in plan.trials if trial.arm.endswith("-masks")]
+
+    assert {trial.arm.removesuffix("-masks") for trial in bounds} == SUPERVISED.keys()
+    assert all(trial.config.oracle and trial.after is None for trial in bounds)
+    taught = [trial for trial in plan.trials if trial.arm in NETWORKS]
+    assert {trial.after for trial in taught} == {
+        next(trial.name for trial in plan.trials if trial.kind == "labels")
+    }
+
+
+def test_without_the_switch_there_are_no_supervised_rows(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    assert main(["--preset", "shapes", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "tables 2 x 1 seed: 4 rows, 4 distinct trials" in shown
+    assert "oracle" not in shown
+    assert "pseudo-labels, seed 0" in shown
+
+    assert main(["--preset", "shapes", "--supervised", "--dry-run"]) == 0
+    assert capsys.readouterr().out.count("(oracle: trains on ground-truth masks)") == 4
+    assert [*tmp_path.iterdir()] == []
