@@ -127,7 +127,10 @@ def _encoder(base: Config, full: str, *, tiny: str, toy: str) -> tuple[str, bool
 
 
 def _small(base: Config, network: NetworkConfig) -> Config:
-    """What every network has on `shapes` and `voc_tiny`: AdamW, crops of strides that fit all of them."""
+    """What every network has on `shapes` and `voc_tiny`: AdamW, crops of strides that fit all of them.
+
+    Chosen to run on a CPU core; rates and steps were not measured.
+    """
     toy = base.data.layout == "shapes"
     rate = 1e-3 if toy else 3e-4
     adamw = OptimConfig(lr=rate, head_lr_scale=2.0, decay_vectors=False, lr_warmup=50)

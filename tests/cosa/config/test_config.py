@@ -107,6 +107,7 @@ OTHER: Mapping[str, Any] = {
     "optim.lr_warmup": 10,
     "optim.power": 1.0,
     "optim.clip_norm": 1.0,
+    "optim.algorithm": "sgd",
     "train.seed": 1,
     "train.iterations": 40_000,
     "train.warmup": 100,
@@ -130,8 +131,18 @@ OTHER: Mapping[str, Any] = {
     "evaluation.panel_images": 0,
     "evaluation.panel_choice": "first",
     "evaluation.panel_seed": 1,
+    "segmentation.supervision": "masks",
+    "segmentation.labels": "labels",
+    "segmentation.labels_fingerprint": "0" * 16,
+    "segmentation.aux_weight": 0.2,
 }
-NOT_ALONE = {"network.weights", "network.aux_head", "threshold.band", "threshold.aux_band"}
+NOT_ALONE = {
+    "network.weights",
+    "network.aux_head",
+    "threshold.band",
+    "threshold.aux_band",
+    *(name for name in OTHER if name.startswith("segmentation.")),
+}
 CHANGEABLE = [name for name in OTHER if name not in NOT_ALONE]
 
 # Values just outside each setting's law.
@@ -194,6 +205,7 @@ OUTSIDE: Mapping[str, tuple[Any, ...]] = {
     "evaluation.xi": (0.0, 1.0),
     "evaluation.panel_images": (-1,),
     "evaluation.panel_seed": (-1,),
+    "segmentation.aux_weight": (-0.1, math.inf),
 }
 
 
