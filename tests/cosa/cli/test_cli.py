@@ -75,7 +75,7 @@ def test_the_experiment_is_that_of_mlflows_variable(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
-    shown = training._training_parser("cosa-train", None)
+    shown = training._training_parser("cosa-train", None, PRESETS)
     assert shown.parse_known(["shapes"]).experiment == "mine"
     assert shown.parse_known(["shapes", "--experiment", "other"]).experiment == "other"
     assert read_args("ablation", "", (), ["--tables", "3b"]).experiment == "mine"

@@ -133,7 +133,7 @@ def test_the_measuring_run_is_a_valid_one_that_trains_the_same_network(preset, c
     assert run("--dry-run", "--preset", preset, "--set", "data.crop_size=48", "cam.scales=1,0.5") == 0
     command = capsys.readouterr().out.splitlines()[-1].split()
     assert command[:2] == ["cosa-train", preset]
-    given = _training_parser("cosa-train", preset).parse_known(command[1:])
+    given = _training_parser("cosa-train", preset, PRESETS).parse_known(command[1:])
     config = override(get_preset(preset), changed_settings(given))
     assert (config.data.crop_size, config.cam.scales, config.train.iterations) == (48, (1.0, 0.5), 40)
     assert config.network == get_preset(preset).network
