@@ -10,7 +10,7 @@ import functools
 import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ import pandas as pd
 
 from cosa.config import Config, flatten, identity, override
 from cosa.tracking import find_run
-from sweeps.reporting.stages import Stage, labels_of, read_stages
+from sweeps.reporting.stages import Stage, labels_of
 from sweeps.runs import (
     FAILURES,
     FORK_TAG,
@@ -358,6 +358,40 @@ def read_full_model(
         ids,
         *_counted(client, next(iter(runs.values()))),
     )
+
+
+def read_stages(
+    client: MlflowClient,
+    tables: Sequence[FilledTable],
+    labels: Mapping[tuple[str, int], Run],
+    parameters: Callable[[str], int | None],
+) -> tuple[Stage, ...]:
+    """The standalone networks of a sweep's tables.
+
+    Args:
+        client: Of the store that holds the runs.
+        tables: Of the sweep.
+        labels: As `labels_of` finds them.
+        parameters: Tells the numbers in a run's network, by its id.
+    """
+
+    def hours(run_id: str) -> float:
+        return float(read_json(client, run_id, "result.json").get("seconds", math.nan)) / 3600
+
+    stages = []
+    for filled in tables:
+        for row in filled.rows:
+            if row.settings["network.architecture"] == "cosa" or not row.runs:
+                continue
+            own = filled.values[filled.values["arm"] == row.arm.name]
+            values = own.pivot(index="seed", columns="metric", values="value")
+            for seed, run_id in row.runs.items():
+                values.loc[seed, "hours"] = hours(run_id)
+                taught = labels.get((f"{filled.table.name}/{row.arm.name}", seed))
+                values.loc[seed, "labels_hours"] = hours(taught.info.run_id) if taught else math.nan
+            size = parameters(next(iter(row.runs.values())))
+            stages.append(Stage(row.arm.name, row.oracle, values, row.runs, size))
+    return tuple(stages)
 
 
 def _counted(client: MlflowClient, run: Run) -> tuple[int | None, int | None]:

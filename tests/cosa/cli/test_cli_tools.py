@@ -198,7 +198,7 @@ def test_a_missing_crf_is_said_before_anything_is_computed(
         (["a" * 32, "--tracking-uri", "mlruns"], "tracking URI must start with"),
         (["run", "--network", "both"], "invalid choice: 'both'"),
         (["run", "--split", "vla"], "got 'vla'"),
-        (["run", "--out", "file/there"], "cannot write"),
+        (["run", "--out", "file/there"], "--out must be a folder"),
         (["run", "--data.layout", "voc", "--data.root", "nowhere"], "'nowhere'"),
         (["run", "--csc.weight", "1"], "argument must be one that exists, got '--csc.weight'"),
         (["run", "--submission", "out.tar.gz"], "data.layout must be voc for a submission, got 'shapes'"),
@@ -341,7 +341,7 @@ def test_unreadable_images_are_listed_and_change_the_exit_code(
         (["run", "image.png", "--cams", "unicorn"], "labels must be classes of the model, got 'unicorn'"),
         (["run", "image.png", "--labels", ","], "must name classes with commas between"),
         (["run", "image.png", "--out", "."], "'image.png' would be overwritten"),
-        (["run", "image.png", "--out", "image.png"], "cannot write"),
+        (["run", "image.png", "--out", "image.png"], "--out must be a folder"),
         (["run", "image.png", "--evaluation.scales", "9"], "evaluation.scales must hold"),
     ],
 )

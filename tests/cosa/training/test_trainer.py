@@ -29,6 +29,7 @@ from cosa.networks.published import pinned
 from cosa.storage import checkpoint
 from cosa.storage.run_folder import read_metrics
 from cosa.tracking import TrackingSpec
+from cosa.training import state as steps_state
 from cosa.training import step, swap, trainer, validation
 from cosa.training.optim import learning_rate_scale
 from cosa.training.step import TrainingState
@@ -780,7 +781,7 @@ def test_weights_that_break_under_finite_losses_are_not_kept_either(
         if next(seen) == 4:
             next(online.parameters()).grad.fill_(torch.inf)
 
-    monkeypatch.setattr(step, "clip_gradients", overflow)
+    monkeypatch.setattr(steps_state, "clip_gradients", overflow)
 
     with pytest.raises(NonFiniteLossError, match="weights must stay finite, got NaN or infinity by step 4"):
         train(config, out=tmp_path)

@@ -18,8 +18,8 @@ from sweeps.planning.plan import make_plan
 from sweeps.planning.plan import to_json as to_json_of_plan
 from sweeps.reporting import forms, render
 from sweeps.reporting.comparison import comparisons
-from sweeps.reporting.results import FullModel, Results, fill, read_full_model
-from sweeps.reporting.stages import Stage, labels_of, read_stages
+from sweeps.reporting.results import FullModel, Results, fill, read_full_model, read_stages
+from sweeps.reporting.stages import Stage, labels_of
 from sweeps.tables import Arm, Table
 from sweeps.tables.metrics import LABELS_MIOU, SEG_MIOU
 
