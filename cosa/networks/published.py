@@ -10,7 +10,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cosa.config import IMAGENET_MEAN, IMAGENET_STD, Config, nearest, override
+from cosa.config import IMAGENET_MEAN, IMAGENET_STD, Config, NetworkConfig, nearest, override
 from cosa.storage.files import digest
 from cosa.storage.label_files import read_summary
 
@@ -61,6 +61,22 @@ def pinned(config: Config) -> Config:
             "data.std": std,
         },
     )
+
+
+def require_weights(config: NetworkConfig) -> None:
+    """Refuse a network whose weights have to come from a file that is not there.
+
+    Raises:
+        ValueError: It is the full WideResNet38, which is never trained from scratch, without a file.
+        FileNotFoundError: `network.weights` names no file.
+    """
+    if config.encoder == "wideresnet38" and config.from_scratch:
+        raise ValueError(
+            "network.weights must name a file with WideResNet38's published weights, got none; "
+            "cosa/networks/wideresnet.py says which, and wideresnet38_thin is the one to train from scratch"
+        )
+    if config.weights and not Path(config.weights).expanduser().is_file():
+        raise FileNotFoundError(f"network.weights must be a file, got {config.weights!r}")
 
 
 @functools.lru_cache(maxsize=8)  # every arm of a sweep starts from the same file

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cosa.config import Config
 from cosa.networks.multiscale import resize
 from cosa.networks.network import autocast
+from cosa.networks.published import require_weights
 from cosa.networks.segmentation import SegmentationNetwork, build_segmentation_network
 from cosa.structures import IGNORE, Batch, Ranks, SegmentationOutput
 from cosa.training.optim import build_optimizer
@@ -52,10 +53,12 @@ def build_state(
     """The state before the first step: what no published weights give is drawn from the seed.
 
     Raises:
-        ValueError: The config's sizes do not fit the network, or BatchNorm would see one image at a time.
+        ValueError: The config's sizes do not fit the network, BatchNorm would see one image at a time, or the
+            full WideResNet38 has no weights.
         FileNotFoundError: `network.weights` names no file.
     """
     assert not momenta, "there is no AN"
+    require_weights(config.network)
     torch.manual_seed(config.train.seed)
     network = build_segmentation_network(config.network, classes, config.data.crop_size)
     stride = network.patch_size

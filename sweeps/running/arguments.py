@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 from cosa.cli.common import Parser
 from cosa.config import Config, absolute_paths, override
@@ -53,8 +53,8 @@ class SweepArgs:
     """Whether nothing is taken from earlier runs."""
     retry_failed: bool
     """Whether only what failed is run."""
-    switches: frozenset[str] = frozenset()
-    """Switches of the script's own that are given, such as `--supervised`."""
+    own: Namespace
+    """Values of the script's own flags, such as `--supervised`."""
 
 
 def read_args(
@@ -62,7 +62,7 @@ def read_args(
     description: str,
     tables: Sequence[str],
     arguments: Sequence[str],
-    switches: Mapping[str, str] = MappingProxyType({}),
+    add_flags: Callable[[Parser], None] | None = None,
 ) -> SweepArgs:
     """What `arguments` ask for.
 
@@ -71,14 +71,14 @@ def read_args(
         description: What its `--help` says of it.
         tables: Tables that it fills where the command line names no others.
         arguments: The command line.
-        switches: The script's own, each with its help.
+        add_flags: Adds the script's own to the parser.
 
     Raises:
         ValueError, TypeError: An unknown preset, table or setting, or a value against its law.
     """
     parser = _parser(name, description, tables)
-    for switch, text in switches.items():
-        parser.switch(switch, text)
+    if add_flags:
+        add_flags(parser)
     found = parser.parse_args(arguments)
     if found.seeds < 1:
         raise ValueError(f"--seeds must be >= 1, got {found.seeds}")
@@ -92,7 +92,7 @@ def read_args(
             "mount the storage, or keep single runs there: cosa-train --out URL"
         )
     home = _home()
-    base = pinned(absolute_paths(override(get_preset(found.preset), _settings(found.set)), home))
+    base = pinned(changed(get_preset(found.preset), found.set))
     out = home / Path(found.out or f"runs/{name}-{short_name(found.preset)}").expanduser()
     require_folder("--out", out)
     uri = found.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(home / "runs/mlflow.db")
@@ -114,7 +114,7 @@ def read_args(
         dry_run=found.dry_run,
         fresh=found.fresh,
         retry_failed=found.retry_failed,
-        switches=frozenset(switch for switch in switches if getattr(found, switch.removeprefix("--"))),
+        own=found,
     )
 
 
@@ -171,15 +171,19 @@ def _parser(name: str, description: str, tables: Sequence[str]) -> Parser:
     return parser
 
 
-def _settings(pairs: Sequence[str]) -> Mapping[str, str]:
-    """`--set` pairs as changes for `override`."""
+def changed(config: Config, pairs: Sequence[str]) -> Config:
+    """A config with the changes of `--set`, paths absolute.
+
+    Raises:
+        ValueError, TypeError: No pair NAME=VALUE, an unknown setting, or a value against its law.
+    """
     changes = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals:
             raise ValueError(f"--set must be NAME=VALUE, got {pair!r}")
         changes[name.strip()] = value
-    return changes
+    return absolute_paths(override(config, changes), _home())
 
 
 def _home() -> Path:

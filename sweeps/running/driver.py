@@ -19,6 +19,7 @@ from cosa.cli.console import print_error, print_line
 from cosa.config import Config, DataConfig, difference, override
 from cosa.config.presets import get_preset
 from cosa.distributed.session import require_cluster, trial_slots
+from cosa.networks.published import require_weights
 from cosa.storage.files import lock, mask, write_atomically
 from cosa.tracking import TrackingError, ui_steps
 from cosa.tracking.provenance import source_tags
@@ -75,6 +76,8 @@ def run(args: SweepArgs) -> int:
         return 0
     with lock(args.out / LOCK):
         state = read_state(args.out, plan)
+        for trial in state.remaining:
+            require_weights(trial.config.network)
         if state.remaining:
             require_cluster()
         data_tags = check_data(args.base)
@@ -176,6 +179,11 @@ def preview(args: SweepArgs, plan: Plan) -> None:
             print_line(measuring(args))
     if problem:
         print_error(problem)
+    try:
+        for trial in state.remaining:
+            require_weights(trial.config.network)
+    except (OSError, ValueError) as error:
+        print_error(f"before training: {error}")
 
 
 def look_at_data(data: DataConfig) -> tuple[Mapping[str, str], str]:

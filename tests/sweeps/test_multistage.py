@@ -65,3 +65,40 @@ def test_without_the_switch_there_are_no_supervised_rows(tmp_path, monkeypatch, 
     assert main(["--preset", "shapes", "--supervised", "--dry-run"]) == 0
     assert capsys.readouterr().out.count("(oracle: trains on ground-truth masks)") == 4
     assert [*tmp_path.iterdir()] == []
+
+
+def test_one_network_s_settings_change_in_its_rows_alone():
+    base = pinned(override(get_preset("shapes"), {"data.root": "elsewhere"}))
+    table = multistage_table(base, supervised=True, settings={"SWIN": ["optim.lr=0.5", "train.iterations=7"]})
+    found = {trial.arm: trial.config for trial in make_plan(base, [table], [0]).trials if trial.arm}
+    plain = make_plan(base, [multistage_table(base, supervised=True)], [0])
+
+    for trial in plain.trials:
+        if trial.arm in ("SWIN", "SWIN-masks"):
+            assert found[trial.arm] == override(trial.config, {"optim.lr": 0.5, "train.iterations": 7})
+        elif trial.arm:
+            assert found[trial.arm] == trial.config
+
+
+@pytest.mark.parametrize("given", [["WR39", "optim.lr=1"], ["WR38"], ["CoSA", "optim.lr=1"]])
+def test_settings_of_a_network_that_is_none_are_refused(given, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    assert main(["--set-network", *given, "--dry-run"]) == 2
+    assert "--set-network must be one of R101, WR38, SWIN, ViT-B" in capsys.readouterr().err
+
+
+def test_weights_that_a_later_stage_lacks_are_missed_before_the_first(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    full = ["--set-network", "WR38", "network.encoder=wideresnet38"]
+
+    assert main([*full, "--dry-run"]) == 0
+    assert "before training: network.weights must name a file" in capsys.readouterr().err
+    assert main(full) == 2
+    assert "network.weights must name a file" in capsys.readouterr().err
+    assert main([*full, "network.weights=away.safetensors"]) == 2
+    error = capsys.readouterr().err
+    assert "network.weights must be a file" in error
+    assert str(tmp_path / "away.safetensors") in error
+    assert not (tmp_path / "runs/mlflow.db").exists()
