@@ -37,7 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given = sys.argv[1:] if arguments is None else arguments
         args = read_args("multistage", "Fill the multi-stage half of Table 2.", (), given, _add_flags)
         own = multistage_table(
-            args.base, supervised=args.own.supervised, settings=_by_network(args.own.set_network)
+            args.base,
+            networks=args.own.networks,
+            supervised=args.own.supervised,
+            settings=_by_network(args.own.set_network),
         )
         return run(dataclasses.replace(args, tables=(own, *args.tables)))
 
@@ -45,6 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _add_flags(parser: Parser) -> None:
+    parser.flag(
+        "--networks",
+        "NETWORK",
+        f"networks that learn from the labels, of {', '.join(SUPERVISED)} (default: {' '.join(NETWORKS)})",
+        nargs="+",
+        choices=list(SUPERVISED),
+        default=list(NETWORKS),
+    )
     parser.switch(
         "--supervised", "train networks on the ground-truth masks, too: upper bounds, called oracles"
     )
@@ -72,13 +83,18 @@ def _by_network(given: Sequence[Sequence[str]]) -> dict[str, list[str]]:
 
 
 def multistage_table(
-    base: Config, *, supervised: bool, settings: Mapping[str, Sequence[str]] = MappingProxyType({})
+    base: Config,
+    *,
+    networks: Sequence[str] = tuple(NETWORKS),
+    supervised: bool,
+    settings: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> Table:
     """Our rows of Table 2: CoSA as `base` has it, then each standalone network by its recipe.
 
     Args:
         base: Settings of CoSA; networks have its data set.
-        supervised: Whether networks also learn from the masks, in rows of their own.
+        networks: Those that learn from the pseudo-labels, by names of `SUPERVISED`.
+        supervised: Whether all networks also learn from the masks, in rows of their own.
         settings: What a network has otherwise than its recipe, `NAME=VALUE` by its name.
 
     Raises:
@@ -86,11 +102,11 @@ def multistage_table(
     """
     arms = [Arm("CoSA")]
     for masks in (False, True) if supervised else (False,):
-        for name, recipe in (SUPERVISED if masks else NETWORKS).items():
+        for name in SUPERVISED if masks else dict.fromkeys(networks):
             changes = {
                 setting: value
                 for setting, _, value in difference(
-                    base, changed(RECIPES[recipe](base), settings.get(name, ()))
+                    base, changed(RECIPES[SUPERVISED[name]](base), settings.get(name, ()))
                 )
                 if setting not in MACHINE_FIELDS
             }

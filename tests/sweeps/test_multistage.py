@@ -102,3 +102,10 @@ def test_weights_that_a_later_stage_lacks_are_missed_before_the_first(tmp_path, 
     assert "network.weights must be a file" in error
     assert str(tmp_path / "away.safetensors") in error
     assert not (tmp_path / "runs/mlflow.db").exists()
+
+
+def test_a_row_for_each_network_that_is_named_once():
+    base = pinned(override(get_preset("shapes"), {"data.root": "elsewhere"}))
+    table = multistage_table(base, networks=["ViT-B", "SWIN", "ViT-B"], supervised=False)
+
+    assert [arm.name for arm in table.arms] == ["CoSA", "ViT-B", "SWIN"]
