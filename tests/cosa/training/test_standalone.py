@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch.nn import functional
 
 from cosa.cli import evaluate, export, predict, segment
 from cosa.cli import train as train_command
-from cosa.config import Config, identity, override, to_json, warmup_identity
+from cosa.config import Config, fields, identity, override, to_json, warmup_identity
 from cosa.config.recipes import STANDALONE
 from cosa.data.open import open_dataset
 from cosa.evaluation.pseudo_labels import LabelSettings, write_pseudo_labels
@@ -402,7 +403,15 @@ def test_a_preset_is_a_standalone_network_with_its_lab_note(name: str) -> None:
     assert preset.standalone
     assert not preset.oracle
     assert warmup_identity(preset)
-    assert "Hardware: " in (STANDALONE[name].__doc__ or "")
+    note = STANDALONE[name].__doc__ or ""
+    assert "Hardware: " in note
+    (command,) = re.findall(rf"^Command: cosa-segment {name} --labels LABELS(.*)$", note, re.MULTILINE)
+    options = set(re.findall(r"--(\S+)", command))
+    assert options <= fields().keys() | {"workers"}
+    full = preset.network.encoder.startswith(("vit_base", "resnet101", "swin_base")) or (
+        preset.network.encoder == "wideresnet38"
+    )
+    assert ("small" in note) != full
 
 
 @pytest.mark.slow
