@@ -463,6 +463,11 @@ class Config(Section):
         return self.network.architecture != "cosa"
 
     @property
+    def judged_network(self) -> Literal["assignment", "online", "standalone"]:
+        """The network that results are of: AN, ON where there is no SA, or the standalone one."""
+        return "standalone" if self.standalone else self.cam.source
+
+    @property
     def final_network(self) -> Literal["assignment", "standalone"]:
         """The network that the run is for, which it leaves behind: AN, or the standalone one."""
         return "standalone" if self.standalone else "assignment"

@@ -21,12 +21,10 @@ from cosa.data.folder import read_folder
 from cosa.data.shapes import write_shapes
 from cosa.data.voc import read_voc
 from cosa.storage.label_files import label_paths, labels_fingerprint, read_summary
+from cosa.storage.run_folder import TRAINING_TAG, VALIDATION_TAG
 from cosa.structures import Ranks
 
 _log = logging.getLogger(__name__)
-
-TRAINING_TAG = "cosa.data_fingerprint"
-VALIDATION_TAG = "cosa.val_fingerprint"
 
 
 def open_dataset(

@@ -25,6 +25,11 @@ from pathlib import Path
 from cosa.config import MACHINE_FIELDS, Config, difference, from_json, identity
 from cosa.storage.files import read_lines
 
+TRAINING_TAG = "cosa.data_fingerprint"
+"""Tag of a tracked run that says which data it learned from."""
+VALIDATION_TAG = "cosa.val_fingerprint"
+"""And which it was judged on; empty where it was not."""
+
 
 def require_same_run(out: Path, config: Config) -> None:
     """Refuse a folder that holds another run than that of `config`.

@@ -32,13 +32,11 @@ from cosa.tracking.store import (
     ui_steps,
 )
 from cosa.tracking.sync import StillRunningError, sync_run
-from cosa.tracking.tracker import DATA_TAG, VALIDATION_TAG, MlflowTracker, Tracker, TrackingSpec
+from cosa.tracking.tracker import MlflowTracker, Tracker, TrackingSpec
 
 __all__ = [
-    "DATA_TAG",
     "KIND",
     "RUN_FILE",
-    "VALIDATION_TAG",
     "MlflowTracker",
     "RunGoneError",
     "StillRunningError",

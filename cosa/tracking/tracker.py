@@ -13,6 +13,7 @@ from typing import Literal
 from cosa import config as configs
 from cosa.config import Config
 from cosa.storage.files import mask, write_atomically
+from cosa.storage.run_folder import TRAINING_TAG, VALIDATION_TAG
 from cosa.tracking.journal import (
     REWOUND,
     TEXTS,
@@ -30,11 +31,6 @@ from cosa.tracking.sync import Syncer, sync_run
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Tags = Mapping[str, str]
-
-DATA_TAG = "cosa.data_fingerprint"
-"""Tag under which the trainer records which data it read to learn from."""
-VALIDATION_TAG = "cosa.val_fingerprint"
-"""And which it was judged on; empty where it was not."""
 
 _log = logging.getLogger(__name__)
 _MAX_PARAM = 6000  # characters; MLflow's own limit
@@ -74,7 +70,7 @@ class Tracker:
         Args:
             config: Settings of the run; a store has them as dotted params and as the artifact `config.json`.
             out: The run's folder; what is told is kept there.
-            tags: For a store, facts only the trainer knows, such as DATA_TAG and what it was forked from.
+            tags: For a store, facts only the trainer knows, such as TRAINING_TAG and what it was forked from.
             resume_step: Step that training goes on from, 0 for its beginning: what was told of later ones
                 is told again. None where nothing is.
 
@@ -248,7 +244,7 @@ def _datasets(config: Config, facts: Tags) -> list[dict[str, str]]:
     """The data that a run reads as MLflow's datasets; their digests are the fingerprints among its tags."""
     data = config.data
     source = json.dumps({"uri": mask(data.archive or data.root)})
-    read = (("training", data.train_split, DATA_TAG), ("validation", data.val_split, VALIDATION_TAG))
+    read = (("training", data.train_split, TRAINING_TAG), ("validation", data.val_split, VALIDATION_TAG))
     return [
         {
             "name": f"{Path(data.root).name} {split}",

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cosa.config import Config, identity, to_json, warmup_identity
 from cosa.data.loader import step_names, train_batches
-from cosa.data.open import TRAINING_TAG, VALIDATION_TAG, RunData, open_run_data
+from cosa.data.open import RunData, open_run_data
 from cosa.evaluation.evaluate import coexistence_indices
 from cosa.networks.network import in_bf16
 from cosa.networks.published import pinned, starting_point
@@ -30,7 +30,7 @@ from cosa.storage.files import write_atomically
 from cosa.storage.label_files import read_summary
 from cosa.storage.mirror import Storage, open_storage
 from cosa.storage.model_files import facts_of, save_model
-from cosa.storage.run_folder import is_finished, require_same_run
+from cosa.storage.run_folder import TRAINING_TAG, VALIDATION_TAG, is_finished, require_same_run
 from cosa.structures import Ranks
 from cosa.tracking import Tracker, TrackingSpec
 from cosa.training.standalone import SEGMENTATION

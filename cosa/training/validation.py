@@ -104,7 +104,7 @@ def _write_files(
         write_atomically(files[-1], json.dumps(record, allow_nan=False) + "\n")
     if config.evaluation.panel_images:
         chosen = panel_indices(validation.labels, validation.classes, config.evaluation)
-        source = "standalone" if config.standalone else config.cam.source
+        source = config.judged_network
         rows = panel_rows(
             state.networks[source],
             evaluation_batches(validation, config, only=chosen),

@@ -20,7 +20,7 @@ import pandas as pd
 
 from cosa.config import Config, EvaluationConfig, identity, override
 from sweeps.runs import FORK_TAG, base_of
-from sweeps.tables.metrics import judged_key, judged_network
+from sweeps.tables.metrics import judged_key
 from sweeps.tables.table import from_dict
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ class Histories:
         essence = _essence(config)
         found = self._found.get(essence, {})
         trials = tuple(found[seed] for seed in sorted(found))
-        return ArmHistories(judged_network(config), essence in self._found, trials)
+        return ArmHistories(config.judged_network, essence in self._found, trials)
 
     def fixed_thresholds(self) -> dict[float, ArmHistories]:
         """Arms that change nothing but the threshold to a fixed one, by its value, rising."""

@@ -16,7 +16,7 @@ from sweeps.reporting.forms import headline, terminal
 from sweeps.reporting.results import FilledTable, Results
 from sweeps.tables.metrics import METRICS, SEG_MIOU
 
-__all__ = ["headline", "html", "render_page", "terminal", "ui_command", "write", "write_files"]
+__all__ = ["headline", "html", "render_page", "terminal", "write", "write_files"]
 
 _CHART_WIDTH, _LEFT, _RIGHT, _LINE = 440, 118, 12, 24  # pixels; around and between the lines of a chart
 
@@ -124,7 +124,7 @@ def write(results: Results, folder: Path, uri: str) -> list[Path]:
         uri: Tracking URI of the runs.
     """
     files = {
-        "report.html": html(results, ui_command(uri), uri),
+        "report.html": html(results, ui_hint(uri), uri),
         "tables.md": forms.markdown(results, uri),
         "tables.csv": forms.as_csv(results),
         "tables.tex": forms.latex(results),
@@ -146,8 +146,3 @@ def write_files(folder: Path, contents: Mapping[str, bytes]) -> list[Path]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     return [folder / name for name in contents]
-
-
-def ui_command(uri: str) -> str:
-    """The one command, or the address, that shows the runs."""
-    return ui_hint(uri)

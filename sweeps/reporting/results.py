@@ -32,7 +32,7 @@ from sweeps.runs import (
     is_trial,
     read_json,
 )
-from sweeps.tables.metrics import LABELS_MIOU, METRICS, judged_key, judged_network
+from sweeps.tables.metrics import LABELS_MIOU, METRICS, judged_key
 from sweeps.tables.table import Arm, Table
 
 if TYPE_CHECKING:
@@ -268,7 +268,7 @@ def fill(
     rows, values = [], []
     for arm in table.arms:
         config, line = override(base, arm.changes), f"{table.name}/{arm.name}"
-        network = judged_network(config)
+        network = config.judged_network
         own = {seed: trials.get((line, seed), {}) for seed in plan["seeds"]}
         found = {seed: runs[name] for seed, trial in own.items() if (name := trial.get("identity")) in runs}
         gaps = {seed: _gap(trial, found.get(seed), failures) for seed, trial in own.items()}
@@ -322,7 +322,7 @@ def read_full_model(
 ) -> FullModel | None:
     """The runs of the plan's own settings, whatever tables hold them; None where none has finished."""
     base = base_of(plan)
-    network = base.cam.source
+    network = base.judged_network
     wanted = {identity(override(base, {"train.seed": seed})): seed for seed in plan["seeds"]}
     runs = {  # of equals the last one counts
         wanted[name]: run

@@ -21,6 +21,7 @@ from cosa.config.presets import get_preset
 from cosa.distributed.session import require_cluster, trial_slots
 from cosa.networks.published import require_weights
 from cosa.storage.files import lock, mask, write_atomically
+from cosa.storage.run_folder import TRAINING_TAG, VALIDATION_TAG
 from cosa.tracking import TrackingError, ui_steps
 from cosa.tracking.provenance import source_tags
 from sweeps.planning import cost
@@ -235,7 +236,6 @@ def measuring(args: SweepArgs) -> str:
 
 def _require_same_data(args: SweepArgs, state: SweepState, data_tags: Mapping[str, str]) -> None:
     """Refuse other data than the finished trials saw."""
-    from cosa.data.open import TRAINING_TAG, VALIDATION_TAG  # imports torch
 
     for name, result in state.results.items():
         for key, tag in (("data_fingerprint", TRAINING_TAG), ("val_fingerprint", VALIDATION_TAG)):

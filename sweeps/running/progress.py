@@ -198,7 +198,7 @@ def best_so_far(trials: Sequence[Trial], results: Mapping[str, Result]) -> str:
         trial.label: results[trial.name]["metrics"][key]
         for trial in trials
         if trial.kind == "trial" and not trial.config.oracle
-        if (key := judged_key(SEG_MIOU, trial.config.cam.source))
+        if (key := judged_key(SEG_MIOU, trial.config.judged_network))
         in results.get(trial.name, {}).get("metrics", {})
     }
     if not scores:

@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Literal, Self
 from cosa.config import Config, difference
 from cosa.config.presets import short_name
 from cosa.storage.files import mask
+from cosa.storage.run_folder import TRAINING_TAG, VALIDATION_TAG
 from cosa.tracking import (
-    DATA_TAG,
     KIND,
     RUN_FILE,
-    VALIDATION_TAG,
     MlflowTracker,
     TrackingError,
     TrackingSpec,
@@ -164,7 +163,7 @@ class Sweep:
                 client_of(self.uri).delete_tag(run.info.run_id, REASON_TAG)
             return
         tags = {
-            DATA_TAG: str(result.get("data_fingerprint", "")),
+            TRAINING_TAG: str(result.get("data_fingerprint", "")),
             VALIDATION_TAG: str(result.get("val_fingerprint", "")),
             **({ORACLE_TAG: "masks" if trial.config.standalone else "gt"} if trial.config.oracle else {}),
         }

@@ -18,12 +18,13 @@ from pathlib import Path
 from types import MappingProxyType
 
 from cosa.config import Config, identity
-from cosa.data.open import TRAINING_TAG, open_dataset
+from cosa.data.open import open_dataset
 from cosa.evaluation.pseudo_labels import LabelSettings, write_pseudo_labels
 from cosa.model import load_model
 from cosa.storage.files import lock, one_line, write_atomically
 from cosa.storage.label_files import SUMMARY
-from cosa.tracking import DATA_TAG, TrackingSpec
+from cosa.storage.run_folder import TRAINING_TAG
+from cosa.tracking import TrackingSpec
 from cosa.training import trainer
 from cosa.training.stop import StopCheck, StopFile, StoppedError, StopSignal
 from cosa.training.trainer import RunSpec, TrainProgress
@@ -153,7 +154,7 @@ def _write_labels(spec: LabelsSpec, should_stop: StopCheck) -> None:
             raise StoppedError("told to stop, and stopped; the same command goes on with the next image")
 
     tracker = spec.tracking.tracker()
-    tracker.start(spec.config, out=spec.out, tags={DATA_TAG: spec.data_tags.get(TRAINING_TAG, "")})
+    tracker.start(spec.config, out=spec.out, tags={TRAINING_TAG: spec.data_tags.get(TRAINING_TAG, "")})
     try:
         dataset = open_dataset(data, data.train_split)
         model = load_model(spec.source, tracking_uri=spec.tracking.uri)

@@ -6,8 +6,6 @@ import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from cosa.config import Config
-
 
 @dataclass(frozen=True)
 class Metric:
@@ -91,14 +89,9 @@ def judged_key(key: str, network: str) -> str:
 
     Args:
         key: `val/assignment/seg_miou`.
-        network: As `judged_network` has it.
+        network: As `Config.judged_network` has it.
     """
     return key.replace("/assignment/", f"/{network}/")
-
-
-def judged_network(config: Config) -> str:
-    """The network that a run is judged on: `assignment`, `online` without SA, or `standalone`."""
-    return "standalone" if config.standalone else config.cam.source
 
 
 SEG_MIOU_LABELLED, SEG_MIOU = "val/assignment/seg_miou_labelled", "val/assignment/seg_miou"

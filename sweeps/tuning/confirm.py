@@ -74,7 +74,7 @@ def read_confirmation(study: SearchStudy, plan: Plan, out: Path) -> Confirmation
         if trial.kind == "trial" and (result := read_result(out, trial))
         for row in trial.arms
         for metric in _METRICS
-        if (key := judged_key(metric, trial.config.cam.source)) in result["metrics"]
+        if (key := judged_key(metric, trial.config.judged_network)) in result["metrics"]
     ]
     if not rows:
         return Confirmation(pd.DataFrame(), pd.Series(dtype=float))

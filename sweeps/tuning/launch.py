@@ -97,7 +97,7 @@ class StudySearcher(TrialSearcher):
         if "step" not in result:
             return False
         trial = self.queue.running[self._names[trial_id]].trial
-        return not self.report(trial.name, int(result["step"]), float(result[trial.config.cam.source]))
+        return not self.report(trial.name, int(result["step"]), float(result[trial.config.judged_network]))
 
     def end(self, trial: Trial, why: str) -> str:
         """A running trial has ended for good: finished, stopped on its way, or failed for a reason."""

@@ -18,9 +18,10 @@ from optuna.trial import FrozenTrial
 from cosa.cli.console import markdown_cell
 from cosa.config import Config, flatten, to_json
 from cosa.config.presets import short_name
+from cosa.tracking import ui_hint
 from sweeps.planning.folder import trial_folder
 from sweeps.planning.plan import Plan
-from sweeps.reporting.render import render_page, ui_command, write_files
+from sweeps.reporting.render import render_page, write_files
 from sweeps.tuning import confirm
 from sweeps.tuning.arguments import SearchArgs
 from sweeps.tuning.confirm import over_seeds, points
@@ -100,7 +101,7 @@ class Findings:
             "training seed": f"{train.seed} in the search",
             "data": ", ".join(data_tags.values()),
             "study": f"optuna-dashboard {args.out / JOURNAL}",
-            "all runs": ui_command(args.sweep.uri),
+            "all runs": ui_hint(args.sweep.uri),
         }
         self.pictures = draw(study, self.importances, train.iterations)
 

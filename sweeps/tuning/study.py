@@ -93,7 +93,7 @@ def begun(trials: Sequence[FrozenTrial]) -> int:
 
 def objective(config: Config) -> str:
     """The metric that a trial of these settings is judged by: label-free mIoU, of ON where it has no AN."""
-    return judged_key(SEG_MIOU, config.cam.source)
+    return judged_key(SEG_MIOU, config.judged_network)
 
 
 def metric_by_step(folder: Path, steps: Container[int], config: Config) -> dict[int, float]:

@@ -14,14 +14,13 @@ from torch import distributed, multiprocessing
 
 from cosa.config import Config, override
 from cosa.data.open import (
-    TRAINING_TAG,
-    VALIDATION_TAG,
     fingerprints,
     open_dataset,
     open_run_data,
     read_fingerprints,
 )
 from cosa.data.shapes import write_shapes
+from cosa.storage.run_folder import TRAINING_TAG, VALIDATION_TAG
 from cosa.structures import Ranks
 
 ALONE = Ranks.current()

@@ -23,9 +23,8 @@ from mlflow.entities import Metric
 from cosa import cli
 from cosa.config import Config
 from cosa.storage.files import read_lines
-from cosa.storage.run_folder import read_metrics
+from cosa.storage.run_folder import TRAINING_TAG, read_metrics
 from cosa.tracking import (
-    DATA_TAG,
     MlflowTracker,
     RunGoneError,
     StillRunningError,
@@ -160,7 +159,7 @@ def test_what_a_run_left_is_delivered_later(store: Store, out: Path) -> None:
 def test_data_and_what_the_machine_did_are_delivered_later_and_once(store: Store, out: Path) -> None:
     store.go()
     tracker = MlflowTracker(TrackingSpec(uri=store.uri, experiment="tests"))
-    tracker.start(Config(), out=out, tags={DATA_TAG: "abc"})
+    tracker.start(Config(), out=out, tags={TRAINING_TAG: "abc"})
     tracker.log_metrics({"loss": 1.0}, 1)
     tracker.finish()
     store.come_back()

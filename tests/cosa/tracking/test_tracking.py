@@ -18,10 +18,8 @@ from mlflow.entities import Run
 
 from cosa.config import Config, identity, override
 from cosa.storage.files import mask
-from cosa.storage.run_folder import read_metrics
+from cosa.storage.run_folder import TRAINING_TAG, VALIDATION_TAG, read_metrics
 from cosa.tracking import (
-    DATA_TAG,
-    VALIDATION_TAG,
     MlflowTracker,
     Tracker,
     TrackingError,
@@ -91,9 +89,9 @@ def test_a_run_keeps_its_config_as_an_artifact(uri: str, client: MlflowClient, t
 def test_a_run_says_what_it_was_made_with(uri: str, client: MlflowClient, tmp_path: Path) -> None:
     tracker = _tracker(uri, tags={"arm": "full"})
 
-    tags = _run(client, _tracked(tracker, tmp_path, tags={DATA_TAG: "abc"})).data.tags
+    tags = _run(client, _tracked(tracker, tmp_path, tags={TRAINING_TAG: "abc"})).data.tags
 
-    assert tags[DATA_TAG] == "abc"
+    assert tags[TRAINING_TAG] == "abc"
     assert tags["arm"] == "full"
     assert tags["cosa.identity"] == identity(Config())
     assert {"cosa.version.torch", "cosa.version.python", "cosa.host.cpus", "cosa.host.gpus"} <= set(tags)
@@ -104,7 +102,7 @@ def test_a_run_names_the_data_it_reads_as_mlflows_datasets(
 ) -> None:
     config = override(Config(), {"data.root": "/data/pictures"})
 
-    run_id = _tracked(_tracker(uri), tmp_path, config, tags={DATA_TAG: "abc", VALIDATION_TAG: "def"})
+    run_id = _tracked(_tracker(uri), tmp_path, config, tags={TRAINING_TAG: "abc", VALIDATION_TAG: "def"})
 
     found = {
         found.dataset.name: (
@@ -123,7 +121,7 @@ def test_a_run_names_the_data_it_reads_as_mlflows_datasets(
 
 
 def test_a_run_without_validation_names_none(uri: str, client: MlflowClient, tmp_path: Path) -> None:
-    run_id = _tracked(_tracker(uri), tmp_path, tags={DATA_TAG: "abc", VALIDATION_TAG: ""})
+    run_id = _tracked(_tracker(uri), tmp_path, tags={TRAINING_TAG: "abc", VALIDATION_TAG: ""})
 
     assert [one.dataset.digest for one in _run(client, run_id).inputs.dataset_inputs] == ["abc"]
 
