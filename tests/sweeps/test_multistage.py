@@ -17,7 +17,7 @@ def plan_of(preset, **changes):
     return make_plan(base, [multistage_table(base, supervised=True)], [3])
 
 
-@pytest.mark.parametrize("preset", ["shapes", "voc", "voc_tiny", "coco"])
+@pytest.mark.parametrize("preset", ["shapes", "voc", "voc_tiny", "coco", "coco_tiny"])
 def test_each_network_is_what_its_recipe_makes_of_the_preset(preset):
     plan = plan_of(preset)
     found = {trial.arm: trial.config for trial in plan.trials if trial.kind == "trial"}
