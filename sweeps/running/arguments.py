@@ -74,7 +74,8 @@ def read_args(
         add_flags: Adds the script's own to the parser.
 
     Raises:
-        ValueError, TypeError: An unknown preset, table or setting, or a value against its law.
+        ValueError, TypeError: An unknown preset, table or setting, or a value against its law; settings of a
+            standalone network.
     """
     parser = _parser(name, description, tables)
     if add_flags:
@@ -92,7 +93,13 @@ def read_args(
             "mount the storage, or keep single runs there: cosa-train --out URL"
         )
     home = _home()
-    base = pinned(changed(get_preset(found.preset), found.set))
+    base = changed(get_preset(found.preset), found.set)
+    if base.standalone:
+        raise ValueError(
+            f"network.architecture must be cosa in a sweep's preset, got {base.network.architecture!r}; "
+            "standalone networks are rows of sweeps/multistage.py or of a table of your own"
+        )
+    base = pinned(base)
     out = home / Path(found.out or f"runs/{name}-{short_name(found.preset)}").expanduser()
     require_folder("--out", out)
     uri = found.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(home / "runs/mlflow.db")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from cosa.config import Config, override
+from cosa.config import Config, override, to_json
 from cosa.config.presets import get_preset
-from cosa.config.recipes import RECIPES
+from cosa.config.recipes import RECIPES, STANDALONE
 from cosa.networks.published import pinned
 from sweeps.multistage import NETWORKS, SUPERVISED, main, multistage_table
 from sweeps.planning.plan import make_plan
+from sweeps.running import driver
+from sweeps.tuning import driver as search
 
 
 def plan_of(preset, **changes):
@@ -109,3 +111,16 @@ def test_a_row_for_each_network_that_is_named_once():
     table = multistage_table(base, networks=["ViT-B", "SWIN", "ViT-B"], supervised=False)
 
     assert [arm.name for arm in table.arms] == ["CoSA", "ViT-B", "SWIN"]
+
+
+@pytest.mark.parametrize(
+    "script", [lambda given: driver.main("ablation", "", ("3b",), given), main, search.main]
+)
+def test_settings_of_a_standalone_network_are_no_preset_of_a_sweep(script, tmp_path, capsys):
+    (tmp_path / "taught.json").write_text(to_json(STANDALONE["shapes_upernet"]()))
+
+    assert script(["--preset", "taught.json", "--dry-run"]) == 2
+
+    error = capsys.readouterr().err
+    assert "network.architecture must be cosa in a sweep's preset, got 'upernet'; standalone" in error
+    assert error.count("\n") == 1
