@@ -22,6 +22,7 @@ from torch import Tensor
 from cosa.config import Config, identity, to_json, warmup_identity
 from cosa.data.loader import step_names, train_batches
 from cosa.data.open import RunData, open_run_data
+from cosa.evaluation.crf import require_crf
 from cosa.evaluation.evaluate import coexistence_indices
 from cosa.networks.network import in_bf16
 from cosa.networks.published import pinned, starting_point
@@ -467,5 +468,7 @@ def _check_call(spec: RunSpec, out: Path, ranks: Ranks) -> None:
         raise ValueError(
             f"stop_at must end a warm-up of several momenta by {config.train.warmup}, got {target}"
         )
+    if config.evaluation.crf:
+        require_crf()
     config.train.at_a_time(ranks.world)  # or the shares of a batch would not be of one size
     require_same_run(out, config)

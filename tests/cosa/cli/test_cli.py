@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -112,11 +113,17 @@ def _refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["shapes", "--tracking-uri", "mlruns"], "tracking URI must start with"),
         (["voc", "--data.root", "nowhere"], "'nowhere'"),
         (["shapes", "--tracking-uri", "none", "--out", "file/run"], "file/run"),
+        (["shapes", "--tracking-uri", "none", "--evaluation.crf", "true"], 'pip install "cosa-wsss[crf]"'),
     ],
 )
 def test_a_mistake_ends_in_one_line_that_says_what_to_do(
-    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str], tiny_flags: list[str]
+    arguments: list[str],
+    says: str,
+    capsys: pytest.CaptureFixture[str],
+    tiny_flags: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setitem(sys.modules, "pydensecrf", None)
     Path("file").touch()
     flags = tiny_flags if arguments[-1:] == ["file/run"] else []
 
