@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from mlflow import MlflowClient
 from PIL import Image
 from torch import multiprocessing
 from torch.nn import functional
@@ -383,17 +387,45 @@ def test_each_command_trains_its_own_networks(
     assert "labels " in said.out
 
 
-def test_the_command_trains_from_pseudo_labels(
-    config: Config, labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_command_trains_from_pseudo_labels_and_keeps_in_mlflow_what_it_did(
+    config: Config,
+    labels: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    file, out = tmp_path / "own.json", tmp_path / "run"
+    extra = ModuleType("pydensecrf")
+    extra.__spec__ = ModuleSpec("pydensecrf", None)
+    monkeypatch.setitem(sys.modules, "pydensecrf", extra)
+    monkeypatch.setattr("cosa.evaluation.crf.refine", lambda _, probs: probs[::-1])
+    file, out, uri = tmp_path / "own.json", tmp_path / "run", f"sqlite:///{tmp_path}/mlflow.db"
     file.write_text(to_json(override(config, {"segmentation.labels": "", "train.iterations": 2})))
 
-    arguments = [str(file), "--labels", str(labels), "--out", str(out), "--tracking-uri", "none"]
-    assert segment(arguments) == 0
+    arguments = [str(file), "--labels", str(labels), "--out", str(out), "--tracking-uri", uri]
+    assert segment([*arguments, "--evaluation.crf", "true", "--no-system-metrics"]) == 0
 
     assert "2 of 2 steps" in capsys.readouterr().out
     assert result_of(out)["step"] == 2
+    run = MlflowClient(uri).get_run(json.loads((out / "run.json").read_text())["run_id"])
+    fingerprint = json.loads((labels / SUMMARY).read_text())["fingerprint"]
+    assert run.info.status == "FINISHED"
+    assert run.data.params["network.architecture"] == "largefov_vit"
+    assert run.data.params["segmentation.labels_fingerprint"] == fingerprint
+    assert run.data.tags["cosa.labels.fingerprint"] == fingerprint
+    assert run.data.tags["mlflow.source.name"] == "cosa-segment"
+    metrics = {name for name in run.data.metrics if not name.startswith("cost/")}
+    judged = {name for name in metrics if name.startswith("val/")}
+    assert {"train/loss/seg", "train/loss/total"} <= metrics - judged
+    assert not any("cls" in name or "2" in name for name in metrics - judged)
+    protocols = [
+        f"seg_{mean}{protocol}{crf}"
+        for mean in ("miou", "cmiou")
+        for protocol in ("", "_labelled")
+        for crf in ("", "_crf")
+    ]
+    speeds = ["images_per_second", "crf_images_per_second"]
+    assert judged == {f"val/standalone/{name}" for name in (*protocols, *speeds)}
+    assert run.data.metrics["val/standalone/seg_miou_crf"] != run.data.metrics["val/standalone/seg_miou"]
 
 
 @pytest.mark.parametrize("name", STANDALONE)
