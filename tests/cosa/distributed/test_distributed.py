@@ -108,6 +108,29 @@ def test_workers_end_as_one_process_does_and_outlive_a_kill(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_workers_train_and_judge_a_standalone_network_with_batch_norm(
+    config: Config, tmp_path: Path, cluster: None
+) -> None:
+    own = {"encoder": "resnet18", "patch_size": 0, "width": 0, "depth": 0, "heads": 0, "aux_head": False}
+    changes = {f"network.{name}": value for name, value in own.items()}
+    changes |= {"network.architecture": "deeplabv3plus", "segmentation.supervision": "masks"}
+    seen: list[TrainProgress] = []
+
+    spec = RunSpec(config=override(config, changes), out=tmp_path / "run")
+    result = fit(spec, workers=2, report=seen.append)
+
+    assert [entry["step"] for entry in _journal(result.out) if "train/loss/seg" in entry] == [
+        *range(1, STEPS + 1)
+    ]
+    assert STEPS in {progress.step for progress in seen}
+    assert 0 <= result.metrics["val/standalone/seg_miou"] <= 1
+    statistics = [tensor for name, tensor in _weights(result).items() if name.endswith("running_mean")]
+    assert statistics
+    assert all(tensor.any() for tensor in statistics)
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_mistake_in_a_worker_arrives_as_itself_and_is_made_once(
     config: Config, tmp_path: Path, cluster: None, caplog: pytest.LogCaptureFixture
