@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -60,19 +59,6 @@ def children_of(client: MlflowClient, parent: Run) -> list[Run]:
     return sorted(found, key=lambda run: (run.info.status == "FINISHED", run.info.start_time))
 
 
-def read_json(client: MlflowClient, run_id: str, name: str) -> dict[str, Any]:
-    """A small artifact of a run; empty where there is none."""
-    from mlflow.exceptions import MlflowException
-
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            path = client.download_artifacts(run_id, name, folder)
-        except (MlflowException, OSError):
-            return {}
-        content: dict[str, Any] = json.loads(Path(path).read_text())
-    return content
-
-
 def explained(uri: str) -> AbstractContextManager[None]:
     """One line for a store that stops answering, as `cosa.tracking.explained`; raises TrackingError."""
     return tracking.explained(uri, "the trials' folders have it all: run the same command again when it does")
@@ -96,24 +82,6 @@ def find_sweep(uri: str, experiment: str, name: str) -> str:
         if name in {"", own_name, run.info.run_id}:
             return str(run.info.run_id)
     raise ValueError(f"--sweep must be one in {mask(uri)}, got {name!r}{nearest(name, names)}")
-
-
-def find_experiment(uri: str, experiment: str) -> tuple[MlflowClient, str] | None:
-    """A client and the experiment's id, making nothing; None where there is no such store or experiment.
-
-    Raises:
-        TrackingError: The store does not answer.
-    """
-    path = Path(uri.partition(":///")[2])
-    if uri.startswith("sqlite") and not path.is_file():  # or MLflow would make one
-        return None
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # by default it tries for minutes
-    with explained(uri):
-        client = client_of(uri)
-        found = client.get_experiment_by_name(experiment)
-    if found is None or found.lifecycle_stage != "active":
-        return None
-    return client, str(found.experiment_id)
 
 
 def client_of(uri: str) -> MlflowClient:

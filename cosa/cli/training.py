@@ -17,7 +17,15 @@ from cosa.config.presets import PRESETS, Presets, get_preset, is_file, short_nam
 from cosa.config.recipes import STANDALONE
 from cosa.networks.published import pinned
 from cosa.storage.files import mask, require_folder
-from cosa.tracking import TrackingSpec, initialise_store, resolve_uri, sqlite_uri, ui_steps
+from cosa.tracking import (
+    TrackingError,
+    TrackingSpec,
+    costs,
+    initialise_store,
+    resolve_uri,
+    sqlite_uri,
+    ui_steps,
+)
 from cosa.training.stop import until_terminated
 
 if TYPE_CHECKING:
@@ -44,7 +52,10 @@ def main(prog: str, arguments: Sequence[str], *, standalone: bool = False) -> in
     if "://" not in str(out):
         require_folder("--out", Path(out).expanduser())
     if given.dry_run:
-        print(_plan(config, max(1, given.workers), str(out)))
+        from cosa.storage.mirror import open_storage  # imports torch
+
+        tracking = _tracking(prog, given, open_storage(out).folder)
+        print(_plan(config, max(1, given.workers), str(out), tracking))
         return 0
     from cosa.training.trainer import RunSpec  # imports torch
 
@@ -72,12 +83,8 @@ def main(prog: str, arguments: Sequence[str], *, standalone: bool = False) -> in
     return 0
 
 
-_GPU_24_GB = 2
-"""Images of 448 pixels that the paper trains its ViT-B/16 on at a time, on a GPU of 24 GB (RTX 3090)."""
-
-
-def _plan(config: Config, workers: int, out: str) -> str:
-    """What a run would do, in lines for people, from its settings alone; `config` is pinned.
+def _plan(config: Config, workers: int, out: str, tracking: TrackingSpec) -> str:
+    """What a run would do and take, in lines for people; `config` is pinned.
 
     Raises:
         ValueError: The batch does not divide among the workers and their micro-batches.
@@ -96,12 +103,36 @@ def _plan(config: Config, workers: int, out: str) -> str:
     if config.standalone:
         labels = config.segmentation.labels or "none yet: --labels names a folder of pseudo-labels"
         lines["labels"] = "masks: the upper bound, an oracle" if config.oracle else labels
-    elif network.encoder.startswith("vit_base_patch16_224") and data.crop_size == 448:
-        fitting = max(n for n in range(1, _GPU_24_GB + 1) if train.batch_size % (workers * n) == 0)
-        needed = train.batch_size // (workers * fitting)
-        advice = "enough" if each <= fitting else f"needs --train.accumulate {needed}, for the same batches"
-        lines["GPU, 24 GB"] = f"{advice}; the paper has {_GPU_24_GB} images on each of its own"
+    lines |= _costs(config, workers, tracking)
     return "\n".join(f"{what:12}{text}" for what, text in lines.items())
+
+
+def _costs(config: Config, workers: int, tracking: TrackingSpec) -> dict[str, str]:
+    """What a run would take, as finished runs like it did or by a formula; nothing is made."""
+    like, unknown = [], f"not known: none like it has finished in {mask(tracking.uri) or 'a store'}"
+    try:
+        if found := costs.find_experiment(tracking.uri, tracking.experiment):
+            like = costs.runs_like(*found, config)
+    except TrackingError as error:
+        unknown = f"not known: {error}"
+    parameters, each = costs.size_of(config)
+    gib, why = costs.expected_gib(config, workers, like)
+    lines = {
+        "parameters": f"{parameters / 1e6:.1f} million",
+        "GPU memory": why if gib is None else f"{gib:.1f} GiB, {why}",
+    }
+    if each is not None:
+        batch, images = config.train.batch_size, config.train.at_a_time(workers)
+        most = costs.images_on(costs.GPU_GIB, parameters, each)
+        fitting = [n for n in range(1, min(most, images) + 1) if batch % (workers * n) == 0]
+        advice = "too small"
+        if fitting:
+            needed = batch // (workers * fitting[-1])
+            advice = (
+                "enough" if images <= most else f"needs --train.accumulate {needed}, for the same batches"
+            )
+        lines["GPU, 24 GB"] = advice
+    return {**lines, "speed": costs.speed_text(like) or unknown}
 
 
 def _run(spec: RunSpec, workers: int, display: Callable[[TrainProgress], None]) -> Result:
@@ -164,7 +195,10 @@ def _training_parser(prog: str, preset: str | None, presets: Presets) -> Parser:
     parser.experiment()
     parser.flag("--run-name", "NAME", "name of the MLflow run (default that of the folder)", default="")
     parser.system_metrics()
-    parser.switch("--dry-run", "show schedule, weights and what a GPU of 24 GB needs; train nothing")
+    parser.switch(
+        "--dry-run",
+        "show schedule, weights, parameters, memory, and the speed of finished runs like it; train nothing",
+    )
     parser.traceback()
     parser.settings(get_preset(preset, presets) if preset else Config())
     return parser

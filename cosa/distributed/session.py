@@ -17,10 +17,10 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 
@@ -57,6 +57,11 @@ _CONNECT_SECONDS = 4  # that a cluster has to answer, for the connection and for
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 """How a client of gRPC, which Ray speaks, begins (RFC 9113, 3.4); the server answers with such a frame."""
 _SETTINGS_FRAME = 4
+SPARE = 0.15
+"""Part of a GPU's memory that packed trials leave free."""
+_CONTEXT_GIB = 1.0
+"""What a process holds of a GPU beside its tensors, whose peak is measured: CUDA's context, unused blocks."""
+_ASK_SECONDS = 60.0  # a worker of Ray that imports torch on a busy machine
 _FOLDERS = "cosa-ray-"
 _SOCKET = "/cosa-ray-1234567-abcdefgh/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
 _LEFTOVER_SECONDS = 600  # by then the last process of a killed Ray is gone
@@ -244,8 +249,8 @@ class TrialResources:
     """GPUs of each process, a part of one allowed; None shares out the GPUs there are."""
     workers: int = 1
     """Data-parallel processes of a trial; 0 and 1 train in the trial's own."""
-    concurrent: int | None = None
-    """Most trials at a time; None takes as many as fit."""
+    concurrent: int | Literal["auto"] | None = None
+    """Most trials at a time; None takes as many as fit with a GPU each, `auto` as its memory holds."""
 
     def __post_init__(self) -> None:
         for flag, value, least in (
@@ -253,10 +258,15 @@ class TrialResources:
             ("workers-per-trial", self.workers, 0),
             ("max-concurrent", self.concurrent, 1),
         ):
-            if value is not None and value < least:
+            if value is not None and value != "auto" and value < least:
                 raise ValueError(f"--{flag} must be >= {least}, got {value:g}")
         if self.cpus <= 0:
             raise ValueError(f"--cpus-per-trial must be > 0, got {self.cpus:g}")
+
+    @property
+    def most(self) -> int | None:
+        """Most trials at a time, where it is a number."""
+        return None if self.concurrent == "auto" else self.concurrent
 
     @property
     def processes(self) -> int:
@@ -288,13 +298,19 @@ class Slots:
     """GPUs of each process of a trial."""
     count: int
     """Trials that run at a time."""
+    gpu_gib: float = 0.0
+    """Memory of the smallest GPU, where trials were packed by it."""
 
 
 @contextlib.contextmanager
-def trial_slots(resources: TrialResources) -> Iterator[Slots]:
+def trial_slots(resources: TrialResources, gib: float | None = None) -> Iterator[Slots]:
     """Ray, divided among trials, for as long as the block runs.
 
     SIGTERM, which is how a Ray job is stopped, ends the block as Ctrl-C does.
+
+    Args:
+        resources: What each trial asks for.
+        gib: Memory that a trial takes of its GPU; as many share one as it holds. None has them share none.
 
     Raises:
         ConnectionError: See `ray_session`.
@@ -303,21 +319,61 @@ def trial_slots(resources: TrialResources) -> Iterator[Slots]:
     with ray_session(resources.environment, dashboard=resources.workers > 1):
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         most = capacity()
-        yield divide(most.get("CPU", 0.0), most.get("GPU", 0.0), resources)
+        cpus, gpus = most.get("CPU", 0.0), most.get("GPU", 0.0)
+        # ranks of one trial need a GPU each: NCCL has no two on one
+        packs = gib is not None and gpus >= 1 and resources.gpus is None and resources.processes == 1
+        memory = _least_gpu_gib() if packs else 0.0
+        packed = in_memory(memory, gib) if gib is not None and memory else 0
+        yield replace(divide(cpus, gpus, resources, packed), gpu_gib=memory)
 
 
-def divide(cpus: float, gpus: float, resources: TrialResources) -> Slots:
+def in_memory(gpu_gib: float, gib: float) -> int:
+    """Processes of `gib` each that a GPU of `gpu_gib` holds with `SPARE` of it left over; at least 1."""
+    return max(1, _whole((1 - SPARE) * gpu_gib / (gib + _CONTEXT_GIB)))
+
+
+def _least_gpu_gib() -> float:
+    """Memory of the smallest GPU of the connected cluster, by one of each machine; 0 where nobody tells."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    def ask() -> float:
+        import torch
+
+        return float(torch.cuda.get_device_properties(0).total_memory / 2**30)
+
+    remote: Any = ray.remote(num_cpus=0, num_gpus=0.01)(ask)
+    there: list[Any] = ray.nodes()  # type: ignore[no-untyped-call]
+    nodes = [node["NodeID"] for node in there if node["Alive"] and node["Resources"].get("GPU")]
+    asked = [
+        remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote()
+        for node in nodes
+    ]
+    try:
+        return min(ray.get(asked, timeout=_ASK_SECONDS), default=0.0)
+    except ray.exceptions.RayError:  # late, or without a driver
+        return 0.0
+
+
+def divide(cpus: float, gpus: float, resources: TrialResources, packed: int = 0) -> Slots:
     """The slots that a cluster of `cpus` and `gpus` has for trials.
+
+    Args:
+        cpus: All there are.
+        gpus: All there are.
+        resources: What each trial asks for.
+        packed: Processes that the memory of each GPU holds, for trials to be packed so; else 0.
 
     Raises:
         ValueError: Not even one trial fits: it would wait for ever.
     """
     processes, share = resources.processes, resources.gpus
     slots = _places("cpus", cpus, resources.cpus, processes)
-    slots = min(slots, resources.concurrent or slots)
+    slots = min(slots, resources.most or slots)
     if share is None:  # a process never spans two GPUs, and has a whole one unless more trials are asked for
-        asked = slots * processes if resources.concurrent else processes
+        asked = slots * processes if resources.most or packed else processes
         per_gpu = max(1, -(-asked // max(1, int(gpus))))
+        per_gpu = min(per_gpu, packed or per_gpu)
         share = int(10_000 / per_gpu) / 10_000 if gpus >= 1 else 0.0  # Ray counts in ten-thousandths
     if share:
         slots = min(slots, _places("gpus", gpus, share, processes))

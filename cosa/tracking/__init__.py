@@ -10,6 +10,7 @@ is imported only where a run is really tracked.
     sync        from the journal to the store: `sync_run`, and the thread that does so while training goes on
     store       the store itself: where it is, made, met, asked for models
     provenance  what a result was made with
+    costs       what a run will take, by finished runs or a formula
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from cosa.tracking.store import (
     explained,
     find_run,
     initialise_store,
+    read_json,
     register_model,
     require_name,
     resolve_uri,
@@ -48,6 +50,7 @@ __all__ = [
     "find_run",
     "find_tracked",
     "initialise_store",
+    "read_json",
     "read_run_id",
     "register_model",
     "require_name",

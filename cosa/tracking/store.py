@@ -6,11 +6,13 @@ MLflow is imported only where a store is really used. What a store fails with be
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import re
 import shlex
 import socket
+import tempfile
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
@@ -331,6 +333,19 @@ def find_run(client: MlflowClient, run_id: str) -> Run | None:
             raise
         return None
     return run if run.info.lifecycle_stage == "active" else None
+
+
+def read_json(client: MlflowClient, run_id: str, name: str) -> dict[str, Any]:
+    """A small artifact of a run; empty where there is none."""
+    from mlflow.exceptions import MlflowException
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            path = client.download_artifacts(run_id, name, folder)
+        except (MlflowException, OSError):
+            return {}
+        content: dict[str, Any] = json.loads(Path(path).read_text())
+    return content
 
 
 @contextlib.contextmanager

@@ -8,10 +8,11 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from cosa.storage.label_files import read_summary
 from cosa.storage.mirror import Storage, open_storage
 from cosa.storage.model_files import facts_of, save_model
 from cosa.storage.run_folder import TRAINING_TAG, VALIDATION_TAG, is_finished, require_same_run
-from cosa.structures import Ranks
+from cosa.structures import Batch, Ranks
 from cosa.tracking import Tracker, TrackingSpec
 from cosa.training.standalone import SEGMENTATION
 from cosa.training.state import Method, RunState
@@ -252,7 +253,7 @@ class _Run:
             self.tracker.start(self.config, out=self.out, tags=tags, resume_step=state.step)
             self.storage.push(keep=self.config.train.keep_checkpoints)
         self.first_step, self.seconds_before = state.step, state.seconds
-        self.begun, self.evaluating = time.perf_counter(), 0.0
+        self.begun, self.evaluating, self.waiting = time.perf_counter(), 0.0, 0.0
 
     def _record_encoder(self) -> None:
         """Leave in the folder what the run begins from; a run that goes on keeps what it began from."""
@@ -275,7 +276,7 @@ class _Run:
         batches = train_batches(
             self.data.training, config, start=state.step, rank=ranks.rank, world=ranks.world
         )
-        for batch in itertools.islice(batches, self.target - state.step):
+        for batch in self._timed(itertools.islice(batches, self.target - state.step)):
             if method.phase(state, config) != phase:
                 learner, phase = method.wrap(state, config, ranks), method.phase(state, config)
             terms = method.step(state, learner, batch.to(ranks.device), config, ranks)
@@ -293,6 +294,14 @@ class _Run:
                 self._publish(metrics, save=save)
             if due or ranks.world == 1 or state.step % _SIGNAL_EVERY == 0:
                 self._handle_signal(saved=save)
+
+    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """`batches`; counts the seconds that each was late but the first, for which the loader starts."""
+        asked = math.inf
+        for batch in batches:
+            self.waiting += max(0.0, time.perf_counter() - asked)
+            yield batch
+            asked = time.perf_counter()
 
     def _handle_signal(self, *, saved: bool) -> None:
         """Do between two steps what `should_stop` says to any rank.
@@ -327,7 +336,11 @@ class _Run:
     def _speed(self) -> float:
         """Images per second over all ranks in this session, evaluations left out."""
         images = (self.state.step - self.first_step) * self.config.train.batch_size
-        return images / max(time.perf_counter() - self.begun - self.evaluating, 1e-9)
+        return images / self._training_seconds()
+
+    def _training_seconds(self) -> float:
+        """Seconds of this session, evaluations left out."""
+        return max(time.perf_counter() - self.begun - self.evaluating, 1e-9)
 
     def _evaluate(self) -> None:
         """Judge the networks; the state keeps what is found."""
@@ -351,7 +364,8 @@ class _Run:
         """What the run took, by the names that a store keeps it under.
 
         GPU-hours are those of all sessions with the ranks of this one; memory is the most that the first
-        rank's process held in this session, on its GPU where it has one.
+        rank's process held in this session, on its GPU where it has one; the loader's wait is the part of
+        this session's time of training in which that rank had no batch. A GPU may still be busy then.
         """
         state, ranks, gpu = self.state, self.ranks, self.ranks.device.type == "cuda"
         final = state.networks[self.config.final_network]
@@ -366,6 +380,7 @@ class _Run:
             "cost/seconds": state.seconds,
             "cost/gpu_hours": state.seconds / 3600 * ranks.world * gpu,
             "cost/peak_memory_gib": peak / 2**30,
+            "cost/loader_wait": self.waiting / self._training_seconds(),
         }
 
     def _whole(self) -> checkpoint.State:

@@ -1,40 +1,26 @@
 """What a plan costs in hours, from the speed that finished runs had; what nobody measured is not guessed.
 
-A phase has the seconds per iteration of runs with the same network, crop, scales and batch, and an evaluation
-the seconds of those that also evaluate alike. Runs on the newest run's hardware count, others do not.
+A phase has the seconds per iteration of runs that are alike, see `cosa.tracking.costs`, and an evaluation the
+seconds of those that also evaluate alike.
 """
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from cosa.config import Config, difference, from_json
+from cosa.config import Config
 from cosa.distributed.session import TrialResources
+from cosa.tracking import read_json
+from cosa.tracking.costs import EVALUATING, SPEED, hardware_text, runs_like
 from sweeps.planning.plan import Trial, counted
-from sweeps.runs import FORK_TAG, read_json
+from sweeps.runs import FORK_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-MOST_RUNS = 24
-"""Runs that are read, the newest ones."""
-_SPEED = "train/images_per_second"
-_HARDWARE = ("cosa.host.system", "cosa.host.cpus", "cosa.host.memory_gib", "cosa.host.gpus")
-_TRAINING = {"data.crop_size", "cam.scales", "cam.flip", "cam.stride"} | {
-    f"train.{name}" for name in ("batch_size", "accumulate", "precision", "compile")
-}
-"""Settings that a step's time rests on, with those of the network."""
-_UNTIMED = {f"network.{name}" for name in ("weights", "weights_sha256", "pretrained", "drop_path")}
-"""What a network starts from costs no time."""
-_EVALUATING = {"data.layout", "data.val_split"} | {
-    f"evaluation.{name}"
-    for name in ("size", "scales", "flip", "batch_size", "max_images", "crf", "train_split")
-}
 
 
 @dataclass(frozen=True)
@@ -85,48 +71,30 @@ def evaluations_of(config: Config, first: int, last: int) -> int:
 
 def measured(client: MlflowClient, experiment_id: str, config: Config) -> Speed | None:
     """The speed of finished runs like `config`; None where there is none."""
-    alike = (
-        f"params.`network.encoder` = '{config.network.encoder}'"
-        f" and params.`data.crop_size` = '{config.data.crop_size}'"
-        f" and params.`train.batch_size` = '{config.train.batch_size}'"
-    )
-    query = f"attributes.status = 'FINISHED' and {alike}"
-    hardware: tuple[str, ...] | None = None
+    like = runs_like(client, experiment_id, config)
     steps: dict[str, list[float]] = defaultdict(list)  # seconds by phase
     evaluations: list[float] = []
-    for run in client.search_runs([experiment_id], query, max_results=MOST_RUNS):  # newest first
-        speed, tags = run.data.metrics.get(_SPEED, 0), run.data.tags
-        where = tuple(tags.get(tag, "") for tag in _HARDWARE)
-        if speed <= 0 or where != (hardware or where):
-            continue
-        try:
-            trained = from_json(json.dumps(read_json(client, run.info.run_id, "config.json") or None))
-        except (ValueError, TypeError):  # lost, or of another version of cosa
-            continue
-        changed = {name for name, _, _ in difference(trained, config)} - _UNTIMED
-        if any(name in _TRAINING or name.startswith("network.") for name in changed):
-            continue
-        hardware, train = where, trained.train
+    for one in like:
+        train, tags = one.config.train, one.run.data.tags
         phase = (
             "warmup" if tags.get("cosa.kind") == "warmup" else "cotraining" if FORK_TAG in tags else "both"
         )
         first = train.warmup if phase == "cotraining" else 0
         last = train.warmup if phase == "warmup" else train.iterations
-        step = train.batch_size / speed
+        step = train.batch_size / one.run.data.metrics[SPEED]
         steps[phase].append(step)
-        seconds = read_json(client, run.info.run_id, "result.json").get("seconds")
-        if seconds is not None and not changed & _EVALUATING:
+        seconds = read_json(client, one.run.info.run_id, "result.json").get("seconds")
+        if seconds is not None and not one.changed & EVALUATING:
             rest = max(0.0, seconds - step * (last - first))
-            evaluations.append(rest / evaluations_of(trained, first, last))
-    if hardware is None:
+            evaluations.append(rest / evaluations_of(one.config, first, last))
+    if not like:
         return None
-    system, cpus, memory, gpus = hardware
     known = [seconds for own in steps.values() for seconds in own]
     return Speed(
         warmup=fmean(steps["warmup"] or known),
         cotraining=fmean(steps["cotraining"] or known),
         evaluation=fmean(evaluations) if evaluations else None,
         runs=len(known),
-        hardware=f"{system}, {cpus} CPUs, {memory} GiB, GPU: {gpus or 'none'}",
-        on_gpu=gpus not in {"", "none"},
+        hardware=hardware_text(like[0].hardware),
+        on_gpu=like[0].on_gpu,
     )

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from cosa.config import identity
-from cosa.tracking import find_run
+from cosa.tracking import find_run, read_json
 from sweeps.planning.plan import Trial, counted
-from sweeps.runs import metric_names, read_json
+from sweeps.runs import metric_names
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

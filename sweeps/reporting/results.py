@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from cosa.config import Config, flatten, identity, override
-from cosa.tracking import find_run
+from cosa.tracking import find_run, read_json
 from sweeps.reporting.stages import Stage, labels_of
 from sweeps.runs import (
     FAILURES,
@@ -30,7 +30,6 @@ from sweeps.runs import (
     base_of,
     children_of,
     is_trial,
-    read_json,
 )
 from sweeps.tables.metrics import LABELS_MIOU, METRICS, judged_key
 from sweeps.tables.table import Arm, Table

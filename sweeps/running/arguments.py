@@ -7,6 +7,7 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from cosa.cli.common import Parser
 from cosa.config import Config, absolute_paths, override
@@ -147,7 +148,12 @@ def _parser(name: str, description: str, tables: Sequence[str]) -> Parser:
     flag("--tracking-uri", "URI", "MLflow store (default: MLFLOW_TRACKING_URI or runs/mlflow.db)", default="")
     parser.experiment()
     parser.system_metrics()
-    flag("--max-concurrent", "N", "most trials at a time (default: as many as fit)", type=int)
+    flag(
+        "--max-concurrent",
+        "N|auto",
+        "most trials at a time; auto packs as many on a GPU as its memory holds (default: as many as fit)",
+        type=concurrent,
+    )
     flag("--cpus-per-trial", "N", "CPUs and threads of a trial (default: 1)", type=float, default=1.0)
     flag("--gpus-per-trial", "N", gpus, type=lambda text: None if text == "auto" else float(text))
     flag("--workers-per-trial", "N", workers, type=int, default=1)
@@ -176,6 +182,11 @@ def _parser(name: str, description: str, tables: Sequence[str]) -> Parser:
     switch("--dry-run", "show the plan, train nothing")
     parser.traceback()
     return parser
+
+
+def concurrent(text: str) -> int | Literal["auto"]:
+    """The value of `--max-concurrent`."""
+    return "auto" if text == "auto" else int(text)
 
 
 def changed(config: Config, pairs: Sequence[str]) -> Config:

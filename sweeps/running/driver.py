@@ -7,10 +7,11 @@ shown the plan, whatever it says is missing; 1 a trial failed; 2 the user's mist
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -18,11 +19,18 @@ from cosa.cli.common import FAILED, INTERRUPTED, MISTAKE
 from cosa.cli.console import print_error, print_line
 from cosa.config import Config, DataConfig, difference, override
 from cosa.config.presets import get_preset
-from cosa.distributed.session import require_cluster, trial_slots
+from cosa.distributed.session import (
+    SPARE,
+    Slots,
+    TrialResources,
+    in_memory,
+    require_cluster,
+    trial_slots,
+)
 from cosa.networks.published import require_weights
 from cosa.storage.files import lock, mask, write_atomically
 from cosa.storage.run_folder import TRAINING_TAG, VALIDATION_TAG
-from cosa.tracking import TrackingError, ui_steps
+from cosa.tracking import TrackingError, costs, ui_steps
 from cosa.tracking.provenance import source_tags
 from sweeps.planning import cost
 from sweeps.planning.folder import (
@@ -38,7 +46,7 @@ from sweeps.planning.plan import Plan, Trial, draw_tree, make_plan, to_json
 from sweeps.planning.reuse import COMMIT_TAG, find_reusable
 from sweeps.running.arguments import SweepArgs, read_args
 from sweeps.running.store import Sweep, open_sweep
-from sweeps.runs import PLAN, explained, find_experiment
+from sweeps.runs import PLAN, explained
 
 
 def main(name: str, description: str, tables: Sequence[str], arguments: Sequence[str] | None = None) -> int:
@@ -131,7 +139,7 @@ def with_earlier(args: SweepArgs, state: SweepState, data_tags: Mapping[str, str
     Raises:
         TrackingError: The store does not answer.
     """
-    found = None if args.fresh else find_experiment(args.uri, args.experiment)
+    found = None if args.fresh else costs.find_experiment(args.uri, args.experiment)
     if found is None:
         return state, ""
     client, experiment_id = found
@@ -209,7 +217,7 @@ def measured(args: SweepArgs, base: Config) -> cost.Speed | None:
     Raises:
         TrackingError: The store does not answer.
     """
-    found = find_experiment(args.uri, args.experiment)
+    found = costs.find_experiment(args.uri, args.experiment)
     if found is None:
         return None
     with explained(args.uri):
@@ -276,18 +284,63 @@ def _train(
     trials = _chosen(args, sweep, state)
     if not trials:
         return {}, {}
-    with trial_slots(args.resources) as slots:
+    with slots_for(args, [trial.config for trial in trials]) as slots:
         from sweeps.running.launch import launch  # ray and torch
 
         share = f", {slots.gpus:g} GPU" if slots.gpus else ""
         print_line(
             f"{len(trials)} trials to run, {slots.count} at a time, each with {slots.cpus:g} CPU{share}"
         )
-        if args.resources.concurrent and slots.count < args.resources.concurrent:
+        if args.resources.most and slots.count < args.resources.most:
             print_line(
-                f"--max-concurrent {args.resources.concurrent} does not fit: give each trial less than a CPU"
+                f"--max-concurrent {args.resources.most} does not fit: give each trial less than a CPU"
             )
         return launch(state, trials, args, slots, sweep.spec, data_tags, sweep.tell)
+
+
+@contextlib.contextmanager
+def slots_for(args: SweepArgs, configs: Sequence[Config]) -> Iterator[Slots]:
+    """Ray, divided among trials of `configs`; with `--max-concurrent auto` it says how it packs GPUs and why.
+
+    Raises:
+        TrackingError: The store does not answer.
+    """
+    auto = args.resources.concurrent == "auto"
+    gib, why = _most_gib(args, configs) if auto else (None, "")
+    with trial_slots(args.resources, gib) as slots:
+        if auto:
+            print_line(f"--max-concurrent auto: {packing(slots, args.resources, gib, why)}")
+        yield slots
+
+
+def packing(slots: Slots, resources: TrialResources, gib: float | None, why: str) -> str:
+    """How many trials share a GPU, and why, in a line."""
+    if not slots.gpus:
+        return f"{slots.count} at a time, on CPUs as many as fit"
+    if resources.gpus is not None:
+        return f"{slots.count} at a time, as --gpus-per-trial says"
+    if resources.processes > 1:
+        return f"{slots.count} at a time, a GPU for each of --workers-per-trial"
+    if gib is None:
+        return f"{slots.count} at a time, a GPU each: memory of a trial {why}"
+    if not slots.gpu_gib:
+        return f"{slots.count} at a time, a GPU each: the GPUs' memory is not known"
+    return (
+        f"{slots.count} at a time, {round(1 / slots.gpus)} on a GPU: {in_memory(slots.gpu_gib, gib)} of "
+        f"{gib:.1f} GiB ({why}) and CUDA's own fit into {slots.gpu_gib:.0f} GiB, {SPARE:.0%} left over"
+    )
+
+
+def _most_gib(args: SweepArgs, configs: Sequence[Config]) -> tuple[float | None, str]:
+    """GiB of a GPU that the largest of `configs` takes, and how that is known; None where one's is not."""
+    found = None if args.resources.gpus == 0 else costs.find_experiment(args.uri, args.experiment)
+    needs: list[tuple[float | None, str]] = []
+    with explained(args.uri):
+        for config in {costs.kind_of(config): config for config in configs}.values():
+            like = costs.runs_like(*found, config) if found else []
+            needs.append(costs.expected_gib(config, args.resources.workers, like))
+    unknown = [need for need in needs if need[0] is None]
+    return unknown[0] if unknown else max(needs, key=lambda need: need[0] or 0.0)
 
 
 def _report(args: SweepArgs, sweep: Sweep, *, failed: bool) -> None:

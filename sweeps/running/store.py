@@ -27,6 +27,7 @@ from cosa.tracking import (
     find_run,
     find_tracked,
     initialise_store,
+    read_json,
     read_run_id,
     sync_run,
 )
@@ -43,7 +44,6 @@ from sweeps.runs import (
     client_of,
     explained,
     metric_names,
-    read_json,
 )
 
 if TYPE_CHECKING:

@@ -15,7 +15,6 @@ from cosa.cli.common import FAILED
 from cosa.cli.console import print_error, print_line
 from cosa.config import override
 from cosa.config.presets import short_name
-from cosa.distributed.session import trial_slots
 from cosa.storage.files import lock
 from cosa.tracking import TrackingError, read_run_id, ui_steps
 from sweeps.planning.cost import Speed, price
@@ -27,6 +26,7 @@ from sweeps.running.driver import (
     measured,
     measuring,
     run_script,
+    slots_for,
     with_earlier,
 )
 from sweeps.running.store import Sweep, open_sweep
@@ -105,7 +105,7 @@ def _train(
     searching = unfinished or args.budget().left(begun(study.trials))
     if not searching and not (state := confirmation()).remaining:
         return state.plan, {}
-    with trial_slots(args.sweep.resources) as slots:
+    with slots_for(args.sweep, [args.base]) as slots:
         if args.limits.gpu_hours is not None and not slots.gpus:
             raise ValueError(
                 "--gpu-hours must have GPUs to count, got trials without; take --hours or --trials"

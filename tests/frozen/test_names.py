@@ -16,7 +16,14 @@ def test_a_tracked_run_leaves_the_names_that_it_left(place: Path) -> None:
     found = recipe.names_in_store(place)
 
     assert recipe.without_newer(found) == recipe.read("names_run.json")
-    costs = ["evaluation_images_per_second", "gpu_hours", "parameters", "peak_memory_gib", "seconds"]
+    costs = [
+        "evaluation_images_per_second",
+        "gpu_hours",
+        "loader_wait",
+        "parameters",
+        "peak_memory_gib",
+        "seconds",
+    ]
     for names in found.values():
         assert [name for name in names["metrics"] if name.startswith("cost/")] == [f"cost/{c}" for c in costs]
         assert "system/cpu_utilization_percentage" in names["metrics"]

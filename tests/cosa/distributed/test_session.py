@@ -22,6 +22,7 @@ from cosa.distributed.session import (
     TrialResources,
     capacity,
     divide,
+    in_memory,
     ray_session,
     require_cluster,
     trial_slots,
@@ -51,6 +52,45 @@ from cosa.storage.files import temporary_folder
 def test_trials_share_the_cluster(resources, cpus, gpus, expected):
     found = divide(cpus, gpus, resources)
     assert (found.cpus, found.gpus, found.count) == expected
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "packed", "expected"),
+    [
+        (16, 1, 3, (1.0, 0.3333, 3)),
+        (16, 2, 3, (1.0, 0.3333, 6)),
+        (2, 1, 8, (1.0, 0.5, 2)),  # CPUs for two alone
+        (4, 4, 8, (1.0, 1.0, 4)),  # no two share a GPU while another has none
+        (16, 1, 1, (1.0, 1.0, 1)),
+        (4, 0, 0, (1.0, 0.0, 4)),  # as without auto
+    ],
+)
+def test_auto_packs_as_many_on_a_gpu_as_its_memory_holds(cpus, gpus, packed, expected):
+    found = divide(cpus, gpus, TrialResources(concurrent="auto"), packed)
+    assert (found.cpus, found.gpus, found.count) == expected
+
+
+@pytest.mark.parametrize(("gpu", "gib", "count"), [(80, 16.0, 4), (80, 15.9, 4), (24, 9.0, 2), (24, 24.0, 1)])
+def test_a_gpus_memory_is_filled_but_for_what_is_left_over(gpu, gib, count):
+    assert in_memory(gpu, gib) == count  # 1 GiB of each process's own beside its tensors
+    assert count == 1 or count * (gib + 1) <= 0.85 * gpu
+
+
+@pytest.mark.parametrize(
+    ("resources", "count"),
+    [
+        (TrialResources(concurrent="auto"), 6),
+        (TrialResources(concurrent="auto", workers=2), 1),  # NCCL: a GPU for each rank
+        (TrialResources(concurrent="auto", gpus=0.5), 4),
+    ],
+)
+def test_memory_decides_only_where_trials_may_share_a_gpu(resources, count, monkeypatch):
+    monkeypatch.setattr(session, "ray_session", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(session, "capacity", lambda: {"CPU": 16.0, "GPU": 2.0})
+    monkeypatch.setattr(session, "_least_gpu_gib", lambda: 80.0)
+    monkeypatch.setattr(session.signal, "signal", lambda *_: None)
+    with trial_slots(resources, 20.0) as slots:
+        assert slots.count == count
 
 
 @pytest.mark.parametrize(

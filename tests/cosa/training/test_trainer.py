@@ -212,6 +212,7 @@ def test_a_run_tells_what_it_took(short: Config, tmp_path: Path) -> None:
     assert tracker.costs["cost/gpu_hours"] == 0
     assert 0.01 < tracker.costs["cost/peak_memory_gib"] < 100
     assert tracker.costs["cost/evaluation_images_per_second"] > 0
+    assert 0 < tracker.costs["cost/loader_wait"] < 1
 
 
 def test_result_json_is_written_after_everything_else(

@@ -11,6 +11,7 @@ import pytest
 
 from cosa.config import Config, TrainConfig, override, to_json
 from cosa.distributed.session import TrialResources
+from cosa.tracking import costs
 from sweeps.planning import cost
 from sweeps.planning.cost import Speed
 from sweeps.planning.plan import make_plan
@@ -124,3 +125,52 @@ def test_core_hours_count_the_cores_and_gpu_hours_the_gpus():
 
 def test_without_a_finished_run_nothing_is_said():
     assert cost.measured(Store(), "1", BASE) is None
+
+
+GPU = {"cosa.host.gpus": "1 x H"}
+MEASURED = {"cost/seconds": 3600.0, "cost/gpu_hours": 1.0, "cost/peak_memory_gib": 9.5}
+
+
+def on_gpu(number=0, *, config=BASE, tags=GPU, **changes):
+    found = run(8.0, number=number, config=config, **tags)
+    found.data.metrics |= {**MEASURED, **{f"cost/{name}": value for name, value in changes.items()}}
+    return found
+
+
+def expected_gib(*runs, workers=1, config=BASE):
+    return costs.expected_gib(config, workers, costs.runs_like(Store(*runs), "1", config))
+
+
+def test_the_memory_of_a_trial_is_the_most_that_runs_like_it_took():
+    assert expected_gib(on_gpu(), on_gpu(1, peak_memory_gib=11.0)) == (11.0, "the most of 2 finished like it")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        on_gpu(gpu_hours=2.0),  # half of the batch on each of two
+        on_gpu(tags={**GPU, "cosa.kind": "warmup"}),
+        on_gpu(tags={}, gpu_hours=0.0),  # a CPU's memory
+        on_gpu(config=override(BASE, {"evaluation.batch_size": 2})),
+        on_gpu(config=override(BASE, {"data.crop_size": 224})),
+    ],
+)
+def test_where_nobody_measured_the_formula_tells_memory(other):
+    gib, why = expected_gib(other)
+    assert why.startswith("by formula")
+    assert gib == pytest.approx(1.72 + 8 * 11.14, abs=0.05)  # the paper: 1.72 and two images are 24
+
+
+def test_the_formula_scales_with_pixels_and_with_the_network():
+    parameters, each = costs.size_of(BASE)
+    quarter, half = ({"data.crop_size": 224}, 1 / 4), ({"network.depth": 6, "network.pretrained": False}, 1)
+    for changes, part in (quarter, half):  # maps in the size of the crop do not shrink with the network
+        assert costs.size_of(override(BASE, changes))[1] == pytest.approx(each * part)
+    assert costs.size_of(override(BASE, half[0]))[0] < parameters
+    assert costs.images_on(24, parameters, each) == 2
+
+
+def test_runs_tell_their_speed_and_what_of_it_the_loader_held_up():
+    like = costs.runs_like(Store(on_gpu(loader_wait=0.25), on_gpu(1)), "1", BASE)
+    assert costs.speed_text(like).startswith("8 images/s, 25% of the time waiting for the loader, mean of 2")
+    assert costs.speed_text([]) == ""

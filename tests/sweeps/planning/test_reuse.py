@@ -8,8 +8,7 @@ import pytest
 
 from cosa.config import Config, TrainConfig, identity, override
 from cosa.data.open import read_fingerprints
-from cosa.tracking import TrackingSpec
-from sweeps import runs
+from cosa.tracking import TrackingSpec, costs
 from sweeps.planning.plan import make_plan
 from sweeps.planning.reuse import find_reusable
 from sweeps.reporting import results
@@ -58,7 +57,7 @@ def finished(uri, experiment, tmp_path):
 
 
 def look(uri, experiment, code=CODE, data_tags=DATA, taken=None):
-    client, experiment_id = runs.find_experiment(uri, experiment)
+    client, experiment_id = costs.find_experiment(uri, experiment)
     return find_reusable(client, experiment_id, PLAN.trials, code, data_tags, taken or {})
 
 
@@ -124,7 +123,7 @@ def test_what_is_no_whole_run_of_the_experiment_is_passed_over(uri, experiment, 
 
 def test_a_run_that_was_taken_before_stays_until_it_is_deleted(uri, experiment, finished):
     run_id = finished(cosa_in_dirty="true")
-    client, _ = runs.find_experiment(uri, experiment)
+    client, _ = costs.find_experiment(uri, experiment)
     assert look(uri, experiment)[0] == {}
     assert look(uri, experiment, taken={ARM.name: run_id}) == ({ARM.name: run_id}, "")
     client.delete_run(run_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -11,9 +12,12 @@ import pytest
 
 from cosa.config import identity, warmup_identity
 from cosa.config.presets import PRESETS
+from cosa.distributed.session import Slots
 from cosa.storage.files import lock
+from cosa.tracking import costs
 from sweeps.planning import folder as folders
 from sweeps.planning.plan import make_plan, to_json
+from sweeps.running import driver
 from sweeps.running.arguments import read_args
 from sweeps.running.driver import main
 from sweeps.tables import tables
@@ -116,6 +120,32 @@ def test_a_dry_run_marks_what_is_finished(capsys, tmp_path):
     (folder / "result.json").write_text(json.dumps(result))
     assert run("--dry-run", "--out", "sweep") == 0
     assert "3a/Base  finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("slots", "gib", "line"),
+    [
+        (Slots(1.0, 0.25, 8, 80.0), 15.0, "8 at a time, 4 on a GPU: 4 of 15.0 GiB (so)"),
+        (Slots(1.0, 1.0, 2), None, "2 at a time, a GPU each: memory of a trial so"),
+        (Slots(1.0, 1.0, 2), 15.0, "2 at a time, a GPU each: the GPUs' memory is not known"),
+        (Slots(1.0, 0.0, 2), 15.0, "2 at a time, on CPUs as many as fit"),
+    ],
+)
+def test_auto_says_what_it_chose_and_why(slots, gib, line, monkeypatch, capsys):
+    given = []
+
+    @contextlib.contextmanager
+    def trial_slots(resources, gib=None):
+        given.append(gib)
+        yield slots
+
+    monkeypatch.setattr(driver, "trial_slots", trial_slots)
+    monkeypatch.setattr(costs, "expected_gib", lambda *_: (gib, "so"))
+    args = read_args("ablation", "", ("3a",), ["--preset", "shapes", "--max-concurrent", "auto"])
+    with driver.slots_for(args, [args.base, args.base]) as found:
+        assert found is slots
+    assert given == [gib]
+    assert capsys.readouterr().out.startswith(f"--max-concurrent auto: {line}")
 
 
 def test_a_dry_run_says_how_to_measure_what_nobody_has(capsys):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cosa.config import Config, TrainConfig, identity, override, warmup_identity
-from cosa.tracking import TrackingError, read_run_id
+from cosa.tracking import TrackingError, costs, read_run_id
 from cosa.tracking.journal import add_entry
 from sweeps import runs
 from sweeps.planning import folder as folders
@@ -277,7 +277,7 @@ def test_an_experiment_opens_as_training_runs_in_the_ui(uri, root):
 
 
 def test_a_store_that_is_not_there_is_not_made(tmp_path):
-    assert runs.find_experiment(f"sqlite:///{tmp_path}/none.db", "test") is None
+    assert costs.find_experiment(f"sqlite:///{tmp_path}/none.db", "test") is None
     assert not list(tmp_path.iterdir())
 
 
