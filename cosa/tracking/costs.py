@@ -1,4 +1,4 @@
-"""What a run will take: as finished runs like it did, or, of memory, by a formula.
+"""What a run will take: as finished runs like it did, or, of memory, at most by a formula.
 
 Runs are alike that have the same network, crop, scales and batch; of these, those on the newest one's
 hardware count. What nobody measured and no formula says is None, never a guess.
@@ -155,11 +155,11 @@ def kind_of(config: Config) -> tuple[tuple[str, Any], ...]:
 
 
 def size_of(config: Config) -> tuple[int, float | None]:
-    """Parameters of the network for VOC's 20 classes, and GiB of a GPU for each image at a time.
+    """Parameters of the network for VOC's 20 classes, and GiB at most of a GPU for each image at a time.
 
-    Two images of the paper and the state of its networks fill its GPU. Other crops and networks need the part
-    of that which their pixels have of the paper's or, if that is more, their patches x width x blocks. The
-    second is None for standalone networks, of which the paper tells no such size.
+    The second is a bound: the paper's two images fit its GPU beside the state of its networks, and others
+    need of that the part that their pixels are of the paper's or, if more, their patches x width x blocks. It
+    is None for standalone networks, of which the paper tells no such size.
     """
     import torch
 
@@ -197,11 +197,11 @@ def expected_gib(config: Config, workers: int, like: Sequence[Finished]) -> tupl
         return None, "not known: none like it has finished on a GPU, and the formula is CoSA's alone"
     return formula_gib(
         parameters, each, config.train.at_a_time(workers)
-    ), "by formula: the paper's 2 images of 448 pixels fill its GPU of 24 GB"
+    ), "at most: the paper trains 2 images of 448 pixels on 24 GB"
 
 
 def formula_gib(parameters: int, each: float, images: int) -> float:
-    """GiB of a GPU that a process of CoSA needs for so many images at a time, see `size_of`."""
+    """GiB of a GPU that a process of CoSA needs at most for so many images at a time, see `size_of`."""
     return _STATE_BYTES * parameters / 2**30 + each * images
 
 

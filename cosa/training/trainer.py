@@ -365,7 +365,7 @@ class _Run:
 
         GPU-hours are those of all sessions with the ranks of this one; memory is the most that the first
         rank's process held in this session, on its GPU where it has one; the loader's wait is the part of
-        this session's time of training in which that rank had no batch. A GPU may still be busy then.
+        this session's time of training in which that rank had no batch. A GPU may be busy even then.
         """
         state, ranks, gpu = self.state, self.ranks, self.ranks.device.type == "cuda"
         final = state.networks[self.config.final_network]

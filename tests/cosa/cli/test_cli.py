@@ -201,8 +201,8 @@ def test_a_dry_run_tells_schedule_weights_and_what_a_gpu_needs_and_writes_nothin
     assert "weights     vit_base_patch16_224.orig_in21k_ft_in1k\n" in one
     assert "20,000 steps of 4 images, 80,000 seen; warm-up 6,000, co-training 14,000\n" in one
     assert "parameters  92.2 million\n" in one
-    assert "GPU memory  46.3 GiB, by formula" in one
-    assert "GPU memory  24.0 GiB, by formula" in two
+    assert "GPU memory  46.3 GiB, at most: the paper" in one
+    assert "GPU memory  24.0 GiB, at most: the paper" in two
     assert "GPU, 24 GB  needs --train.accumulate 2, for the same batches" in one
     assert "speed       not known: none like it has finished in sqlite:///" in one
     assert "s3://bucket/run" in two
