@@ -42,10 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run_id = find_sweep(uri, found.experiment, found.sweep)
         while True:
             results = read_results(uri, run_id)
-            files = render.write(results, Path(found.out or f"runs/{results.sweep}").absolute(), uri)
-            if not (found.watch > 0 and results.running):
+            again = found.watch if results.standing else 0.0
+            folder = Path(found.out or f"runs/{results.sweep}").absolute()
+            files = render.write(results, folder, uri, again=again)
+            if again <= 0:
                 break
-            print_line(f"{results.provenance['trials']}; report: {files[0]}")
+            print_line(f"{results.standing}; report: {files[0]}")
             time.sleep(found.watch)
     except KeyboardInterrupt:
         return INTERRUPTED

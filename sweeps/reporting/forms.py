@@ -5,6 +5,7 @@ All forms, the page among them, show one set of numbers; ours lead to their runs
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -18,7 +19,7 @@ import pandas as pd
 from cosa.cli.console import markdown_cell
 from cosa.storage.files import mask
 from sweeps.reporting.comparison import comparisons
-from sweeps.reporting.grids import ABSENT, Column, Grid, Line, grids, setting
+from sweeps.reporting.grids import ABSENT, Column, Grid, Line, grids, name_of, setting, spread, titles
 from sweeps.reporting.results import LEAST_PAIRS, FilledTable, Results, Row, shown_and_online
 from sweeps.tables.metrics import METRICS, SEG_MIOU
 
@@ -154,21 +155,51 @@ def _markdown(table: Grid, links: Links) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+def lead(results: Results) -> str:
+    """The first table's outcome in a sentence: its reference arm against its first other one."""
+    if not results.tables:
+        return ""
+    filled = results.tables[0]
+    key = SEG_MIOU if SEG_MIOU in filled.table.metrics else filled.table.metrics[0]
+    rows = sorted(filled.rows, key=lambda row: row.arm.name != filled.table.reference)
+    both = (rows * 2)[:2]
+    found = [filled.of(row, key) for row in both]
+    if any(math.isnan(one["mean"]) for one in found):
+        return "Not all of it is trained yet."
+    unit = " %" if METRICS[key].percent else ""
+    pairs = zip(both, found, strict=True)
+    texts = [f"{name_of(row)} {spread(key, one)}{unit}" for row, one in pairs]
+    return f"{titles(filled)[key]}: {', '.join(texts)}"
+
+
 def headline(results: Results) -> str:
-    """The first of the tables, as many as the head of the sweep's page in MLflow can hold."""
+    """The outcome and the first of the tables, as many as the head of the sweep's page in MLflow can hold.
+
+    That page is narrow: marks, which the arms' names tell, and differences of published values are left out.
+    """
     foot = (
         f"To compare the arms, search its experiment for `{trial_filter(results.sweep)}`, sort by "
         f"`{SEG_MIOU}`, open the chart view and group by the tag `cosa.arm`.\n\n{_foot(results)}"
     )
     more = "Further tables are in the artifact report/tables.md."
-    parts: list[str] = []
+    parts = [lead(results)]
     # MLflow's Markdown knows no rule of a single dash, and would show the table's source
-    tables = [_markdown(table, Links()).replace(" :-: ", " :--: ") for table in grids(results)]
+    tables = [_markdown(_slim(table), Links()).replace(" :-: ", " :--: ") for table in grids(results)]
     for table in tables:
         if sum(len(part) + 2 for part in (*parts, table, foot, more)) > _NOTE_LENGTH:
             break
         parts.append(table)
-    return "\n\n".join([*parts, *([more] if len(parts) < len(tables) else []), foot])[:_NOTE_LENGTH]
+    return "\n\n".join([*parts, *([more] if len(parts) <= len(tables) else []), foot])[:_NOTE_LENGTH]
+
+
+def _slim(table: Grid) -> Grid:
+    """A table without marks and without differences of published values."""
+    kept = [
+        column.kind != "mark" and (column.group, column.kind) != ("published", "difference")
+        for column in table.columns
+    ]
+    lines = [dataclasses.replace(line, cells=[*itertools.compress(line.cells, kept)]) for line in table.lines]
+    return dataclasses.replace(table, columns=[*itertools.compress(table.columns, kept)], lines=lines)
 
 
 def _foot(results: Results) -> str:

@@ -12,11 +12,11 @@ import jinja2
 from cosa.tracking import ui_hint
 from sweeps.reporting import forms, grids
 from sweeps.reporting.comparison import comparisons
-from sweeps.reporting.forms import headline, terminal
+from sweeps.reporting.forms import headline, lead, terminal
 from sweeps.reporting.results import FilledTable, Results
 from sweeps.tables.metrics import METRICS, SEG_MIOU
 
-__all__ = ["headline", "html", "render_page", "terminal", "write", "write_files"]
+__all__ = ["headline", "html", "lead", "render_page", "terminal", "write", "write_files"]
 
 _CHART_WIDTH, _LEFT, _RIGHT, _LINE = 440, 118, 12, 24  # pixels; around and between the lines of a chart
 
@@ -61,25 +61,11 @@ def _charted(filled: FilledTable) -> list[tuple[str, dict[str, Any]]]:
     return [(titles[key], drawn) for key in shown if (drawn := chart(filled, key))]
 
 
-def lead(results: Results) -> str:
-    """The first table's outcome in a sentence: its reference arm against its first other one."""
-    if not results.tables:
-        return ""
-    filled = results.tables[0]
-    key = SEG_MIOU if SEG_MIOU in filled.table.metrics else filled.table.metrics[0]
-    rows = sorted(filled.rows, key=lambda row: row.arm.name != filled.table.reference)
-    both = (rows * 2)[:2]
-    found = [filled.of(row, key) for row in both]
-    if any(math.isnan(one["mean"]) for one in found):
-        return "Not all of it is trained yet."
-    unit = " %" if METRICS[key].percent else ""
-    pairs = zip(both, found, strict=True)
-    texts = [f"{grids.name_of(row)} {grids.spread(key, one)}{unit}" for row, one in pairs]
-    return f"{grids.titles(filled)[key]}: {', '.join(texts)}"
+def html(results: Results, mlflow_command: str, uri: str = "", *, again: float = 0.0) -> str:
+    """The page, complete in itself; numbers lead to the runs of a server at `uri`.
 
-
-def html(results: Results, mlflow_command: str, uri: str = "") -> str:
-    """The page, complete in itself; numbers lead to the runs of a server at `uri`."""
+    Where it is made `again` after so many seconds, a browser that shows it reads it again.
+    """
     links = forms.Links(uri, results.experiment_id)
 
     def source(runs: Mapping[int, str]) -> dict[str, str]:
@@ -91,6 +77,7 @@ def html(results: Results, mlflow_command: str, uri: str = "") -> str:
     return render_page(
         Path(__file__).with_name("report.html.j2"),
         results=results,
+        again=again,
         tables=zip(results.tables, grids.grids(results), map(_charted, results.tables), strict=True),
         legend=forms.legend(results),
         lead=lead(results),
@@ -115,16 +102,17 @@ def render_page(template: Path, **values: Any) -> str:
     return environment.get_template(template.name).render(values)
 
 
-def write(results: Results, folder: Path, uri: str) -> list[Path]:
+def write(results: Results, folder: Path, uri: str, *, again: float = 0.0) -> list[Path]:
     """Write all five forms, the comparison with the paper's rows, and the figures; the page comes first.
 
     Args:
         results: What to report.
         folder: Where to; made if needed.
         uri: Tracking URI of the runs.
+        again: Seconds after which all this is written again; 0 where it is not.
     """
     files = {
-        "report.html": html(results, ui_hint(uri), uri),
+        "report.html": html(results, ui_hint(uri), uri, again=again),
         "tables.md": forms.markdown(results, uri),
         "tables.csv": forms.as_csv(results),
         "tables.tex": forms.latex(results),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from cosa.cli.console import duration
 from cosa.config import Config, flatten, identity, override
 from cosa.tracking import find_run, read_json
 from sweeps.reporting.stages import Stage, labels_of
@@ -61,7 +63,7 @@ class Row:
     oracle: bool
     """Whether its training saw ground-truth masks: it then bounds the others and is never the best."""
     gaps: tuple[str, ...]
-    """Why values are missing, a line per seed and reason."""
+    """Why values are missing, a line per reason with its seeds."""
     runs: Mapping[int, str]
     """Ids of the finished runs that its values are from, by seed."""
 
@@ -147,6 +149,32 @@ class FullModel:
 
 
 @dataclass(frozen=True)
+class Standing:
+    """How a sweep stands that has not ended; warm-ups are counted as trials."""
+
+    counts: Mapping[str, float]
+    """Trials `done`, `running`, `waiting` and `failed`, and `hours_left` where they are known."""
+    told: float
+    """When its driver said so, in seconds since 1970."""
+    trials: tuple[tuple[str, str, int, int], ...] = ()
+    """Those that run: label, run's id, step and last step."""
+
+    @property
+    def planned(self) -> int:
+        """All trials."""
+        return round(sum(value for name, value in self.counts.items() if name != "hours_left"))
+
+    def __str__(self) -> str:
+        """In a line, with the time: a driver that was killed says nothing more."""
+        if not self.counts:
+            return "running"
+        parts = [f"{value:.0f} {name}" for name, value in self.counts.items() if name != "hours_left"]
+        left = f", {duration(3600 * self.counts['hours_left'])} left" if "hours_left" in self.counts else ""
+        clock = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.told))
+        return f"{', '.join(parts)}{left}, as of {clock}"
+
+
+@dataclass(frozen=True)
 class Results:
     """Everything a report shows."""
 
@@ -162,8 +190,8 @@ class Results:
     """Of each table that has any, by its name: a metric of its arms over iterations."""
     experiment_id: str = ""
     """Of the sweep, for addresses."""
-    running: bool = False
-    """Whether the sweep still runs."""
+    standing: Standing | None = None
+    """None where the sweep has ended."""
     stages: tuple[Stage, ...] = ()
     """Standalone networks of its tables."""
 
@@ -185,8 +213,13 @@ def p_value(differences: pd.Series) -> float:
         return float(ttest_1samp(found, 0).pvalue)
 
 
-def read_results(uri: str, run_id: str) -> Results:
+def read_results(uri: str, run_id: str, *, status: str = "") -> Results:
     """The results of the sweep whose parent run is `run_id`.
+
+    Args:
+        uri: Of the store.
+        run_id: The parent run's.
+        status: How the sweep has ended, as its driver knows before it closes the run.
 
     Raises:
         mlflow.exceptions.MlflowException: The store does not answer or has no such run.
@@ -215,6 +248,10 @@ def read_results(uri: str, run_id: str) -> Results:
     histories = Histories(client, plan, children, preset)
     by_id = {run.info.run_id: run for run in children}
     filled = tuple(fill(table, plan, runs, failures, labels) for table in histories.tables)
+    standing = (
+        read_standing(client, parent, children) if (status or parent.info.status) == "RUNNING" else None
+    )
+    state = str(standing) if standing else _ENDED.get(status or parent.info.status, "")
     return Results(
         sweep=tags.get("cosa.sweep", run_id),
         preset=preset,
@@ -222,12 +259,43 @@ def read_results(uri: str, run_id: str) -> Results:
         tables=filled,
         full=read_full_model(client, preset, plan, children),
         stages=read_stages(client, filled, labels, lambda own: _counted(client, by_id[own])[1]),
-        provenance=_provenance(parent, plan, list(runs.values())),
+        provenance={"state": state, **_provenance(parent, plan, list(runs.values()))},
         figures=tuple(draw_figures(histories)),
         curves=draw_curves(histories),
         experiment_id=parent.info.experiment_id,
-        running=parent.info.status == "RUNNING",
+        standing=standing,
     )
+
+
+_ENDED = {
+    "FINISHED": "finished",
+    "FAILED": "ended with failures",
+    "KILLED": "interrupted, the same command goes on",
+}
+
+
+def read_standing(client: MlflowClient, parent: Run, children: Sequence[Run]) -> Standing:
+    """How a sweep that runs stands: its driver's counts, and how far its running trials' metrics are."""
+
+    def history(run: Run, start: str) -> list[Any]:
+        key = next((name for name in run.data.metrics if name.startswith(start)), "")
+        return list(client.get_metric_history(run.info.run_id, key)) if key else []
+
+    counts = {
+        name.removeprefix("sweep/"): value
+        for name, value in parent.data.metrics.items()
+        if name.startswith("sweep/")
+    }
+    trials = []
+    for run in sorted(children, key=lambda one: one.info.start_time):
+        if run.info.status == "RUNNING":
+            begun = int(run.data.tags.get("cosa.resumed_at", 0))
+            step = max([begun, *(point.step for point in history(run, "train/"))])
+            length = "train.warmup" if run.data.tags.get("cosa.kind") == "warmup" else "train.iterations"
+            last = int(run.data.params.get(length, step))
+            trials.append((run.info.run_name, run.info.run_id, step, last))
+    told = max((point.timestamp for point in history(parent, "sweep/")), default=0)
+    return Standing(counts, told / 1000, tuple(trials))
 
 
 def _earlier_runs(client: MlflowClient, plan: Mapping[str, Any]) -> list[Run]:
@@ -289,7 +357,11 @@ def fill(
             settings=flatten(config),
             network=network,
             oracle=config.oracle or any(ORACLE_TAG in run.data.tags for run in found.values()),
-            gaps=tuple(f"seed {seed}: {gap}" for seed, gap in gaps.items() if gap),
+            gaps=tuple(
+                f"{'seed' if len(lacking) == 1 else 'seeds'} {', '.join(map(str, lacking))}: {gap}"
+                for gap in dict.fromkeys(filter(None, gaps.values()))
+                if (lacking := [seed for seed in gaps if gaps[seed] == gap])
+            ),
             runs={seed: run.info.run_id for seed, run in finished.items()},
         )
         rows.append(row)
@@ -437,17 +509,11 @@ def _provenance(parent: Run, plan: Mapping[str, Any], runs: Sequence[Run]) -> di
     planned = sum(trial["kind"] == "trial" for trial in plan["trials"])
     taken = f"{earlier} of them in earlier runs, " if earlier else ""
     hours = float(parent.data.tags.get("cosa.training_hours", "nan"))
-    standing = {
-        name.removeprefix("sweep/").replace("_", " "): value
-        for name, value in parent.data.metrics.items()
-        if name.startswith("sweep/") and parent.info.status == "RUNNING"
-    }
     return {
-        **({"now": ", ".join(f"{value:.3g} {name}" for name, value in standing.items())} if standing else {}),
         "preset": parent.data.tags.get("cosa.preset", ""),
         "seeds": " ".join(map(str, plan["seeds"])),
         "trials": f"{finished} of {planned} finished, {taken}{iterations:,} iterations with shared warm-ups",
-        "training": "unknown" if math.isnan(hours) else f"{hours:.2f} hours over all trials of this sweep",
+        "training": "" if math.isnan(hours) else f"{hours:.2f} hours over all trials of this sweep",
         "commit": ", ".join(commits) or "unknown: the code came without its history (see --commit)",
         "data": ", ".join(data) or "unknown",
         "hardware": "; ".join(hardware) or "unknown",

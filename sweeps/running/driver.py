@@ -348,7 +348,7 @@ def _report(args: SweepArgs, sweep: Sweep, *, failed: bool) -> None:
     from sweeps.reporting import render, results  # all that draws
 
     with explained(args.uri):
-        found = results.read_results(args.uri, sweep.run_id)
+        found = results.read_results(args.uri, sweep.run_id, status="FAILED" if failed else "FINISHED")
     files = render.write(found, args.out, args.uri)
     sweep.close(render.headline(found), files, failed=failed)
     print_line(render.terminal(found))

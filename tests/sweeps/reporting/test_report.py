@@ -18,7 +18,7 @@ from sweeps.planning import plan as planning
 from sweeps.planning.plan import make_plan
 from sweeps.reporting import forms, grids, render
 from sweeps.reporting.forms import Links
-from sweeps.reporting.results import Results, _provenance, fill, p_value
+from sweeps.reporting.results import Results, Standing, fill, p_value, read_standing
 from sweeps.tables import Arm, Table
 from sweeps.tables.metrics import STANDARD
 
@@ -196,8 +196,10 @@ def test_markdown_is_a_table_that_every_reader_knows(results):
 def test_the_head_of_the_page_in_mlflow_holds_what_fits_and_says_where_the_rest_is(results):
     import dataclasses
 
-    tables = forms.markdown(results).partition("\n\nPercent")[0]
-    assert forms.headline(results).startswith(tables.replace(" :-: ", " :--: "))
+    outcome, title, table = forms.headline(results).split("\n\n")[:3]
+    assert (outcome, title) == (render.lead(results), "### Table 9z: A small one")
+    assert "GC" not in table.splitlines()[0]  # the page is narrow
+    assert table.splitlines()[0].endswith("| VOC, published | COCO, published |")
     assert "`tags.cosa.sweep = 'small' and tags.cosa.kind = 'trial'`" in forms.headline(results)
     many = dataclasses.replace(results, tables=results.tables * 40)
     text = forms.headline(many)
@@ -583,7 +585,8 @@ def test_the_charts_and_the_lead_are_of_the_network_that_a_row_is_judged_on(with
 
 
 def test_a_sweep_that_runs_is_reported_again_until_it_has_ended(results, tmp_path, monkeypatch, capsys):
-    found = [dataclasses.replace(results, running=running) for running in (True, True, False)]
+    standing = Standing({"done": 3.0}, 0.0)
+    found = [dataclasses.replace(results, standing=own) for own in (standing, standing, None)]
     left, waited = iter(found), []
     monkeypatch.setattr("sweeps.reporting.results.read_results", lambda *_: next(left))
     monkeypatch.setattr(report, "find_sweep", lambda *_: "the run")
@@ -593,16 +596,41 @@ def test_a_sweep_that_runs_is_reported_again_until_it_has_ended(results, tmp_pat
 
     assert waited == [30.0, 30.0]
     assert (tmp_path / "out/report.html").is_file()
-    assert capsys.readouterr().out.count("4 of 6 finished; report: ") == 2
+    assert capsys.readouterr().out.count("3 done, as of ") == 2
 
 
-def test_a_sweep_that_runs_says_how_it_stands_and_one_that_ended_does_not():
-    def of(status):
-        told = {"sweep/done": 3.0, "sweep/hours_left": 0.25, "loss": 1.0}
-        parent = SimpleNamespace(
-            info=SimpleNamespace(status=status, run_id="p"), data=SimpleNamespace(metrics=told, tags={})
-        )
-        return _provenance(parent, {"trials": [], "seeds": [0]}, []).get("now")
+def parent_of(status, **counts):
+    told = {f"sweep/{name}": value for name, value in counts.items()}
+    info = SimpleNamespace(status=status, run_id="p", start_time=0)
+    return SimpleNamespace(info=info, data=SimpleNamespace(metrics={**told, "loss": 1.0}, tags={}))
 
-    assert of("RUNNING") == "3 done, 0.25 hours left"
-    assert of("FINISHED") is None
+
+def test_a_sweep_that_runs_says_what_is_done_how_long_the_rest_takes_and_when_that_was_said():
+    info = SimpleNamespace(status="RUNNING", run_id="t", start_time=1, run_name="full, seed 0")
+    params, tags = {"train.iterations": "60"}, {"cosa.kind": "trial", "cosa.resumed_at": "30"}
+    trial = SimpleNamespace(
+        info=info, data=SimpleNamespace(metrics={"train/loss/cls": 1.0}, params=params, tags=tags)
+    )
+    points = {"t": [SimpleNamespace(step=40, timestamp=0)], "p": [SimpleNamespace(step=3, timestamp=90_000)]}
+    client = SimpleNamespace(get_metric_history=lambda run_id, _: points[run_id])
+
+    found = read_standing(client, parent_of("RUNNING", done=3.0, hours_left=0.25), [trial])
+
+    assert found == Standing({"done": 3.0, "hours_left": 0.25}, 90.0, (("full, seed 0", "t", 40, 60),))
+    assert str(found).startswith("3 done, 15 min left, as of 1970-01-01 ")
+
+
+def test_the_page_of_a_sweep_that_runs_shows_its_trials_and_is_read_again(results):
+    counts = {"done": 3.0, "running": 1.0, "waiting": 2.0, "failed": 0.0}
+    runs = dataclasses.replace(results, standing=Standing(counts, 0.0, (("full, seed 0", "t", 400, 1000),)))
+    page = render.html(runs, "", again=30.0)
+    assert '<meta http-equiv="refresh" content="30">' in page
+    assert '<progress value="3" max="6"></progress><span>3 of 6</span>' in page
+    assert '<progress value="400" max="1000"></progress><span>400 of 1,000 steps</span>' in page
+    assert "<progress" not in render.html(results, "")
+    assert "refresh" not in render.html(results, "")
+
+
+def test_seeds_that_lack_for_one_reason_are_told_together():
+    filled = fill(TABLE, plan_content(), {}, {})
+    assert row(filled, "full").gaps == ("seeds 0, 1: not run yet",)

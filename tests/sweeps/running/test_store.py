@@ -337,6 +337,16 @@ def test_results_are_read_back_with_the_reasons_of_what_failed(uri, root):
     assert rows["no-CSC"].gaps == ("seed 0: failed (OutOfMemoryError: too large)",)
     assert found.provenance["data"] == "fingerprint f00"
     assert found.provenance["trials"].startswith("1 of 2 finished")
+    assert found.standing is not None  # its run is open
+
+
+def test_a_sweep_that_reports_before_it_closes_its_run_says_that_it_has_finished(uri, root):
+    sweep = open_sweep(uri, root)
+    sweep.tell({"sweep/done": 2, "sweep/failed": 0, "sweep/running": 0}, "2 of 2 done")
+    sweep.tracker.settle(60)
+    assert results.read_results(uri, sweep.run_id).provenance["state"].startswith("2 done, 0 failed")
+    found = results.read_results(uri, sweep.run_id, status="FINISHED")
+    assert (found.standing, found.provenance["state"]) == (None, "finished")
 
 
 def test_a_trial_outside_of_the_plan_does_not_count(uri, root):
