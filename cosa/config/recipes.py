@@ -223,7 +223,7 @@ def _preset(base: Callable[[], Config], recipe: str) -> Callable[[], Config]:
     else:
         note = (
             f"{_SMALL_TITLES[recipe]}.\n\n"
-            "Hardware: one CPU core, 2 GB; minutes.\n"
+            "Hardware: one CPU core, in minutes.\n"
             "Sources: the network's, made small; rates and steps are ours, see `_small` in this module."
         )
     preset.__doc__ = f"{note}\nCommand: {command}\n"
