@@ -203,7 +203,10 @@ def _slim(table: Grid) -> Grid:
 
 
 def _foot(results: Results) -> str:
-    facts = "\n".join(f"- {name}: {value}" for name, value in results.provenance.items() if value)
+    silent = {"", "finished"}  # that all trials are there says so, too
+    facts = "\n".join(
+        f"- {name}: {value}" for name, value in results.provenance.items() if value not in silent
+    )
     return f"{legend(results)}\n\n{facts}"
 
 
