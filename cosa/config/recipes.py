@@ -199,11 +199,12 @@ _SMALL_TITLES = {
 
 _OPTIONS = {
     "vit": " --train.accumulate 2",
+    "coco_vit": " --workers 2 --train.accumulate 2",  # as CoSA itself on COCO
     "deeplabv3plus": " --workers 4",
     "wideresnet38": " --network.weights FILE",
     "upernet": " --workers 8",
 }
-"""What a command at full size needs on the hardware that its note names."""
+"""What a command at full size needs on the hardware that its note names, by recipe or preset."""
 
 
 def _preset(base: Callable[[], Config], recipe: str) -> Callable[[], Config]:
@@ -213,19 +214,20 @@ def _preset(base: Callable[[], Config], recipe: str) -> Callable[[], Config]:
     def preset() -> Config:
         return make(base())
 
-    data = base().data
+    settings = base()
+    data = settings.data
     command = f"cosa-segment {name} --labels LABELS"
     if data.layout != "shapes":
         command += f" --data.root {data.root.replace('data/', 'DIR/', 1)}"
-    note = inspect.getdoc(make)
-    if not _is_small(base()):
-        command += _OPTIONS[recipe]
-    else:
+    if _is_small(settings):
         note = (
             f"{_SMALL_TITLES[recipe]}.\n\n"
             "Hardware: one CPU core, in minutes.\n"
             "Sources: the network's, made small; rates and steps are ours, see `_small` in this module."
         )
+    else:
+        note = inspect.getdoc(make) or ""
+        command += _OPTIONS.get(name) or _OPTIONS[recipe]
     preset.__doc__ = f"{note}\nCommand: {command}\n"
     return preset
 
