@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, UInt8
 from numpy.typing import NDArray
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageEnhance
 
 from cosa.config import DataConfig
 
@@ -120,13 +120,13 @@ def _blur(data: DataConfig) -> albumentations.GaussianBlur:
 def appearances() -> dict[str, albumentations.BasicTransform]:
     """TransAppearance by the names of the table; the strong view gets one of them.
 
-    Paper: Table 10. Pillow computes what albumentations computes otherwise: its AutoContrast leaves 255 out
-    of the histogram, its Equalize and ColorJitter round differently.
+    Paper: Table 10. All are as Pillow has them, which albumentations computes otherwise: its AutoContrast
+    leaves 255 out of the histogram, its Equalize and ColorJitter round differently.
     """
     return {
         "Identity": albumentations.NoOp(p=1),
-        "Autocontrast": Pillow(lambda image, _: ImageOps.autocontrast(image)),
-        "Equalize": Pillow(lambda image, _: ImageOps.equalize(image)),
+        "Autocontrast": Levels(stretched),
+        "Equalize": Levels(equalised),
         "RandSolarize": albumentations.Solarize(threshold_range=(0, 1), p=1),
         "RandColor": Pillow(lambda image, factor: ImageEnhance.Color(image).enhance(factor)),
         "RandContrast": Pillow(lambda image, factor: ImageEnhance.Contrast(image).enhance(factor)),
@@ -150,6 +150,42 @@ class Pillow(albumentations.ImageOnlyTransform):  # type: ignore[misc]  # it car
     def apply(self, img: NDArray[np.uint8], **params: Any) -> NDArray[np.uint8]:
         """`img` after the operation."""
         return np.array(self.operation(Image.fromarray(img), params["factor"]))
+
+
+class Levels(albumentations.ImageOnlyTransform):  # type: ignore[misc]  # it carries no types
+    """A new level for each of the 256 of a channel, by how many of its pixels have each; always applied.
+
+    The same bits as Pillow's ImageOps, whose tables take Python half of an image's time.
+    """
+
+    def __init__(self, table: Callable[[NDArray[np.int64]], NDArray[np.float64]]) -> None:
+        super().__init__(p=1)
+        self.table = table
+
+    def apply(self, img: NDArray[np.uint8], **_: Any) -> NDArray[np.uint8]:
+        """`img` after the operation."""
+        counts = [cv2.calcHist([img], [i], None, [256], [0, 256]).ravel().astype(int) for i in range(3)]
+        tables = np.stack([self.table(own) for own in counts], axis=-1).clip(0, 255).astype(np.uint8)
+        return np.asarray(cv2.LUT(img, tables[None]), np.uint8)
+
+
+def stretched(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Levels spread from the darkest, which becomes 0, to the lightest, which becomes 255."""
+    (present,) = counts.nonzero()
+    if present[0] == present[-1]:
+        return np.arange(256.0)
+    scale = 255 / (present[-1] - present[0])
+    spread: NDArray[np.float64] = np.arange(256) * scale - present[0] * scale
+    return spread
+
+
+def equalised(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Levels after which about as many pixels have each."""
+    step = (counts.sum() - counts[counts.nonzero()[0][-1]]) // 255
+    if not step:
+        return np.arange(256.0)
+    ranks: NDArray[np.float64] = (step // 2 + counts.cumsum() - counts) // step * 1.0
+    return ranks
 
 
 def _rectangle(valid: Bool[np.ndarray, "h w"]) -> tuple[slice, slice]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image, ImageOps
 
 from cosa.config import DataConfig
 from cosa.data import views as views_module
@@ -200,7 +201,7 @@ def test_a_sharpness_factor_of_zero_blurs_by_the_three_by_three_kernel_of_pillow
 
 
 def test_autocontrast_sets_the_darkest_pixel_to_black_and_the_lightest_to_white() -> None:
-    stretched = apply("Autocontrast", noise(low=100, high=151), factor=0.5)
+    stretched = apply("Autocontrast", noise(low=100, high=151))
 
     assert np.abs(stretched - (noise(low=100, high=151).astype(float) - 100) * 5.1).max() <= 1
 
@@ -210,15 +211,34 @@ def test_autocontrast_keeps_an_image_that_already_reaches_white() -> None:
     image = noise(low=0, high=60)
     image[:2] = 255
 
-    assert np.array_equal(apply("Autocontrast", image, factor=0.5), image)
+    assert np.array_equal(
+        apply("Autocontrast", image),
+        image,
+    )
 
 
 def test_equalize_spreads_the_levels_evenly() -> None:
     image = np.repeat(np.array([10, 11, 12, 13], np.uint8), 510)[:, None, None].repeat(3, -1)
 
-    levels = np.unique(apply("Equalize", image, factor=0.5))
+    levels = np.unique(apply("Equalize", image))
 
     assert np.abs(levels - np.array([0, 85, 170, 255])).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "pillow"), [("Autocontrast", ImageOps.autocontrast), ("Equalize", ImageOps.equalize)]
+)
+@pytest.mark.parametrize(
+    ("low", "high", "side"),
+    [(0, 256, 31), (40, 200, 224), (7, 8, 20), (100, 102, 23), (0, 3, 7), (250, 256, 90)],
+)
+def test_levels_are_pillows_to_the_last_bit(
+    name: str, pillow: Callable[[Image.Image], Image.Image], low: int, high: int, side: int
+) -> None:
+    image = np.random.default_rng(side).integers(low, high, (side, side + 2, 3)).astype(np.uint8)
+    image[: side // 2, :, 1] = low  # one channel with a level that most pixels have
+
+    assert np.array_equal(apply(name, image), pillow(Image.fromarray(image)))
 
 
 @pytest.mark.parametrize(
