@@ -259,7 +259,7 @@ def _threshold_lines(histories: Histories, arms: Arms) -> Iterator[Part]:
     for head, prefix, colour, dashes in (("M", "", BLUE, "-"), ("M†", "aux_", AUX_COLOUR, "--")):
         for place, found in enumerate(arms["full"].metric(f"train/{prefix}threshold")):
             look = {"color": colour, "linestyle": dashes, "linewidth": 1.1}
-            lines.append(([found], look | {"label": "_" if place else head}))
+            lines.append(([found], look | {"label": f"_{head}" if place else head}))
     titles = "fig9-left", "dynamic threshold", "threshold ξ"
     return plots.over_iterations(*titles, lines, train, first=train.warmup, scale=1)
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -22,7 +24,9 @@ import pandas as pd
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from PIL import Image
 
@@ -43,6 +47,7 @@ OTHERS = (ORANGE, GREEN, VERMILION, PURPLE, GREY, BLACK)
 LEAST_SHARE = 0.01
 """Share of the pixels that a dot of accuracy by perplexity stands for, at least."""
 _MOST_LINES = 5
+_ANSWERS = "answers"  # of groups in an SVG whose points say something
 _MARKS = {"whislo": 0.05, "q1": 0.25, "med": 0.5, "q3": 0.75, "whishi": 0.95}
 """Of a box: which share of the images lies below each of its marks."""
 
@@ -88,10 +93,17 @@ class Part:
 
     @property
     def inline(self) -> str:
-        """As it stands in a page that needs no other file."""
-        kind = "png" if self.wide else "svg+xml"
-        data = base64.b64encode(self.data).decode()
-        return f'<img class="{kind[:3]}" src="data:image/{kind};base64,{data}" alt="{escape(self.title)}">'
+        """As it stands in a page that needs no other file; the points of an SVG answer there."""
+        title, stem = escape(self.title), self.file.partition(".")[0]
+        if self.wide:
+            data = base64.b64encode(self.data).decode()
+            return f'<img class="png" src="data:image/png;base64,{data}" alt="{title}">'
+        svg = self.data[self.data.index(b"<svg") :].decode()
+        svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)  # which HTML knows
+        svg = re.sub(
+            r'( id="|"#|url\(#)', rf"\g<1>{stem}-", svg
+        )  # a page has several, with equal names inside
+        return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1).replace("*{", "svg *{", 1)
 
 
 @dataclass(frozen=True)
@@ -134,12 +146,57 @@ class Canvas:
         bar.outline.set_visible(False)
 
     def part(self, name: str, title: str) -> Part:
-        """The picture as SVG: the same bytes from the same data."""
+        """The picture as SVG: the same bytes from the same data.
+
+        A point of a line or of dots says under the mouse what the gid of its artist says, a line for each of
+        its points or one for all; without a gid, the label and both numbers.
+        """
+        texts: list[str] = []
+        for axes in self.all_axes:
+            texts += _answer(axes)
         svg = io.BytesIO()
         with mpl.rc_context({"svg.hashsalt": name}):
             nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
             self._figure.savefig(svg, format="svg", metadata=nothing)
-        return Part(f"{name}.svg", title, svg.getvalue())
+        pieces = re.split(rf'(<g id="{_ANSWERS}\d+">.*?</g>)', svg.getvalue().decode(), flags=re.DOTALL)
+        told = map(escape, texts)
+        pieces[1::2] = [
+            re.sub("(<use [^>]*)/>", lambda use: f"{use[1]}><title>{next(told)}</title></use>", piece)
+            for piece in pieces[1::2]
+        ]
+        return Part(f"{name}.svg", title, "".join(pieces).encode())
+
+
+def _answer(axes: Axes) -> Iterator[str]:
+    """Lays an unseen point over each one of lines and dots; what they are to say, in the order of drawing."""
+    sides = sorted(axes.get_xlim()), sorted(axes.get_ylim())
+    for artist in (*axes.lines, *axes.collections):
+        label, texts = str(artist.get_label()), (artist.get_gid() or "").splitlines()
+        if isinstance(artist, Line2D) and artist.get_transform() == axes.transData:
+            points = np.asarray(artist.get_xydata(), float)
+        elif isinstance(artist, PathCollection):
+            points = np.asarray(artist.get_offsets(), float)
+        else:
+            continue  # an axis, a band, bars
+        if not texts and label.startswith(("_child", "_nolegend")):
+            continue  # Matplotlib's names of what has none
+        numbers = [f"{label.strip('_')}: {y:.4g} at {axes.get_xlabel()} {x:g}" for x, y in points]
+        texts = numbers if not texts else texts * (len(points) // len(texts))
+        inside = np.all(
+            [(low <= own) & (own <= high) for own, (low, high) in zip(points.T, sides, strict=True)], 0
+        )
+        axes.add_artist(
+            Line2D(
+                *points[inside].T,
+                linestyle="",
+                marker="o",
+                markersize=8,
+                alpha=0,
+                zorder=9,
+                gid=f"{_ANSWERS}{len(axes.artists)}",
+            )
+        )
+        yield from itertools.compress(texts, inside)
 
 
 def picture(image: Image.Image, name: str, title: str) -> Part:

@@ -78,15 +78,24 @@ def _dots(axes: Axes, xs: Sequence[float], trials: Sequence[FrozenTrial]) -> Non
         "preset": {"color": VERMILION, "marker": "D", "s": 30},
     }
     origins = {"": "suggested", PRESET: "preset"}
-    points: dict[str, list[tuple[float, float]]] = {kind: [] for kind in looks}
+    points: dict[str, list[tuple[float, float, str]]] = {kind: [] for kind in looks}
     for x, trial in zip(xs, trials, strict=True):
         kind, y = "stopped on its way", edge
         if trial.state == TrialState.COMPLETE:
             kind, y = origins.get(origin(trial), "row of the paper"), 100 * last_value(trial)
-        points[kind].append((x, y))
+        points[kind].append((x, y, _said(trial)))
     for kind, own in points.items():
         if own:
-            axes.scatter(*zip(*own, strict=True), label=kind, zorder=3, linewidths=0.9, **looks[kind])
+            across, up, said = zip(*own, strict=True)
+            look = {"label": kind, "zorder": 3, "linewidths": 0.9, "gid": "\n".join(said), **looks[kind]}
+            axes.scatter(across, up, **look)
+
+
+def _said(trial: FrozenTrial) -> str:
+    """What a trial's points answer to the mouse."""
+    if trial.state != TrialState.COMPLETE:
+        return f"trial {trial.number}, stopped on its way"
+    return f"trial {trial.number}: {100 * last_value(trial):.1f}"
 
 
 def _importance(importances: Mapping[str, float]) -> Part:
@@ -115,7 +124,8 @@ def _steps(shown: Sequence[FrozenTrial], last: int) -> Part:
         known = canvas.axes.get_legend_handles_labels()[1]
         values = [100 * value for value in points.values()]
         name = f"_{kind}" if kind in known else kind
-        canvas.axes.plot([*points], values, marker="o", label=name, **looks[kind])
+        said = _said(trial)
+        canvas.axes.plot([*points], values, marker="o", label=name, gid=said, **looks[kind])
         ticks |= set(points)
     canvas.axes.set_xticks(sorted(ticks))
     canvas.axes.set(xlabel="iteration", ylabel=_METRIC)
@@ -135,7 +145,8 @@ def _parallel(study: SearchStudy, complete: Sequence[FrozenTrial]) -> Part:
         rows = {row: d for row, d in enumerate(dimensions) if d.setting in changes}
         places = [dimension.place(changes[dimension.setting]) for dimension in rows.values()]
         colour = shade.cmap((value - low) / ((high - low) or 1.0))
-        canvas.axes.plot(places, [*rows], color=colour, linewidth=1.1, alpha=0.85, marker="o")
+        axes, said = canvas.axes, _said(trial)
+        axes.plot(places, [*rows], color=colour, linewidth=1.1, alpha=0.85, marker="o", gid=said)
     ends = [[*dimension.marks().values()] for dimension in dimensions]
     names = [f"{d.name}\n{low} – {high}" for d, (low, *_, high) in zip(dimensions, ends, strict=True)]
     canvas.axes.set_yticks(range(len(dimensions)), names)

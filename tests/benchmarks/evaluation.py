@@ -38,15 +38,16 @@ def prepare(given: argparse.Namespace, config: Any) -> pairs.Work:
         _share(network, evaluation)
 
     def work() -> int:
-        evaluation.evaluate(
-            network,
-            evaluation_batches(data, config),
-            config=config,
-            classes=data.classes,
-            xi=0.45,
-            aux_xi=0.45,
-            device=torch.device("cpu"),
-        )
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.train.precision == "bf16"):
+            evaluation.evaluate(
+                network,
+                evaluation_batches(data, config),
+                config=config,
+                classes=data.classes,
+                xi=0.45,
+                aux_xi=0.45,
+                device=torch.device("cpu"),
+            )
         return int(config.evaluation.max_images)
 
     return work
@@ -59,7 +60,7 @@ def _share(network: Any, evaluation: Any) -> None:
     pairs.share("decoder", type(network.decoder), ["forward"])
     pairs.share("CAM heads", type(network.cam_head), ["forward"])
     pairs.share("resizing while views are fused", multiscale, ["resize"])
-    pairs.share("fusing views", evaluation, ["multiscale"])
+    pairs.share("fusing views", evaluation, ["look"])
     pairs.share("counting segmentation", evaluation, ["_count_segmentation"])
     pairs.share("counting CPL", evaluation, ["_count_cams"])
     pairs.share("metrics of the counts", evaluation, ["_summarise"])

@@ -19,12 +19,13 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 SCRIPT = Path(__file__).with_name("on_nodes.py")
 STEPS = 24
+WARMUP = 6
 
 
 @pytest.fixture(scope="module")
 def config(tiny_config: Config) -> Config:
     """Batches that two and three workers can share, and a checkpoint after each fifth step."""
-    changes = {"iterations": STEPS, "warmup": 6, "batch_size": 6, "checkpoint_every": 5, "log_every": 1}
+    changes = {"iterations": STEPS, "warmup": WARMUP, "batch_size": 6, "checkpoint_every": 5, "log_every": 1}
     return override(
         tiny_config,
         {**{f"train.{name}": value for name, value in changes.items()}, "evaluation.every": 12},
@@ -62,8 +63,11 @@ def test_a_run_over_nodes_is_that_of_one_process(
         out, told = tmp_path / "three" / "run", run_on(3, config, tmp_path / "three")
 
     assert told["nodes"] == nodes
-    for one, other in zip(_losses(alone.out), _losses(out), strict=True):
-        assert other == pytest.approx(one, rel=1e-3, abs=2e-3)
+    for step, (one, other) in enumerate(zip(_losses(alone.out), _losses(out), strict=True), start=1):
+        # Sums of several ranks round otherwise: once pseudo-labels are learnt from, a pixel at the threshold
+        # may fall on its other side.
+        near = {"rel": 1e-6} if step <= WARMUP + 1 else {"rel": 5e-3, "abs": 2e-3}
+        assert other == pytest.approx(one, **near), step
     for name, value in alone.metrics.items():
         assert float(told["metrics"][name]) == pytest.approx(value, rel=1e-3, abs=2e-3, nan_ok=True), name
 

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import math
+import re
 from xml.etree import ElementTree
 
 import numpy as np
@@ -149,8 +150,32 @@ def test_a_file_is_xml_and_its_inline_form_names_no_address(drawn):
         for part in drawing.parts:
             if part.file.endswith(".svg"):
                 assert ElementTree.fromstring(part.data).tag.endswith("svg")
-                assert part.inline.startswith('<img class="svg" src="data:image/svg+xml;base64,')
+                assert part.inline.startswith(f'<svg role="img" aria-label="{part.title}"')
                 assert "http" not in part.inline
+
+
+def test_a_point_of_a_curve_says_arm_value_and_step_under_the_mouse(histories, drawn):
+    left = drawn["1"].parts[1]
+    said = re.findall("<use [^>]*><title>([^<]*)</title></use>", left.data.decode())
+    expected = [
+        f"{name}: {100 * mean:.4g} at iteration {step}"
+        for name in ("GT (oracle)", "SPL", "NO", "NS")
+        for step, mean in pd.concat(
+            histories.arm(figures.ARMS[name]).metric("val/assignment/cpl_miou"), axis="columns", join="inner"
+        )
+        .mean(axis="columns")
+        .items()
+    ]
+    assert len(said) > 8
+    assert said == expected
+
+
+def test_pictures_of_one_page_share_no_name(drawn):
+    pages = [part.inline for drawing in drawn.values() for part in drawing.parts if not part.wide]
+    names = [set(re.findall(' id="([^"]+)"', page)) for page in pages]
+    used = [set(re.findall(r'(?:"#|url\(#)([^")]+)', page)) for page in pages]
+    assert sum(map(len, names)) == len(set().union(*names))
+    assert all(own and own <= known for own, known in zip(used, names, strict=True))
 
 
 def test_a_sweep_without_an_arm_has_no_figure_of_it():
@@ -302,7 +327,7 @@ def results(drawn):
 
 def test_the_page_holds_every_figure_with_its_caption_and_needs_no_other_file(results, drawn):
     page = render.html(results, "")
-    assert page.count('<img class="svg" src="data:image/svg+xml;base64,') == 13
+    assert page.count('<svg role="img" aria-label="') == 13
     assert page.count('<img class="png" src="data:image/png;base64,') == 3
     assert all(drawing.title in page for drawing in drawn.values())
     assert "http" not in page
