@@ -30,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.experiment()
     flag("--out", "FOLDER", "folder to write to (default: runs/SWEEP)", default="")
     flag("--watch", "SECONDS", "make it again so often until the sweep has ended", type=float, default=0.0)
+    flag(
+        "--classes", "CLASS", "what C-mIoU averages (default: evaluation.coexistence)", nargs="+", default=()
+    )
     from sweeps.reporting import render  # pandas and all that comes with it
     from sweeps.reporting.results import read_results
 
@@ -41,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         run_id = find_sweep(uri, found.experiment, found.sweep)
         while True:
-            results = read_results(uri, run_id)
+            results = read_results(uri, run_id, classes=found.classes)
             again = found.watch if results.standing else 0.0
             folder = Path(found.out or f"runs/{results.sweep}").absolute()
             files = render.write(results, folder, uri, again=again)

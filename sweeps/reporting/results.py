@@ -12,14 +12,14 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from cosa.cli.console import duration
-from cosa.config import Config, flatten, identity, override
+from cosa.config import Config, flatten, identity, nearest, override
 from cosa.tracking import find_run, read_json
 from sweeps.reporting.stages import Stage, labels_of
 from sweeps.runs import (
@@ -213,17 +213,18 @@ def p_value(differences: pd.Series) -> float:
         return float(ttest_1samp(found, 0).pvalue)
 
 
-def read_results(uri: str, run_id: str, *, status: str = "") -> Results:
+def read_results(uri: str, run_id: str, *, status: str = "", classes: Sequence[str] = ()) -> Results:
     """The results of the sweep whose parent run is `run_id`.
 
     Args:
         uri: Of the store.
         run_id: The parent run's.
         status: How the sweep has ended, as its driver knows before it closes the run.
+        classes: The ones that C-mIoU of the tables is to average, instead of `evaluation.coexistence`.
 
     Raises:
         mlflow.exceptions.MlflowException: The store does not answer or has no such run.
-        ValueError: The run is no sweep of ours.
+        ValueError: The run is no sweep of ours, or was judged on other classes.
     """
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowClient
@@ -247,7 +248,12 @@ def read_results(uri: str, run_id: str, *, status: str = "") -> Results:
     failures, labels = read_json(client, run_id, FAILURES), labels_of(plan, children)
     histories = Histories(client, plan, children, preset)
     by_id = {run.info.run_id: run for run in children}
-    filled = tuple(fill(table, plan, runs, failures, labels) for table in histories.tables)
+    tables = histories.tables
+    if classes:
+        tables = [_with_classes(table, classes) for table in tables]
+        for run in runs.values():
+            run.data.metrics.update(_class_means(read_json(client, run.info.run_id, "result.json"), classes))
+    filled = tuple(fill(table, plan, runs, failures, labels) for table in tables)
     standing = (
         read_standing(client, parent, children) if (status or parent.info.status) == "RUNNING" else None
     )
@@ -265,6 +271,33 @@ def read_results(uri: str, run_id: str, *, status: str = "") -> Results:
         experiment_id=parent.info.experiment_id,
         standing=standing,
     )
+
+
+def _with_classes(table: Table, classes: Sequence[str]) -> Table:
+    """The table with C-mIoU of each mIoU that it shows, over `classes`."""
+    means = [key.replace("_miou", "_cmiou") for key in table.metrics]
+    metrics = dict.fromkeys([*table.metrics, *(key for key in means if key in METRICS)])
+    note = f"C-mIoU: the mean over {', '.join(classes)}, as this report was asked for"
+    return replace(
+        table, metrics=tuple(metrics), note=". ".join(filter(None, [table.note.rstrip("."), note]))
+    )
+
+
+def _class_means(result: Mapping[str, Any], classes: Sequence[str]) -> dict[str, float]:
+    """C-mIoU over `classes`, by the metrics' names, of what a run has found at its end."""
+    known = ("background", *result.get("classes", classes))
+    for name in classes:
+        if name not in known:
+            raise ValueError(
+                f"class must be one that was judged, got {name!r}"
+                f"{nearest(name, known) or '; these are ' + ', '.join(known)}"
+            )
+    return {
+        f"val/{network}/{kind.replace('iou', 'cmiou')}": sum(found) / len(found)
+        for network in ("assignment", "online", "standalone")
+        for kind, own in result.get(network, {}).get("per_class", {}).items()
+        if (found := [own[name] for name in classes if name in own])
+    }
 
 
 _ENDED = {

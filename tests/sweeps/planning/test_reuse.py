@@ -11,7 +11,7 @@ from cosa.data.open import read_fingerprints
 from cosa.tracking import TrackingSpec, costs
 from sweeps.planning.plan import make_plan
 from sweeps.planning.reuse import find_reusable
-from sweeps.reporting import results
+from sweeps.reporting import grids, results
 from sweeps.running import driver, store
 from sweeps.running.arguments import read_args
 from sweeps.tables import Arm, Table
@@ -41,7 +41,7 @@ def finished(uri, experiment, tmp_path):
     """Tracks a finished run; returns its id."""
     store.initialise_store(uri, experiment)
 
-    def track(config=ARM.config, *, status="FINISHED", metrics=METRICS, step=10, **tags):
+    def track(config=ARM.config, *, status="FINISHED", metrics=METRICS, step=10, judged=None, **tags):
         out = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
         facts = {**CODE, **DATA, "cosa.kind": "trial"}
         facts |= {key.replace("_in_", "."): value for key, value in tags.items()}
@@ -49,6 +49,7 @@ def finished(uri, experiment, tmp_path):
         tracker.start(config, out=out)
         tracker.log_metrics(metrics, step)
         result = {"identity": identity(config), "step": step, "metrics": METRICS, "seconds": 60.0}
+        result |= judged or {}
         tracker.log_text(json.dumps(result), "result.json")
         tracker.finish(status)
         return tracker.run_id
@@ -153,6 +154,25 @@ def test_the_report_reads_earlier_runs_where_they_are(uri, experiment, finished,
     assert rows["b"].gaps == ("seed 0: not run yet",)
     assert found.provenance["trials"].startswith("1 of 2 finished, 1 of them in earlier runs")
     assert store.client_of(uri).get_run(sweep.run_id).data.tags["cosa.reused"] == "1"
+
+
+def test_a_report_averages_the_classes_that_it_is_asked_for(uri, experiment, finished, tmp_path):
+    ious = {"background": 0.9, "cat": 0.4, "dog": 0.2, "bird": 0.0}
+    per_class = {"seg_iou": ious, "seg_iou_labelled": ious, "cpl_iou": {"cat": 0.6, "bird": 0.1}}
+    judged = {"classes": ["cat", "dog", "bird"], "assignment": {"per_class": per_class}}
+    run_id = finished(judged=judged)
+    sweep = open_new(uri, experiment, tmp_path, {ARM.name: run_id})
+
+    found = results.read_results(uri, sweep.run_id, classes=["cat", "dog"])
+    (filled,) = found.tables
+    means = {key: filled.of(filled.rows[0], key)["mean"] for key in filled.table.metrics}
+    assert means["val/assignment/seg_cmiou"] == pytest.approx(0.3)
+    assert means["val/assignment/seg_cmiou_labelled"] == pytest.approx(0.3)
+    assert means["val/assignment/cpl_cmiou"] == 0.6  # dog is neither in the truth nor predicted
+    assert means["val/assignment/seg_miou"] == 0.5
+    assert "over cat, dog" in grids.grid(filled, 1).remarks[0]
+    with pytest.raises(ValueError, match="judged, got 'car'; did you mean 'cat'"):
+        results.read_results(uri, sweep.run_id, classes=["car"])
 
 
 def test_an_earlier_run_that_was_deleted_is_a_gap(uri, experiment, finished, tmp_path):

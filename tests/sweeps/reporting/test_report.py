@@ -588,7 +588,7 @@ def test_a_sweep_that_runs_is_reported_again_until_it_has_ended(results, tmp_pat
     standing = Standing({"done": 3.0}, 0.0)
     found = [dataclasses.replace(results, standing=own) for own in (standing, standing, None)]
     left, waited = iter(found), []
-    monkeypatch.setattr("sweeps.reporting.results.read_results", lambda *_: next(left))
+    monkeypatch.setattr("sweeps.reporting.results.read_results", lambda *_, **__: next(left))
     monkeypatch.setattr(report, "find_sweep", lambda *_: "the run")
     monkeypatch.setattr(report.time, "sleep", waited.append)
 
