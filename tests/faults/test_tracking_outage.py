@@ -358,5 +358,6 @@ def test_writers_that_end_without_a_server_leave_all_to_the_command(server: Serv
         state.journal = 0
         write_state(out, state)
     again = track("flush", tmp_path)
-    assert again.stdout.count(f": {STEPS + FILES + 3} entries delivered") == WRITERS
+    entries = 2 * STEPS + FILES + 3  # with each step's metrics the load of the machine
+    assert again.stdout.count(f": {entries} entries delivered") == WRITERS
     assert count(server.uri) == EXPECTED
