@@ -1,4 +1,4 @@
-"""The tables by name: every file `table_*.py` or `figure_*.py` here holds one, and so may a file of yours."""
+"""The tables by name: every file of `paper` holds one, and so does a file of yours here or anywhere."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Kind = TypeVar("Kind")
 
 @functools.cache
 def tables() -> Mapping[str, Table]:
-    """Every table of this folder by name, in the names' order.
+    """Every table of this folder and of `paper` by name, in the names' order.
 
     Raises:
         ValueError: A file holds no valid table, or two hold one of the same name.
     """
-    files = (path for folder in __path__ for path in Path(folder).glob("*.py"))
+    files = (path for folder in __path__ for path in Path(folder).rglob("*.py"))
     found = [read_table(path) for path in files if path.stem not in {"__init__", "metrics", "table"}]
     return types.MappingProxyType(_by_name(sorted(found, key=lambda table: table.name)))
 
