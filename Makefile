@@ -18,13 +18,13 @@ help:  ## this list
 env: $(STAMP)  ## make .venv from requirements.lock; does nothing when it is up to date
 
 demo: export OMP_NUM_THREADS = 1
-demo: env  ## Table 3 of the paper on the `shapes` set: about 15 minutes on 2 cores; Ctrl-C, then again: goes on
+demo: env  ## Table 3 of the paper on the `shapes` set: about 10 minutes on 2 cores; Ctrl-C, then again: goes on
 	$(BIN)/python sweeps/ablation.py --preset shapes --tables 3a 3b
 
 test: lint  ## formatting, lint, types and tests; COSA_TEST_DATA=DIR (holding data/ and weights/) adds the real images
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
-test-faults: env  ## what a week on bad machines does: kills, losses, outages; about 50 minutes on 2 cores
+test-faults: env  ## what a week on bad machines does: kills, losses, outages; about an hour on 2 cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults -s tests/faults
 
 lint: env  ## formatting, lint and types, without the tests
