@@ -158,7 +158,7 @@ class Levels(albumentations.ImageOnlyTransform):  # type: ignore[misc]  # it car
     The same bits as Pillow's ImageOps, whose tables take Python half of an image's time.
     """
 
-    def __init__(self, table: Callable[[NDArray[np.int64]], NDArray[np.float64]]) -> None:
+    def __init__(self, table: Callable[[NDArray[np.int64]], NDArray[Any]]) -> None:
         super().__init__(p=1)
         self.table = table
 
@@ -169,23 +169,21 @@ class Levels(albumentations.ImageOnlyTransform):  # type: ignore[misc]  # it car
         return np.asarray(cv2.LUT(img, tables[None]), np.uint8)
 
 
-def stretched(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+def stretched(counts: NDArray[np.int64]) -> NDArray[Any]:
     """Levels spread from the darkest, which becomes 0, to the lightest, which becomes 255."""
-    (present,) = counts.nonzero()
-    if present[0] == present[-1]:
-        return np.arange(256.0)
-    scale = 255 / (present[-1] - present[0])
-    spread: NDArray[np.float64] = np.arange(256) * scale - present[0] * scale
-    return spread
+    low, high = counts.nonzero()[0][[0, -1]]
+    if low == high:
+        return np.arange(256)
+    scale = 255 / (high - low)
+    return np.asarray(np.arange(256) * scale - low * scale)
 
 
-def equalised(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+def equalised(counts: NDArray[np.int64]) -> NDArray[Any]:
     """Levels after which about as many pixels have each."""
     step = (counts.sum() - counts[counts.nonzero()[0][-1]]) // 255
     if not step:
-        return np.arange(256.0)
-    ranks: NDArray[np.float64] = (step // 2 + counts.cumsum() - counts) // step * 1.0
-    return ranks
+        return np.arange(256)
+    return np.asarray((step // 2 + counts.cumsum() - counts) // step)
 
 
 def _rectangle(valid: Bool[np.ndarray, "h w"]) -> tuple[slice, slice]:

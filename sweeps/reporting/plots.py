@@ -100,9 +100,8 @@ class Part:
             return f'<img class="png" src="data:image/png;base64,{data}" alt="{title}">'
         svg = self.data[self.data.index(b"<svg") :].decode()
         svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)  # which HTML knows
-        svg = re.sub(
-            r'( id="|"#|url\(#)', rf"\g<1>{stem}-", svg
-        )  # a page has several, with equal names inside
+        # a page has several, with equal names inside
+        svg = re.sub(r'( id="|"#|url\(#)', rf"\g<1>{stem}-", svg)
         return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1).replace("*{", "svg *{", 1)
 
 
@@ -180,8 +179,10 @@ def _answer(axes: Axes) -> Iterator[str]:
             continue  # an axis, a band, bars
         if not texts and label.startswith(("_child", "_nolegend")):
             continue  # Matplotlib's names of what has none
-        numbers = [f"{label.strip('_')}: {y:.4g} at {axes.get_xlabel()} {x:g}" for x, y in points]
-        texts = numbers if not texts else texts * (len(points) // len(texts))
+        if not texts:
+            texts = [f"{label.strip('_')}: {y:.4g} at {axes.get_xlabel()} {x:g}" for x, y in points]
+        elif len(texts) == 1:
+            texts *= len(points)
         inside = np.all(
             [(low <= own) & (own <= high) for own, (low, high) in zip(points.T, sides, strict=True)], 0
         )

@@ -252,6 +252,8 @@ def read_results(uri: str, run_id: str, *, status: str = "", classes: Sequence[s
     if classes:
         tables = [_with_classes(table, classes) for table in tables]
         for run in runs.values():
+            for name in [name for name in run.data.metrics if "_cmiou" in name]:
+                del run.data.metrics[name]  # of other classes: a gap says more
             run.data.metrics.update(_class_means(read_json(client, run.info.run_id, "result.json"), classes))
     filled = tuple(fill(table, plan, runs, failures, labels) for table in tables)
     standing = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
@@ -160,8 +161,10 @@ def test_a_report_averages_the_classes_that_it_is_asked_for(uri, experiment, fin
     ious = {"background": 0.9, "cat": 0.4, "dog": 0.2, "bird": 0.0}
     per_class = {"seg_iou": ious, "seg_iou_labelled": ious, "cpl_iou": {"cat": 0.6, "bird": 0.1}}
     judged = {"classes": ["cat", "dog", "bird"], "assignment": {"per_class": per_class}}
-    run_id = finished(judged=judged)
-    sweep = open_new(uri, experiment, tmp_path, {ARM.name: run_id})
+    kept = {**METRICS, "val/assignment/cpl_cmiou": 0.9}
+    earlier = finished(OTHER.config, metrics=kept)  # which did not keep what each class has
+    reused = {ARM.name: finished(judged=judged, metrics=kept), OTHER.name: earlier}
+    sweep = open_new(uri, experiment, tmp_path, reused)
 
     found = results.read_results(uri, sweep.run_id, classes=["cat", "dog"])
     (filled,) = found.tables
@@ -170,6 +173,7 @@ def test_a_report_averages_the_classes_that_it_is_asked_for(uri, experiment, fin
     assert means["val/assignment/seg_cmiou_labelled"] == pytest.approx(0.3)
     assert means["val/assignment/cpl_cmiou"] == 0.6  # dog is neither in the truth nor predicted
     assert means["val/assignment/seg_miou"] == 0.5
+    assert math.isnan(filled.of(filled.rows[1], "val/assignment/cpl_cmiou")["mean"])  # not 0.9 of others
     assert "over cat, dog" in grids.grid(filled, 1).remarks[0]
     with pytest.raises(ValueError, match="judged, got 'car'; did you mean 'cat'"):
         results.read_results(uri, sweep.run_id, classes=["car"])
