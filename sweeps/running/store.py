@@ -232,7 +232,11 @@ def open_sweep(args: SweepArgs, plan: Plan, reused: Mapping[str, str] | None = N
     experiment_id = initialise_store(args.uri, args.experiment)
     with explained(args.uri):
         _claim(client_of(args.uri), experiment_id, args.experiment)
-    shared = {"cosa.sweep": args.out.name, "cosa.preset": short_name(args.preset)}
+    shared = {
+        "mlflow.source.name": f"sweeps/{args.name}.py",
+        "cosa.sweep": args.out.name,
+        "cosa.preset": short_name(args.preset),
+    }
     if args.commit:
         shared[COMMIT_TAG] = args.commit
     own = {

@@ -333,15 +333,17 @@ def names_in_store(folder: Path) -> dict[str, dict[str, list[str]]]:
     return dict(sorted(found.items()))
 
 
-def without_newer(names: Mapping[str, Mapping[str, list[str]]]) -> dict[str, dict[str, list[str]]]:
+def without_newer(
+    names: Mapping[str, Mapping[str, list[str]]], *, tag: str = ""
+) -> dict[str, dict[str, list[str]]]:
     """Names in a store but for what the kept version did not have: settings, and metrics of what a run took.
 
     It had no costs, no load of the machine and no progress of a sweep: a report read parameters from the size
-    of a file, and MLflow's page of system metrics was empty.
+    of a file, and MLflow's page of system metrics was empty. `tag` is one that these runs did not have.
     """
     return {
         run: {
-            kind: [name for name in some if name not in EARLIER and not name.startswith(NEWER)]
+            kind: [name for name in some if name not in {*EARLIER, tag} and not name.startswith(NEWER)]
             for kind, some in kinds.items()
         }
         for run, kinds in names.items()

@@ -98,6 +98,7 @@ def test_a_trials_run_is_nested_and_tagged_by_table_arm_and_seed(uri, root):
     expected = {
         "mlflow.parentRunId": sweep.run_id,
         "mlflow.runName": "full, seed 0",
+        "mlflow.source.name": "sweeps/ablation.py",
         "cosa.kind": "trial",
         "cosa.sweep": "sweep",
         "cosa.preset": "voc",
