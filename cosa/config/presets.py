@@ -81,9 +81,9 @@ def voc_tiny() -> Config:
     and all decayed; 72.4, 25.5, 26.3 with M-dagger read raw, too). The best xi lies between 0.45 and 0.6.
     M-dagger is read behind the norm, as on `shapes`: after co-training CPL of M and M-dagger are 32.5 and
     34.2 on train, 30.9 and 25.6 where it is read raw, as `voc` and the authors do (one seed).
-    The Gaussians of Eq. 6 are held to a deviation of at least 0.15: on the queues of twelve finished runs (full,
-    no-CSC, no-GC, no-SA, three seeds) xi is 0.50 to 0.51 so, 0.36 to 0.68 with 0.1; the best one for CPL on
-    train lies between 0.475 and 0.6.
+    The Gaussians of Eq. 6 are held to a deviation of at least 0.15: on the queues of twelve finished runs
+    (full, no-CSC, no-GC, no-SA, three seeds) xi is 0.50 to 0.51 so, 0.36 to 0.68 with 0.1; the best one for
+    CPL on train lies between 0.475 and 0.6.
     Command: cosa-train voc_tiny --data.root DIR/VOCdevkit/VOC2012
     """
     return Config(
