@@ -30,9 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.experiment()
     flag("--out", "FOLDER", "folder to write to (default: runs/SWEEP)", default="")
     flag("--watch", "SECONDS", "make it again so often until the sweep has ended", type=float, default=0.0)
-    flag(
-        "--classes", "CLASS", "what C-mIoU averages (default: evaluation.coexistence)", nargs="+", default=()
-    )
+    flag("--classes", "CLASS", "show means over these instead of C-mIoU", nargs="+", default=())
     from sweeps.reporting import render  # pandas and all that comes with it
     from sweeps.reporting.results import read_results
 

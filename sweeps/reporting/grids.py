@@ -159,7 +159,10 @@ def titles(filled: FilledTable) -> dict[str, str]:
     """The titles of the table's metrics by key; `val` is said where training images are shown, too."""
     keys = filled.table.metrics
     both = any(key.startswith("train/") for key in keys)
-    return {key: ("val " if both and key.startswith("val/") else "") + METRICS[key].title for key in keys}
+    return {
+        key: ("val " if both and key.startswith("val/") else "") + METRICS[key].over(filled.classes).title
+        for key in keys
+    }
 
 
 def name_of(row: Row) -> str:
@@ -203,6 +206,8 @@ def _remarks(filled: FilledTable) -> Iterator[str]:
         yield f"published: {table.protocol}" if table.protocol else "published: as printed"
         if len(set(held.values())) > 1:
             yield "to be compared: " + "; ".join(f"{name} with our {title}" for name, title in held.items())
+    if filled.classes:
+        yield f"chosen: the mean over {', '.join(filled.classes)}"
     if table.note:
         yield table.note.removesuffix(".")
     if any(row.oracle for row in filled.rows):

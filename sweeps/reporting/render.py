@@ -73,7 +73,7 @@ def html(results: Results, mlflow_command: str, uri: str = "", *, again: float =
         text = ", ".join(f"seed {seed}: run {run_id}" for seed, run_id in sorted(runs.items()))
         return {"address": links.runs(runs.values()), "text": text}
 
-    keys = dict.fromkeys(key for filled in results.tables for key in filled.table.metrics)
+    metrics = [METRICS[key].over(own.classes) for own in results.tables for key in own.table.metrics]
     return render_page(
         Path(__file__).with_name("report.html.j2"),
         results=results,
@@ -81,7 +81,7 @@ def html(results: Results, mlflow_command: str, uri: str = "", *, again: float =
         tables=zip(results.tables, grids.grids(results), map(_charted, results.tables), strict=True),
         legend=forms.legend(results),
         lead=lead(results),
-        metrics=[METRICS[key] for key in keys],
+        metrics=[*dict.fromkeys(metrics)],
         comparisons=comparisons(results.full, results.stages),
         source=source,
         arms_address=links.arms(results.sweep),

@@ -76,6 +76,8 @@ class FilledTable:
     rows: tuple[Row, ...]
     values: pd.DataFrame
     """Columns VALUES; of the table's metrics, each of the network its row is judged on, and of ON's own."""
+    classes: tuple[str, ...] = ()
+    """What its C-mIoU average instead of `evaluation.coexistence`, where the report was asked for it."""
 
     @functools.cached_property
     def numbers(self) -> pd.DataFrame:
@@ -250,12 +252,14 @@ def read_results(uri: str, run_id: str, *, status: str = "", classes: Sequence[s
     by_id = {run.info.run_id: run for run in children}
     tables = histories.tables
     if classes:
-        tables = [_with_classes(table, classes) for table in tables]
+        tables = [_with_cmiou(table) for table in tables]
         for run in runs.values():
             for name in [name for name in run.data.metrics if "_cmiou" in name]:
                 del run.data.metrics[name]  # of other classes: a gap says more
-            run.data.metrics.update(_class_means(read_json(client, run.info.run_id, "result.json"), classes))
-    filled = tuple(fill(table, plan, runs, failures, labels) for table in tables)
+            run.data.metrics.update(class_means(read_json(client, run.info.run_id, "result.json"), classes))
+    filled = tuple(
+        replace(fill(table, plan, runs, failures, labels), classes=tuple(classes)) for table in tables
+    )
     standing = (
         read_standing(client, parent, children) if (status or parent.info.status) == "RUNNING" else None
     )
@@ -275,18 +279,19 @@ def read_results(uri: str, run_id: str, *, status: str = "", classes: Sequence[s
     )
 
 
-def _with_classes(table: Table, classes: Sequence[str]) -> Table:
-    """The table with C-mIoU of each mIoU that it shows, over `classes`."""
+def _with_cmiou(table: Table) -> Table:
+    """The table with C-mIoU of each mIoU that it shows."""
     means = [key.replace("_miou", "_cmiou") for key in table.metrics]
     metrics = dict.fromkeys([*table.metrics, *(key for key in means if key in METRICS)])
-    note = f"C-mIoU: the mean over {', '.join(classes)}, as this report was asked for"
-    return replace(
-        table, metrics=tuple(metrics), note=". ".join(filter(None, [table.note.rstrip("."), note]))
-    )
+    return replace(table, metrics=tuple(metrics))
 
 
-def _class_means(result: Mapping[str, Any], classes: Sequence[str]) -> dict[str, float]:
-    """C-mIoU over `classes`, by the metrics' names, of what a run has found at its end."""
+def class_means(result: Mapping[str, Any], classes: Sequence[str]) -> dict[str, float]:
+    """C-mIoU over `classes`, by the metrics' names, of what a run has found at its end.
+
+    Raises:
+        ValueError: One of them was not judged.
+    """
     known = ("background", *result.get("classes", classes))
     for name in classes:
         if name not in known:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,15 @@ class Metric:
     percent: bool = True
     """Whether it is a fraction, to be printed as percent."""
 
+    def over(self, classes: Collection[str]) -> Metric:
+        """C-mIoU over `classes` instead of those of coexistence; others, and of no classes, as it is."""
+        if not classes or "C-mIoU" not in self.title:
+            return self
+        title, names = self.title.replace("C-mIoU", "mIoU") + ", chosen", ", ".join(classes)
+        return replace(self, title=title, meaning=self.meaning.replace(_COEXISTENCE, names))
+
+
+_COEXISTENCE = "the classes that suffer from coexistence"
 
 _SEGMENTATION = {
     "seg_miou_labelled": (
@@ -26,14 +35,14 @@ _SEGMENTATION = {
         "segmentation without the classes that the image-level labels exclude: the paper's protocol on val",
     ),
     "seg_miou": ("label-free mIoU", "segmentation by the usual protocol, which knows no labels"),
-    "seg_cmiou_labelled": ("labelled C-mIoU", "labelled mIoU over the classes that suffer from coexistence"),
-    "seg_cmiou": ("label-free C-mIoU", "label-free mIoU over the classes that suffer from coexistence"),
+    "seg_cmiou_labelled": ("labelled C-mIoU", f"labelled mIoU over {_COEXISTENCE}"),
+    "seg_cmiou": ("label-free C-mIoU", f"label-free mIoU over {_COEXISTENCE}"),
     "seg_miou_labelled_crf": ("labelled mIoU, CRF", "labelled mIoU after a dense CRF"),
     "seg_miou_crf": ("label-free mIoU, CRF", "label-free mIoU after a dense CRF"),
 }
 _CPL = {
     "cpl_miou": ("CPL mIoU", "CAM pseudo-labels of M at evaluation.xi, image-level labels known"),
-    "cpl_cmiou": ("CPL C-mIoU", "CPL mIoU over the classes that suffer from coexistence"),
+    "cpl_cmiou": ("CPL C-mIoU", f"CPL mIoU over {_COEXISTENCE}"),
     "cpl_miou_own": ("own-ξ CPL mIoU", "CPL mIoU at the training's own threshold"),
     "cpl_cmiou_own": ("own-ξ CPL C-mIoU", "CPL C-mIoU at the training's own threshold"),
     "cpl_best_miou": ("best-ξ CPL mIoU", "CPL mIoU at the threshold that suits the ground truth best"),
@@ -43,7 +52,7 @@ _CPL = {
 }
 _ENSEMBLE = {
     "ensemble_cpl_miou": ("ensemble CPL mIoU", "CPL of M and M† together, at evaluation.xi"),
-    "ensemble_cpl_cmiou": ("ensemble CPL C-mIoU", "the same over the classes that suffer from coexistence"),
+    "ensemble_cpl_cmiou": ("ensemble CPL C-mIoU", f"the same over {_COEXISTENCE}"),
 }
 _CLASSIFICATION = {
     "cls_map": ("mAP", "mean average precision of the classification"),

@@ -18,7 +18,7 @@ from sweeps.planning import plan as planning
 from sweeps.planning.plan import make_plan
 from sweeps.reporting import forms, grids, render
 from sweeps.reporting.forms import Links
-from sweeps.reporting.results import Results, Standing, fill, p_value, read_standing
+from sweeps.reporting.results import Results, Standing, class_means, fill, p_value, read_standing
 from sweeps.tables import Arm, Table
 from sweeps.tables.metrics import STANDARD
 
@@ -119,6 +119,23 @@ def test_no_seed_has_neither(filled):
     found = numbers(filled, "no-CSC")
     assert (found["count"], found["pairs"]) == (0, 0)
     assert grids.spread(SEG_MIOU, found) == "–"
+
+
+def test_classes_that_a_report_was_asked_for_have_columns_of_their_own_name(filled, results):
+    asked = dataclasses.replace(filled, classes=("cat", "dog"))
+    assert [*grids.titles(asked).values()][-2:] == ["CPL mIoU", "CPL mIoU, chosen"]
+    assert [*grids.titles(filled).values()][-1] == "CPL C-mIoU"
+    assert "chosen: the mean over cat, dog" in grids.grid(asked, 2).remarks
+    page = render.html(dataclasses.replace(results, tables=(asked,)), "mlflow ui")
+    assert "<dt>CPL mIoU, chosen</dt><dd>CPL mIoU over cat, dog</dd>" in page
+
+
+def test_the_mean_over_chosen_classes_is_that_of_their_iou():
+    ious = {"background": 0.9, "cat": 0.5, "dog": 0.25, "car": 0.0}
+    result = {"classes": ["cat", "dog", "car"], "online": {"per_class": {"cpl_iou": ious}}}
+    assert class_means(result, ["background", "dog"]) == {"val/online/cpl_cmiou": pytest.approx(0.575)}
+    with pytest.raises(ValueError, match="class must be one that was judged, got 'dogs'; did you mean 'dog'"):
+        class_means(result, ["dogs"])
 
 
 def test_differences_are_taken_seed_by_seed(filled):
