@@ -11,7 +11,7 @@ import torch
 
 from cosa.config import Config, TrainConfig, override
 from cosa.data import open_dataset, train_batches
-from cosa.networks.network import CosaNetwork, in_bf16
+from cosa.networks.network import CosaNetwork, emulates_bf16, in_bf16
 from cosa.structures import Batch, Ranks
 from cosa.training import step as step_module
 from cosa.training.step import TERMS, TrainingState, build_state, cotraining, training_step, wrap
@@ -342,6 +342,16 @@ def test_the_precision_auto_is_bf16_on_a_gpu_that_has_it_and_nowhere_else(
 
     assert in_bf16(settings, torch.device("cuda")) is has_it
     assert not in_bf16(settings, torch.device("cpu"))
+    assert emulates_bf16(torch.device("cuda")) is not has_it
+
+
+@pytest.mark.parametrize(("capability", "emulates"), [("AVX2", True), ("AVX512", False), ("SVE256", False)])
+def test_a_cpu_with_avx2_alone_emulates_bf16(
+    monkeypatch: pytest.MonkeyPatch, capability: str, emulates: bool
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+
+    assert emulates_bf16(torch.device("cpu")) is emulates
 
 
 # What is remembered of broken steps

@@ -201,6 +201,23 @@ def test_a_run_in_bf16_trains_and_is_judged(tiny_config: Config, tmp_path: Path)
     }
 
 
+@pytest.mark.parametrize(("precision", "warned"), [("bf16", True), ("fp32", False)])
+def test_a_run_whose_bf16_is_emulated_says_so(
+    tiny_config: Config,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+    warned: bool,
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+
+    train(override(tiny_config, {"train.precision": precision}), out=tmp_path, stop_at=1)
+
+    line = "train.precision bf16 is emulated on this cpu and many times slower: take fp32"
+    assert (line in caplog.messages) is warned
+
+
 def test_a_run_tells_what_it_took(short: Config, tmp_path: Path) -> None:
     tracker = Recorder()
 
