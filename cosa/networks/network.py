@@ -75,6 +75,13 @@ def emulates_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
+def warning_of(config: TrainConfig, device: torch.device) -> str:
+    """What to say before networks compute on `device`: that its bfloat16 is emulated; mostly nothing."""
+    if not (in_bf16(config, device) and emulates_bf16(device)):
+        return ""
+    return f"train.precision bf16 is emulated on this {device.type}, many times slower: take fp32"
+
+
 def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
     """The context in which networks compute as `train.precision` says."""
     return torch.autocast(device.type, torch.bfloat16, enabled=in_bf16(config, device))

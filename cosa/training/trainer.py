@@ -25,7 +25,7 @@ from cosa.data.loader import step_names, train_batches
 from cosa.data.open import RunData, open_run_data
 from cosa.evaluation.crf import require_crf
 from cosa.evaluation.evaluate import coexistence_indices
-from cosa.networks.network import emulates_bf16, in_bf16
+from cosa.networks.network import in_bf16, warning_of
 from cosa.networks.published import pinned, starting_point
 from cosa.storage import checkpoint
 from cosa.storage.files import write_atomically
@@ -249,10 +249,8 @@ class _Run:
             if self.config.train.precision == "auto":
                 tags["cosa.precision"] = "bf16" if in_bf16(self.config.train, device) else "fp32"
                 log.info("train.precision auto is %s on %s", tags["cosa.precision"], device)
-            elif in_bf16(self.config.train, device) and emulates_bf16(device):
-                log.warning(
-                    "train.precision bf16 is emulated on this %s and many times slower: take fp32", device
-                )
+            if warning := warning_of(self.config.train, device):
+                log.warning(warning)
             self._record_encoder()
             self.tracker.start(self.config, out=self.out, tags=tags, resume_step=state.step)
             self.storage.push(keep=self.config.train.keep_checkpoints)

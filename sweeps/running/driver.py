@@ -302,6 +302,8 @@ def _train(
 def slots_for(args: SweepArgs, configs: Sequence[Config]) -> Iterator[Slots]:
     """Ray, divided among trials of `configs`; with `--max-concurrent auto` it says how it packs GPUs and why.
 
+    Where there is no GPU it warns of settings that make no sense on this machine's CPU.
+
     Raises:
         TrackingError: The store does not answer.
     """
@@ -310,6 +312,14 @@ def slots_for(args: SweepArgs, configs: Sequence[Config]) -> Iterator[Slots]:
     with trial_slots(args.resources, gib) as slots:
         if auto:
             print_line(f"--max-concurrent auto: {packing(slots, args.resources, gib, why)}")
+        if not slots.gpus:
+            import torch
+
+            from cosa.networks.network import warning_of
+
+            warnings = (warning_of(config.train, torch.device("cpu")) for config in configs)
+            for warning in dict.fromkeys(filter(None, warnings)):
+                print_line(warning)
         yield slots
 
 

@@ -214,7 +214,7 @@ def test_a_run_whose_bf16_is_emulated_says_so(
 
     train(override(tiny_config, {"train.precision": precision}), out=tmp_path, stop_at=1)
 
-    line = "train.precision bf16 is emulated on this cpu and many times slower: take fp32"
+    line = "train.precision bf16 is emulated on this cpu, many times slower: take fp32"
     assert (line in caplog.messages) is warned
 
 

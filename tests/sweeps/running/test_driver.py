@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from cosa.config import identity, warmup_identity
 from cosa.config.presets import PRESETS
@@ -146,6 +147,16 @@ def test_auto_says_what_it_chose_and_why(slots, gib, line, monkeypatch, capsys):
         assert found is slots
     assert given == [gib]
     assert capsys.readouterr().out.startswith(f"--max-concurrent auto: {line}")
+
+
+@pytest.mark.parametrize(("gpus", "said"), [(0.0, 1), (1.0, 0)])
+def test_a_sweep_on_cpus_says_once_that_its_bf16_is_emulated(gpus, said, monkeypatch, capsys):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(driver, "trial_slots", lambda *_: contextlib.nullcontext(Slots(1.0, gpus, 2)))
+    args = read_args("ablation", "", ("3a",), ["--preset", "shapes", "--set", "train.precision=bf16"])
+    with driver.slots_for(args, [args.base, args.base]):
+        pass
+    assert capsys.readouterr().out.count("bf16 is emulated on this cpu, many times slower") == said
 
 
 def test_a_dry_run_says_how_to_measure_what_nobody_has(capsys):
