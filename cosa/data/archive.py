@@ -157,9 +157,13 @@ def _fetch(archive: str, sha256: str, copy: Path) -> str:
 
 def _untar(copy: Path, target: Path) -> None:
     with tarfile.open(copy, "r|*") as archive:
+        if hasattr(tarfile, "data_filter"):  # from Python 3.11.4 on
+            archive.extraction_filter = tarfile.data_filter
         for member in archive:
             _require_inside(member.name, plain=member.isfile() or member.isdir())
-            archive.extract(member, target, filter="data")
+            member.mode = 0o755 if member.isdir() else 0o644
+            member.uid, member.gid, member.uname, member.gname = os.getuid(), os.getgid(), "", ""
+            archive.extract(member, target)
         end: Any = archive.fileobj
         if end.tell() < archive.offset + tarfile.BLOCKSIZE:  # an end without the empty block that marks it
             raise tarfile.ReadError("it ends early")

@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import multiprocessing
+import os
 import signal
 import tarfile
 import time
@@ -218,7 +219,9 @@ def _stage_half(archive: str, root: Path) -> None:
 
     def first(copy: Path, target: Path) -> None:
         with tarfile.open(copy) as opened:
-            opened.extractall(target, opened.getmembers()[:7], filter="data")
+            if hasattr(tarfile, "data_filter"):
+                opened.extraction_filter = tarfile.data_filter
+            opened.extractall(target, opened.getmembers()[:7])
         time.sleep(60)
 
     staging._untar = first
@@ -385,6 +388,15 @@ def test_a_member_outside_of_the_folder_is_refused_by_name(
 
     assert_nothing_is_left(tmp_path / "deep" / "er" / "node")
     assert not list(tmp_path.rglob("outside*"))
+
+
+def test_an_archive_decides_neither_over_rights_nor_owner(tmp_path: Path) -> None:
+    archive = member("images/a.png", mode=0o6777, uid=12345, gid=12345)(tmp_path)
+
+    stage(str(archive), "", tmp_path / "node")
+
+    found = (tmp_path / "node" / "images" / "a.png").stat()
+    assert (found.st_mode & 0o7777, found.st_uid, found.st_gid) == (0o644, os.getuid(), os.getgid())
 
 
 def test_an_archive_without_files_is_refused(tmp_path: Path) -> None:
