@@ -125,17 +125,17 @@ def evaluate(
         begun = time.perf_counter_ns()
         scales, flip = config.evaluation.scales, config.evaluation.flip
         size = (batch.images.shape[2], batch.images.shape[3])
-        present = present_classes(batch.labels)
+        present = present_classes(batch.labels).to(device)
         fused = look(
             network,
             batch.images.to(device, non_blocking=True),
             scales=scales,
             flip=flip,
             size=size,
-            cam_classes=present.to(device),
+            cam_classes=present,
         )
         images = split(fused, len(batch.names))
-        held = [row[: max(1, int(own))] for row, own in zip(present, batch.labels.sum(1), strict=True)]
+        held = batch.labels.sum(1).int().tolist()
         labels, masks = batch.labels.to(device), [mask.to(device) for mask in batch.masks]
         if crf and masks:
             _count_refined(counts, images, batch, masks, config, begun)
@@ -144,12 +144,13 @@ def evaluate(
             counts["cls"] += score_counts(fused.cls_logits, labels)
             counts["aux_cls"] += score_counts(fused.aux_cls_logits, labels)
         # masks of all or none
-        for image, own, mask, indices in zip(images, labels[:, None], masks, held, strict=False):
+        rows = zip(images, labels[:, None], masks, present, held, strict=False)
+        for image, own, mask, row, count in rows:
             if segmentation:
-                _count_segmentation(counts, image, own, mask)
+                _count_segmentation(counts, image, row[:count], mask)
             if isinstance(image, FusedOutput):
                 assert xi is not None, "there is a threshold wherever there are CAMs"
-                _count_cams(counts, image, own, indices.to(device), mask, xi, config)
+                _count_cams(counts, image, own, row[: max(1, count)], mask, xi, config)
     counts = {name: reduce(count) for name, count in counts.items()}
     own_xi = {}
     if xi is not None and aux_xi is not None:
@@ -173,13 +174,19 @@ def _nothing(classes: int, device: torch.device) -> dict[str, Int[Tensor, "..."]
 def _count_segmentation(
     counts: dict[str, Tensor],
     image: FusedSegmentation,
-    labels: Float[Tensor, "1 c"],
+    present: Int[Tensor, " n"],
     target: Int[Tensor, "h w"],
 ) -> None:
-    """Count an image's segmentation by both protocols, in the size of its mask."""
-    logits = resize(image.seg_logits, (target.shape[0], target.shape[1]))
-    for name, scores in zip(_SEGMENTATIONS, (logits, keep_labelled(logits, labels)), strict=True):
-        counts[name] += confusion_matrix(scores.argmax(1)[0], target, scores.shape[1])
+    """Count an image's segmentation by both protocols, in the size of its mask.
+
+    Labelled, the classes in `present` and the background compete: what `keep_labelled` leaves of the others.
+    """
+    logits = resize(image.seg_logits, (target.shape[0], target.shape[1]))[0]
+    kept = torch.cat([present.new_zeros(1), present + 1])
+    # on a CPU argmax takes three times as long as max where classes come first
+    predictions = (logits.max(0).indices, kept[logits[kept].max(0).indices])
+    for name, prediction in zip(_SEGMENTATIONS, predictions, strict=True):
+        counts[name] += confusion_matrix(prediction, target, len(logits))
 
 
 def _count_cams(

@@ -44,7 +44,7 @@ _CPL = {
     "cpl_miou": ("CPL mIoU", "CAM pseudo-labels of M at evaluation.xi, image-level labels known"),
     "cpl_cmiou": ("CPL C-mIoU", f"CPL mIoU over {_COEXISTENCE}"),
     "cpl_miou_own": ("own-ξ CPL mIoU", "CPL mIoU at the training's own threshold"),
-    "cpl_cmiou_own": ("own-ξ CPL C-mIoU", "CPL C-mIoU at the training's own threshold"),
+    "cpl_cmiou_own": ("own-ξ CPL C-mIoU", f"own-ξ CPL mIoU over {_COEXISTENCE}"),
     "cpl_best_miou": ("best-ξ CPL mIoU", "CPL mIoU at the threshold that suits the ground truth best"),
     "cpl_miou_sure": ("sure CPL mIoU", "CPL mIoU at the own threshold where perplexity <= csc.epsilon"),
     "cpl_best_xi": ("best ξ", "the threshold of the best CPL mIoU"),
