@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cosa.config import Config
 from cosa.equations.threshold import make_threshold
 from cosa.networks.ema import assignment_of, follow
-from cosa.networks.network import CosaNetwork, autocast, build_network
+from cosa.networks.network import CosaNetwork, autocast, build_network, in_bf16, plain_attention
 from cosa.storage import checkpoint
 from cosa.structures import Assignment, Batch, Ranks, split
 from cosa.training.optim import build_optimizer
@@ -112,6 +112,8 @@ def build_state(
         torch.backends.cuda.matmul.fp32_precision = "tf32"  # as convolutions compute by torch's default
     online = online.to(device).train()
     assignment = assignment_of(online)
+    if device.type == "cpu" and in_bf16(config.train, device):
+        plain_attention(online)
     if config.train.compile:
         for network in (online, assignment):  # a copy of a compiled network is not compiled
             network.compile()

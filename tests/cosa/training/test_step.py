@@ -323,6 +323,15 @@ def test_bf16_computes_the_networks_alone_in_bf16(
     assert {p.grad.dtype for p in state.online.parameters() if p.grad is not None} == {torch.float32}
 
 
+@pytest.mark.parametrize(("precision", "fused"), [("bf16", {False}), ("fp32", {True})])
+def test_what_learns_in_bf16_on_a_cpu_computes_its_attention_unfused(
+    config: Config, precision: str, fused: set[bool]
+) -> None:
+    state = build_state(override(config, {"train.precision": precision}), 2, torch.device("cpu"))
+    assert {block.attn.fused_attn for block in state.online.encoder.vit.blocks} == fused
+    assert {block.attn.fused_attn for block in state.assignment.encoder.vit.blocks} == {True}
+
+
 def test_bf16_says_nearly_what_fp32_says(config: Config, batches: list[Batch]) -> None:
     half = override(config, {"train.precision": "bf16"})
 
