@@ -8,7 +8,11 @@ import json
 import logging
 import os
 import pickle
+import platform
 import shutil
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -190,6 +194,31 @@ def test_every_step_has_the_learning_rate_of_the_schedule(whole: Result, config:
 
     scales = [learning_rate_scale(number, STEPS, config.optim) for number in range(STEPS)]
     assert rates == pytest.approx([config.optim.lr * scale for scale in scales])
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library, which is left as it is")
+def test_memory_of_freed_tensors_is_not_asked_of_the_system_again() -> None:
+    lines = """
+    import resource, torch
+    from cosa.training.trainer import keep_heap
+
+    def faults():
+        torch.set_num_threads(1)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(4):
+            torch.ones(2**24)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    before = faults()
+    keep_heap()
+    faults()
+    print(before, faults())
+    """
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(lines)], capture_output=True, text=True, check=True
+    )
+    before, after = map(int, ran.stdout.split())
+    assert after < before / 100
 
 
 def test_a_run_in_bf16_trains_and_is_judged(tiny_config: Config, tmp_path: Path) -> None:
