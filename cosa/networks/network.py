@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -93,6 +93,7 @@ def plain_attention(network: nn.Module) -> None:
     For learning in bfloat16 on a CPU: torch's fused attention takes four times as long there over the 101
     tokens of 160 pixels, nearly all of it in its gradient. Elsewhere, and without gradients, it is faster.
     """
+    module: Any
     for module in network.modules():
         if hasattr(module, "fused_attn"):
             module.fused_attn = False
