@@ -31,8 +31,11 @@ def legend(results: Results) -> str:
     test = "p: two-sided paired t-test over the seeds of both rows, each row by itself"
     if seeds < LEAST_PAIRS:
         test = f"no p-values: n too small, a paired test wants {LEAST_PAIRS} seeds or more"
-    rows = (row for filled in results.tables for row in filled.rows)
-    network = "AN, or ON where there is no AN" if any(row.network == "online" for row in rows) else "AN"
+    rows = [(row, filled.seeds(row)) for filled in results.tables for row in filled.rows]
+    if any(0 < count < seeds for _, count in rows):
+        over += ", over n of them where a row says so"
+    online = any(row.network == "online" for row, _ in rows)
+    network = "AN, or ON where there is no AN" if online else "AN"
     return f"Percent; ours on {results.preset}, {network}, {over}; {test}"
 
 

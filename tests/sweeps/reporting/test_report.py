@@ -338,6 +338,14 @@ def test_too_few_common_seeds_are_told_where_others_have_enough():
     assert (table.lines[0].cells[0], table.lines[0].cells[6]) == ("none (n = 2)", "−10.5 (n = 2, too small)")
 
 
+def test_the_legend_tells_of_rows_with_fewer_seeds(results):
+    full = {0: 0.50, 1: 0.52, 2: 0.54}
+    for none, lacking in (({0: 0.40, 1: 0.41}, True), (full, False), ({}, False)):
+        table = over_three_seeds(none=none, full=full)
+        legend = forms.legend(dataclasses.replace(results, tables=(table,), seeds=(0, 1, 2)))
+        assert ("over 3 seeds, over n of them where a row says so;" in legend) is lacking
+
+
 def test_with_fewer_than_three_seeds_the_legend_says_why_there_is_no_test(results):
     assert "no p-values: n too small, a paired test wants 3 seeds or more" in forms.terminal(results)
     assert "(p" not in forms.terminal(results)
