@@ -206,7 +206,13 @@ def keep_heap() -> None:
     """
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(-4, 0)  # M_MMAP_MAX: no block lives outside the heap
-        mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap does not shrink
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap does not shrink by itself
+
+
+def trim_heap() -> None:
+    """Give the system what is free in the heap, the holes that tensors of many sizes left included."""
+    if malloc_trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        malloc_trim(0)
 
 
 @dataclass(kw_only=True)
@@ -362,6 +368,8 @@ class _Run:
         """Judge the networks; the state keeps what is found."""
         begun = time.perf_counter()
         files = evaluate_networks(self.state, self.data, self.config, self.ranks, self.out)
+        if self.ranks.device.type == "cpu":
+            trim_heap()
         took = time.perf_counter() - begun
         self.evaluating += took
         if images := self._judged():
