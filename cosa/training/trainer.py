@@ -5,6 +5,7 @@ What a run leaves in its folder is listed in `cosa.storage.run_folder`.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
 import json
@@ -157,6 +158,7 @@ def train(spec: RunSpec, *, report: Report = ignore, should_stop: StopCheck = ne
     _check_call(spec, storage.folder, ranks)
     if ranks.device.type == "cpu":
         keep_heap()
+    _forget_peak(ranks.device)
     data = open_run_data(config, ranks, spec.data_tags)
     coexistence_indices(config.evaluation, data.training.classes)  # or the first evaluation would end it all
     momenta = [momentum for momentum in spec.momenta if momentum != config.ema.momentum]
@@ -213,6 +215,16 @@ def trim_heap() -> None:
     """Give the system what is free in the heap, the holes that tensors of many sizes left included."""
     if malloc_trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         malloc_trim(0)
+
+
+def _forget_peak(device: torch.device) -> None:
+    """Count the most memory held from here on: a process of a sweep trains one run after the other."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    trim_heap()
+    with contextlib.suppress(OSError):  # not on Linux, or not allowed
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 @dataclass(kw_only=True)

@@ -9,6 +9,7 @@ import logging
 import os
 import pickle
 import platform
+import resource
 import shutil
 import subprocess
 import sys
@@ -270,6 +271,17 @@ def test_a_run_tells_what_it_took(short: Config, tmp_path: Path) -> None:
     assert 0.01 < tracker.costs["cost/peak_memory_gib"] < 100
     assert tracker.costs["cost/evaluation_images_per_second"] > 0
     assert 0 < tracker.costs["cost/loader_wait"] < 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the most of a process cannot be forgotten")
+def test_the_most_memory_is_that_of_the_run_and_not_of_the_process(short: Config, tmp_path: Path) -> None:
+    tracker, earlier = Recorder(), len(b"x" * 2**30)
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    train(short, out=tmp_path, tracker=tracker)
+
+    assert most > earlier
+    assert tracker.costs["cost/peak_memory_gib"] * 2**30 < most - earlier / 2
 
 
 def test_result_json_is_written_after_everything_else(
