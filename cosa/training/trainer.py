@@ -203,8 +203,8 @@ def train(spec: RunSpec, *, report: Report = ignore, should_stop: StopCheck = ne
 def keep_heap() -> None:
     """Have the C library keep the memory of freed tensors for the next ones of this process.
 
-    glibc gives large blocks back to the system, which hands them out anew, page by page, at the next step: a
-    tenth of a step on a CPU. The numbers are of its malloc.h; other C libraries are left as they are.
+    glibc gives large blocks back to the system, which hands them out anew, page by page, at the next step.
+    The numbers are of its malloc.h; other C libraries are left as they are.
     """
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(-4, 0)  # M_MMAP_MAX: no block lives outside the heap

@@ -56,6 +56,15 @@ def test_an_image_of_ignored_pixels_counts_nothing() -> None:
     assert confusion_matrix(torch.ones_like(ignored), ignored, 3).sum() == 0
 
 
+def test_a_class_that_is_not_there_is_no_ignored_pixel() -> None:
+    target = torch.tensor([0, 5])
+
+    with pytest.raises(RuntimeError):
+        confusion_matrix(torch.zeros_like(target), target, 3)
+    with pytest.raises(RuntimeError):
+        cpl_counts(torch.zeros(2), torch.zeros_like(target), target, 2)
+
+
 def test_iou_worked_out_by_hand() -> None:
     scores = iou(CONFUSION)
 
