@@ -5,14 +5,10 @@ What a run leaves in its folder is listed in `cosa.storage.run_folder`.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import itertools
 import json
 import logging
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -37,6 +33,7 @@ from cosa.storage.model_files import facts_of, save_model
 from cosa.storage.run_folder import TRAINING_TAG, VALIDATION_TAG, is_finished, require_same_run
 from cosa.structures import Batch, Ranks
 from cosa.tracking import Tracker, TrackingSpec
+from cosa.training import memory
 from cosa.training.standalone import SEGMENTATION
 from cosa.training.state import Method, RunState
 from cosa.training.step import COTRAINING, TrainingState
@@ -157,8 +154,8 @@ def train(spec: RunSpec, *, report: Report = ignore, should_stop: StopCheck = ne
     storage.pull()
     _check_call(spec, storage.folder, ranks)
     if ranks.device.type == "cpu":
-        keep_heap()
-    _forget_peak(ranks.device)
+        memory.keep_heap()
+    memory.forget_peak(ranks.device)
     data = open_run_data(config, ranks, spec.data_tags)
     coexistence_indices(config.evaluation, data.training.classes)  # or the first evaluation would end it all
     momenta = [momentum for momentum in spec.momenta if momentum != config.ema.momentum]
@@ -198,33 +195,6 @@ def train(spec: RunSpec, *, report: Report = ignore, should_stop: StopCheck = ne
         run_id=run.tracker.run_id,  # a slow store may have told it only now
         seconds=run.state.seconds,
     )
-
-
-def keep_heap() -> None:
-    """Have the C library keep the memory of freed tensors for the next ones of this process.
-
-    glibc gives large blocks back to the system, which hands them out anew, page by page, at the next step.
-    The numbers are of its malloc.h; other C libraries are left as they are.
-    """
-    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
-        mallopt(-4, 0)  # M_MMAP_MAX: no block lives outside the heap
-        mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap does not shrink by itself
-
-
-def trim_heap() -> None:
-    """Give the system what is free in the heap, the holes that tensors of many sizes left included."""
-    if malloc_trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        malloc_trim(0)
-
-
-def _forget_peak(device: torch.device) -> None:
-    """Count the most memory held from here on: a process of a sweep trains one run after the other."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    trim_heap()
-    with contextlib.suppress(OSError):  # not on Linux, or not allowed
-        Path("/proc/self/clear_refs").write_text("5")
 
 
 @dataclass(kw_only=True)
@@ -381,7 +351,7 @@ class _Run:
         begun = time.perf_counter()
         files = evaluate_networks(self.state, self.data, self.config, self.ranks, self.out)
         if self.ranks.device.type == "cpu":
-            trim_heap()
+            memory.trim_heap()
         took = time.perf_counter() - begun
         self.evaluating += took
         if images := self._judged():
@@ -405,17 +375,11 @@ class _Run:
         """
         state, ranks, gpu = self.state, self.ranks, self.ranks.device.type == "cuda"
         final = state.networks[self.config.final_network]
-        if gpu:
-            peak = torch.cuda.max_memory_allocated(ranks.device)
-        else:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-                1 if sys.platform == "darwin" else 1024
-            )
         return {
             "cost/parameters": sum(one.numel() for one in final.parameters()),
             "cost/seconds": state.seconds,
             "cost/gpu_hours": state.seconds / 3600 * ranks.world * gpu,
-            "cost/peak_memory_gib": peak / 2**30,
+            "cost/peak_memory_gib": memory.peak(ranks.device) / 2**30,
             "cost/loader_wait": self.waiting / self._training_seconds(),
         }
 

@@ -8,12 +8,9 @@ import json
 import logging
 import os
 import pickle
-import platform
 import resource
 import shutil
-import subprocess
 import sys
-import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -195,42 +192,6 @@ def test_every_step_has_the_learning_rate_of_the_schedule(whole: Result, config:
 
     scales = [learning_rate_scale(number, STEPS, config.optim) for number in range(STEPS)]
     assert rates == pytest.approx([config.optim.lr * scale for scale in scales])
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library, which is left as it is")
-def test_the_heap_keeps_the_memory_of_freed_tensors_until_it_is_trimmed() -> None:
-    lines = """
-    import resource, torch
-    from cosa.training.trainer import keep_heap, trim_heap
-
-    torch.set_num_threads(1)
-
-    def faults():
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        for _ in range(4):
-            torch.ones(2**24)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-    def resident():
-        pages = int(open("/proc/self/statm").read().split()[1])
-        return pages * resource.getpagesize() // 2**20
-
-    before = faults()
-    keep_heap()
-    faults()
-    kept = faults()
-    holes = [torch.ones(2**20) for _ in range(64)]
-    del holes[::2]
-    full = resident()
-    trim_heap()
-    print(before, kept, full, resident())
-    """
-    ran = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(lines)], capture_output=True, text=True, check=True
-    )
-    before, kept, full, trimmed = map(int, ran.stdout.split())
-    assert kept < before / 100
-    assert trimmed < full - 100  # 128 MiB lie in holes
 
 
 def test_a_run_in_bf16_trains_and_is_judged(tiny_config: Config, tmp_path: Path) -> None:
