@@ -399,7 +399,7 @@ class EvaluationConfig(Section):
     xi: Inner = 0.5
     """Threshold at which CPL quality is reported (paper Tables 1 and 4), in (0, 1)."""
     coexistence: tuple[str, ...] = ("bird", "train", "aeroplane", "boat")
-    """Classes that C-mIoU averages: those that suffer from coexistence."""
+    """Classes that C-mIoU averages: those that suffer from coexistence, by default the ones in Fig. 8."""
     train_split: str = ""
     """List of training images whose CPL are judged after the last step (Tab. 1, 4a); empty judges none."""
     crf: bool = False

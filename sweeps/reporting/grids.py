@@ -208,6 +208,9 @@ def _remarks(filled: FilledTable) -> Iterator[str]:
             yield "to be compared: " + "; ".join(f"{name} with our {title}" for name, title in held.items())
     if filled.classes:
         yield f"chosen: the mean over {', '.join(filled.classes)}"
+    elif any("C-mIoU" in title for title in titles(filled).values()):
+        for affected in dict.fromkeys(row.settings["evaluation.coexistence"] for row in filled.rows):
+            yield f"C-mIoU: the mean over {', '.join(affected) or 'no class'}"
     if table.note:
         yield table.note.removesuffix(".")
     if any(row.oracle for row in filled.rows):
