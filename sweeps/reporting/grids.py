@@ -210,7 +210,7 @@ def _remarks(filled: FilledTable) -> Iterator[str]:
         yield f"chosen: the mean over {', '.join(filled.classes)}"
     elif any("C-mIoU" in title for title in titles(filled).values()):
         for affected in dict.fromkeys(row.settings["evaluation.coexistence"] for row in filled.rows):
-            yield f"C-mIoU: the mean over {', '.join(affected) or 'no class'}"
+            yield f"our C-mIoU: the mean over {', '.join(affected) or 'no class'}"
     if table.note:
         yield table.note.removesuffix(".")
     if any(row.oracle for row in filled.rows):

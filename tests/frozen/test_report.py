@@ -1,8 +1,9 @@
 """From a store that commit 25ac2bd filled, the report's command writes the tables that it wrote then.
 
-But for one thing, changed on purpose since: rows without SA, Base, GC and no-SA, are judged on ON, as the
+But for two things, changed on purpose since: rows without SA, Base, GC and no-SA, are judged on ON, as the
 paper judges them. Their cells, what follows from them (the highest row, the legend, a column's width) and the
-CSV's column `network` are of today; that they are ON's is held against what 25ac2bd itself kept as ON's.
+CSV's column `network` are of today; that they are ON's is held against what 25ac2bd itself kept as ON's. And
+a line that names the classes of C-mIoU stands below each table that shows it.
 
 The store is that of a sweep of Tables 3a, 3b, 4b and 5c over two seeds; an earlier one ran two of its trials.
 Nothing in the tables depends on machine, place or time but what the store itself remembers.

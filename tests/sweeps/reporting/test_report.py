@@ -126,7 +126,7 @@ def test_classes_that_a_report_was_asked_for_have_columns_of_their_own_name(fill
     assert [*grids.titles(asked).values()][-2:] == ["CPL mIoU", "CPL mIoU, chosen"]
     assert [*grids.titles(filled).values()][-1] == "CPL C-mIoU"
     assert "chosen: the mean over cat, dog" in grids.grid(asked, 2).remarks
-    assert "C-mIoU: the mean over bird, train, aeroplane, boat" in grids.grid(filled, 2).remarks
+    assert "our C-mIoU: the mean over bird, train, aeroplane, boat" in grids.grid(filled, 2).remarks
     assert not any("C-mIoU" in remark for remark in grids.grid(asked, 2).remarks)
     page = render.html(dataclasses.replace(results, tables=(asked,)), "mlflow ui")
     assert "<dt>CPL mIoU, chosen</dt><dd>CPL mIoU over cat, dog</dd>" in page
